@@ -1,0 +1,65 @@
+"""carvana-batch from Python, for notebooks and other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch.inputs import find_images
+from carvana_batch.loader import DecodeOptions, PhotoLoader
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.options import Options
+from carvana_batch.planning import make_predictor
+from carvana_batch.records import Failure, Prediction
+
+
+class Masker:
+    """A model that is loaded once and masks arrays or folders; nothing is written.
+
+    Example::
+
+        from carvana_batch import Masker
+
+        masker = Masker()                      # or Masker("weights.safetensors", device="cuda")
+        mask = masker.mask(pixels)             # (H, W, 3) uint8 RGB -> (H, W) bool
+        for result in masker.mask_folder("photos"):
+            ...                                # a Prediction or a Failure, one photo after the other
+
+    Args:
+        model: name of bundled weights, a weights file, or the folder of a training run.
+        options: the fields of ``carvana_batch.options.Options`` that concern the network and decoding.
+
+    Raises:
+        CarvanaBatchError: the model or the device cannot be used.
+        TypeError: an option that does not exist.
+    """
+
+    def __init__(self, model: str | Path = "segunet-s", **options: Any) -> None:
+        self.options = Options(**options)
+        self._predictor, self.description = make_predictor(load_model(model), self.options, {})
+
+    def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
+
+        Raises:
+            ValueError: another shape or dtype.
+            CarvanaBatchError: the network gives no finite output for it.
+        """
+        return self._predictor.mask(pixels)
+
+    def mask_folder(self, folder: str | Path) -> Iterator[Prediction | Failure]:
+        """The photos below a folder, or one photo, in the order of their keys.
+
+        A :class:`Prediction` holds the photo, its packed mask (``.mask.to_bool()`` gives (H, W) bool) and the
+        expected Dice; a :class:`Failure` says why there is none.
+
+        Raises:
+            UsageError: the folder cannot be read or holds no photos.
+        """
+        options = DecodeOptions(self.options.pixel_limit, self.options.apply_exif)
+        loader = PhotoLoader(find_images(Path(folder)).refs, options, self.options.workers or 0)
+        yield from self._predictor.predict(loader)

@@ -1,0 +1,122 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any, Literal, overload
+
+from carvana_batch.inputs import shown
+from carvana_batch.records import CarvanaBatchError, OutOfSpaceError, UsageError
+
+TEMPORARY_PREFIX = ".carvana-batch-"
+TEMPORARY_SUFFIX = ".tmp"
+
+OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+CANNOT_SYNC_FOLDER = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+
+
+class WriteError(CarvanaBatchError):
+    """A file that could not be written; what was there before is still there."""
+
+
+def check_target(path: Path) -> None:
+    """Say early, before any work, that a file cannot be written at ``path``.
+
+    Raises UsageError where the folder is missing or must not be written, and where something lies at
+    ``path`` that is not a regular file: renaming over a device such as /dev/null would replace it.
+    """
+    folder = path.parent
+    try:
+        if not folder.is_dir():
+            problem = f"there is no folder {shown(folder)}. Create it first."
+        elif path.is_dir():
+            problem = "it is a folder. Name a file."
+        elif path.exists() and not path.is_file():
+            problem = "it is not a regular file. Name another."
+        elif not os.access(folder, os.W_OK):
+            problem = f"the folder {shown(folder)} is not open to writing. Choose another."
+        else:
+            return
+    except OSError as error:
+        problem = f"{error.strerror}."
+    raise UsageError(f"Cannot write {shown(path)}: {problem}")
+
+
+@overload
+def atomic_writer(
+    path: Path, mode: Literal["wb"] = ..., *, sync: bool = ...
+) -> AbstractContextManager[IO[bytes]]: ...
+
+
+@overload
+def atomic_writer(path: Path, mode: Literal["w"], *, sync: bool = ...) -> AbstractContextManager[IO[str]]: ...
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+
+    Leave the file open; it is flushed and closed here. If anything is raised in the block, the temporary
+    file is removed and whatever was at ``path`` stays as it was. Mode "w" is UTF-8, writes line ends as
+    they are given, and gives file names that are not UTF-8 back as the bytes they were.
+
+    What is promised: a reader sees the old file or the new one, never a part. The bytes reach the disk
+    before the name does (fsync of the file, then of the folder); without ``sync`` they may reach it later,
+    and a power cut may leave an empty or shorter file.
+
+    What is not: a process killed outright (power, SIGKILL, an unhandled SIGTERM) leaves its temporary file,
+    a hidden one named ``.carvana-batch-*.tmp``. Of two writers of one path the last to finish wins. The new
+    file has the permissions of a new file, not those of the old one; hard links keep the old content; a
+    symbolic link is followed. Folders that cannot be synced (some network file systems, Windows, no right
+    to read) are not, and there a power cut may bring the old file back. If syncing the folder itself fails,
+    this raises although the new file is already there, whole.
+
+    Raises UsageError (see ``check_target``), OutOfSpaceError where the disk or the quota is full, and
+    WriteError for any other OSError, in the block too.
+    """
+    check_target(path)
+    target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+    # Not built from the target's name: that may already be as long as the file system allows.
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    text: dict[str, Any] = (
+        {} if mode == "wb" else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    )
+    try:
+        with temporary.open(mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+        if sync:
+            _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            message = f"No space left for {shown(path)}. Free some space and run the same command again."
+            raise OutOfSpaceError(message) from error
+        raise WriteError(f"Cannot write {shown(path)}: {error}") from error
+    finally:
+        # Gone already if all went well; and if it cannot be removed, the first error matters more.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlast a power cut, where the system can."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC_FOLDER:
+            raise

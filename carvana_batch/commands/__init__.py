@@ -1,0 +1,56 @@
+"""The command line: Click and Rich live in this folder and nowhere else, one file a command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from carvana_batch import __version__
+from carvana_batch.records import CarvanaBatchError
+
+COMMANDS = {
+    "predict": "Mask the photos of a folder.",
+    "submit": "Turn a folder of masks into the competition's CSV.",
+    "score": "Compare masks with the true ones.",
+    "train": "Train a model of your own.",
+    "models": "List what can be used, what it costs, how good it is.",
+    "demo": "Predict, submit and score photos drawn on the spot.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command runs, so that --help stays fast."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"carvana_batch.commands.{name}").command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="carvana-batch")
+def group() -> None:
+    """Mask cars in very large folders of photographs at full resolution.
+
+    Exit codes: 0 all done; 1 failed; 2 wrong usage; 3 finished, but some photos failed; 4 a quality
+    gate was missed; 11 the out folder is in use; 130 or 143 interrupted, can be resumed.
+    """
+
+
+def main() -> None:
+    """The console script: a known error is one message and its exit code, never a traceback."""
+    try:
+        group(prog_name="carvana-batch")
+    except CarvanaBatchError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,61 @@
+"""``carvana-batch demo``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from carvana_batch.commands import group
+from carvana_batch.inputs import shown
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="demo")
+@click.option("--photos", type=click.IntRange(min=1), default=12, show_default=True, help="Photos to draw.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other seeds, other cars."
+)
+@click.pass_context
+def command(context: click.Context, folder: Path, photos: int, seed: int) -> None:
+    """Draw studio photos with their true masks, then predict, submit and score them.
+
+    The photos are drawings, made on the spot at 1918x1280; how well they are masked says that the tool
+    works, not how good the model is on real photos. Everything lies in FOLDER (default: demo) afterwards.
+    """
+    from carvana_batch.drawing import iter_write_photos
+
+    click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
+    images, masks, out = folder / "images", folder / "masks", folder / "out"
+    for earlier in (*images.glob("*.jpg"), *masks.glob("*_mask.gif")):
+        earlier.unlink()
+    drawn = iter_write_photos(folder, count=photos, seed=seed)
+    for _ in track(
+        drawn, "Drawing", total=photos, console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ):
+        pass
+    submission, scores = folder / "submission.csv.gz", folder / "scores.csv"
+    steps: list[list[str]] = [
+        ["predict", str(images), str(out), "--overwrite", "--save", "overlay"],
+        ["submit", str(out), "-o", str(submission)],
+        ["score", str(out), "--gt", str(masks), "-o", str(scores)],
+    ]
+    for arguments in steps:
+        click.echo(f"\n$ {shlex.join(['carvana-batch', *arguments])}")
+        code = group.main(arguments, prog_name="carvana-batch", standalone_mode=False)
+        if code:
+            context.exit(code)
+    click.echo("\nThese photos are drawings; for real ones: carvana-batch predict in/ out/")
+    click.echo("Look at:")
+    for path, what in (
+        (images, "the drawn photos"),
+        (out, "their masks, and report.csv with the doubtful ones first"),
+        (out / "_overlay", "the masks laid over the photos"),
+        (submission, "the run-length rows of the masks"),
+        (scores, "each photo's Dice"),
+    ):
+        click.echo(f"  {shown(path):<26} {what}")

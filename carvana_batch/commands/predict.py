@@ -1,0 +1,299 @@
+"""``carvana-batch predict``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from carvana_batch.commands.parameters import Memory, Shard, TileSize
+from carvana_batch.commands.reporting import Reporter, print_report
+from carvana_batch.inputs import Found, find_images, read_file_list, refuse_clashes, shown, take_shard
+from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, Options
+from carvana_batch.records import UsageError
+from carvana_batch.tiles import DEFAULT_OVERLAP
+
+if TYPE_CHECKING:
+    from carvana_batch.pipeline import StopFlag
+
+DRY_RUN_SHOWN = 5
+
+
+@click.command()
+@click.argument("source", metavar="IN", required=False, type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--files-from",
+    metavar="FILE|-",
+    help="Mask the photos named in FILE, one path a line; then give OUT alone.",
+)
+@click.option("--follow-links", is_flag=True, help="Follow links to folders and links that lead out of IN.")
+@click.option(
+    "--model",
+    default="segunet-s",
+    show_default=True,
+    metavar="NAME|FILE|RUN",
+    help="Bundled weights, a weights file, or the folder of a training run.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="What runs the network.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Number format of the network; auto is fp16 on a GPU, and on a CPU the faster of bf16 and fp32.",
+)
+@click.option(
+    "--memory",
+    type=Memory(),
+    help="Most memory for the network.  [default: 6GB of a GPU, half of a CPU's free memory]",
+)
+@click.option(
+    "--tile",
+    type=TileSize(),
+    default="auto",
+    show_default=True,
+    help="Size of the tiles in pixels; auto takes the fewest that fit the memory.",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=DEFAULT_OVERLAP,
+    show_default=True,
+    help="Pixels that neighbouring tiles share at least.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Tiles that go through the network together.  [default: what fits the memory, 1 on a CPU]",
+)
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip"]),
+    default="none",
+    show_default=True,
+    help="Also mask the mirrored photo and average: twice the time.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Probability above which a pixel is car.",
+)
+@click.option(
+    "--mask-bits",
+    type=click.Choice(["1", "8"]),
+    default="1",
+    show_default=True,
+    help="Bits a pixel of the PNG masks: 1, or 8 with values 0 and 255.",
+)
+@click.option(
+    "--save",
+    "extras",
+    multiple=True,
+    type=click.Choice(sorted(EXTRA_FILES)),
+    help="Also write into OUT/_KIND: prob (16-bit TIFF), overlay, panel (photo beside mask),"
+    " cutout (RGBA); can be repeated.",
+)
+@click.option(
+    "--rle",
+    "runs_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the competition's run-length rows: .csv, .csv.gz or .zip.",
+)
+@click.option(
+    "--gt",
+    "truth",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="True masks: report each photo's Dice.",
+)
+@click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    default="ignore",
+    show_default=True,
+    help="Masks lie on the stored pixel grid, or are turned as the EXIF orientation says.",
+)
+@click.option(
+    "--pixel-limit",
+    type=click.IntRange(min=1),
+    default=DEFAULT_PIXEL_LIMIT,
+    show_default=True,
+    help="Refuse photos with more pixels, before decoding them.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode photos; 0 decodes in the main one.  [default: by the number of cores]",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Mask only the first so many photos.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    default="1/1",
+    show_default=True,
+    help="Do part i of n; the parts may run at the same time and share OUT.",
+)
+@click.option("--overwrite", is_flag=True, help="Start afresh: remove what an earlier run left in OUT.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object at the end; messages go to stderr."
+)
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    source: Path | None,
+    out: Path | None,
+    files_from: str | None,
+    follow_links: bool,
+    model: str,
+    limit: int | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    tta: str,
+    exif: str,
+    mask_bits: str,
+    **values: Any,
+) -> None:
+    """Mask the photos in IN (a folder or one photo) and write a PNG mask for each into OUT.
+
+    The tree below IN is mirrored: the mask of IN/a/b.jpg is OUT/a/b.png. For one photo, OUT may be the
+    name of the mask's file. Interrupted and started again with the same command, a run does only what is
+    missing. A photo that cannot be masked is named at the end and in OUT/report.csv, and does not stop
+    the run; the exit code is then 3.
+    """
+    if files_from is not None and out is None:
+        source, out = None, source
+    if out is None or (source is None) == (files_from is None):
+        raise UsageError(
+            "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT."
+        )
+    options = Options(
+        flip=tta == "flip",
+        apply_exif=exif == "apply",
+        mask_bits=int(mask_bits),
+        **{**values, "extras": tuple(sorted(set(values["extras"])))},
+    )
+    found = _find(source, out, files_from, follow_links)
+    if limit is not None:
+        found.refs[limit:] = []
+    if dry_run:
+        _print_plan(found, out, options)
+        return
+
+    reporter = Reporter(quiet=quiet, to_stderr=as_json)
+    if found.ignored_line:
+        reporter.say(f"passed over: {found.ignored_line}")
+    # torch takes seconds to import: not before the input is known to be there
+    from carvana_batch.models.checkpoints import load_model
+    from carvana_batch.pipeline import run
+
+    loaded = load_model(model)
+    reporter.say(f"{len(found.refs):,} photos, model {loaded.name}")
+    with _stop_on_signals(reporter) as stop, reporter, _out_folder(source, out, options) as folder:
+        report = run(found.refs, folder, loaded, options, reporter.listener, stop)
+    if as_json:
+        click.echo(json.dumps(report.describe()))
+    print_report(report, out, reporter)
+    if report.stopped_by is not None:
+        reporter.say(f"Stopped. To go on: {shlex.join(['carvana-batch', *sys.argv[1:]])}")
+    context.exit(report.exit_code)
+
+
+def _find(source: Path | None, out: Path, files_from: str | None, follow_links: bool) -> Found:
+    if source is None:
+        if files_from == "-":
+            return read_file_list(sys.stdin.buffer)
+        return read_file_list(Path(str(files_from)))
+    if source.is_dir() and out.resolve() == source.resolve():
+        raise UsageError(
+            f"IN and OUT are both {shown(source)}: masks must not lie among the photos. Choose another OUT."
+        )
+    return find_images(source, follow_links=follow_links, exclude=out)
+
+
+def _is_mask_file(source: Path | None, out: Path) -> bool:
+    """Whether OUT names the mask of the one photo IN rather than a folder."""
+    return source is not None and source.is_file() and out.suffix.lower() == ".png" and not out.is_dir()
+
+
+@contextlib.contextmanager
+def _out_folder(source: Path | None, out: Path, options: Options) -> Iterator[Path]:
+    """OUT, or for a single mask file a folder beside it that lasts as long as the run."""
+    if source is None or not _is_mask_file(source, out):
+        yield out
+        return
+    if options.extras:
+        raise UsageError(f"--save needs a folder as OUT, not the file {shown(out)}.")
+    if out.resolve() == source.resolve():
+        raise UsageError(f"IN and OUT are the same file {shown(out)}. Choose another OUT.")
+    if not out.parent.is_dir():
+        raise UsageError(
+            f"Cannot write {shown(out)}: there is no folder {shown(out.parent)}. Create it first."
+        )
+    with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=out.parent) as folder:
+        yield Path(folder)
+        mask = Path(folder) / f"{source.stem}.png"
+        if mask.exists():
+            mask.replace(out)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(reporter: Reporter) -> Iterator[StopFlag]:
+    """The first Ctrl-C or SIGTERM asks the run to stop, the second leaves at once."""
+    from carvana_batch.pipeline import StopFlag
+
+    stop = StopFlag()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.signal is not None:
+            os._exit(128 + number)
+        stop.signal = number
+        reporter.say("Stopping: finishing the photos in flight; once more leaves at once.")
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _print_plan(found: Found, out: Path, options: Options) -> None:
+    """What a run would do, without loading a model or writing anything."""
+    from carvana_batch.store import OutFolder
+
+    refuse_clashes(found.refs)
+    own = take_shard(found.refs, *options.shard)
+    folder = OutFolder(out, {}, options.shard, options.overwrite)
+    todo = own if options.overwrite else folder.find_missing(own)
+    click.echo(f"{len(own):,} photos, {len(own) - len(todo):,} of them done already, {len(todo):,} to do")
+    if found.ignored_line:
+        click.echo(f"passed over: {found.ignored_line}")
+    for ref in todo[:DRY_RUN_SHOWN]:
+        click.echo(f"  {shown(ref.path)} -> {shown(folder.mask_path(ref.key))}")
+    if len(todo) > DRY_RUN_SHOWN:
+        click.echo(f"  ... and {len(todo) - DRY_RUN_SHOWN:,} more")
+    click.echo("Dry run: nothing was written.")

@@ -1,0 +1,132 @@
+"""A run on the screen: a progress bar on a terminal, plain lines elsewhere, and the last word."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from carvana_batch.inputs import shown
+
+if TYPE_CHECKING:
+    from carvana_batch.pipeline import Listener, Progress
+    from carvana_batch.report.run_report import RunReport
+
+SECONDS_BETWEEN_LINES = 30.0
+NAMES_SHOWN = 10
+STAGE_WORDS = {"decode": "waiting for photos", "predict": "network", "write": "waiting for writers"}
+
+
+class Reporter:
+    """Tells the user how a run goes; use as a context manager around it.
+
+    Args:
+        quiet: say nothing but errors.
+        to_stderr: keep stdout free, for JSON.
+    """
+
+    def __init__(self, quiet: bool, to_stderr: bool) -> None:
+        self.quiet, self.to_stderr = quiet, to_stderr
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+        self._began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line, err=self.to_stderr)
+
+    @property
+    def listener(self) -> Listener:
+        from carvana_batch.pipeline import Listener
+
+        return Listener(on_start=self._start, on_progress=self._show)
+
+    def _start(self, line: str, progress: Progress) -> None:
+        self.say(line)
+        self._began = self._last_line = time.monotonic()
+        if self.quiet or not sys.stderr.isatty():
+            return
+        self._bar = RichProgress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[failures]}"),
+            console=Console(stderr=True),
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=progress.total, rate="", failures="")
+        self._bar.start()
+
+    def _show(self, progress: Progress) -> None:
+        finished = progress.done + progress.failed
+        now = time.monotonic()
+        rate = finished / max(now - self._began, 1e-9)
+        failures = f"{progress.failed:,} failed" if progress.failed else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = time.strftime("%H:%M:%S", time.gmtime((progress.total - finished) / rate))
+            words = [f"{finished:,} of {progress.total:,} photos", f"{rate:.1f}/s", f"{left} left", failures]
+            if not self.quiet:
+                click.echo(", ".join(word for word in words if word), err=True)
+
+
+def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
+    """The last lines of a run; the names of failed photos are said even to those who asked for quiet."""
+    for warning in report.warnings:
+        reporter.say(f"Warning: {warning}")
+    for entry in report.failures[:NAMES_SHOWN]:
+        click.echo(f"failed: {shown(entry.source)} ({entry.stage}): {shown(entry.reason)}", err=True)
+    if len(report.failures) > NAMES_SHOWN:
+        click.echo(
+            f"failed: {len(report.failures) - NAMES_SHOWN:,} more, all in {shown(out / 'report.csv')}",
+            err=True,
+        )
+    for entry in report.without_truth[:NAMES_SHOWN]:
+        click.echo(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
+    if len(report.without_truth) > NAMES_SHOWN:
+        click.echo(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
+    counts = [f"{report.done:,} masked", f"{len(report.failures):,} failed"]
+    if report.already_done:
+        counts.insert(1, f"{report.already_done:,} done before")
+    reporter.say(", ".join(counts) + f" -> {shown(out)}")
+    if report.foreign:
+        reporter.say(f"{shown(out)} also holds masks of {report.foreign:,} photos that are not in IN now")
+    if report.dice_summary is not None:
+        dice = report.dice_summary
+        reporter.say(
+            f"Dice: mean {dice['mean']:.4f},"
+            f" 5 % {dice['p05']:.4f}, 50 % {dice['p50']:.4f}, 95 % {dice['p95']:.4f}"
+        )
+    if report.done:
+        total = sum(report.stages.values())
+        shares = ", ".join(
+            f"{STAGE_WORDS[stage]} {seconds / total:.0%}" for stage, seconds in report.stages.items()
+        )
+        reporter.say(f"{report.photos_per_second:.2f} photos/s; time: {shares}")
+        reporter.say(
+            f"bottleneck: {STAGE_WORDS[report.bottleneck]}; peak memory {report.peak_memory / 1e9:.2f} GB"
+        )

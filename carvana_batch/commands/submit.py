@@ -1,0 +1,77 @@
+"""``carvana-batch submit``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from carvana_batch.inputs import shown
+from carvana_batch.submission import COMPETITION_ROWS, COMPETITION_SIZE, write_submission
+
+
+def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT as (width, height) in pixels, "any" as None."""
+    if value.lower() == "any":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", value.lower())
+    if match is None:
+        message = f"{value!r} is neither WIDTHxHEIGHT, such as 1918x1280, nor any."
+        raise click.BadParameter(message, context, parameter)
+    return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.argument("masks", type=click.Path(path_type=Path), default="out")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="submission.csv.gz",
+    show_default=True,
+    help="File to write; its name ends in .csv, .csv.gz or .zip.",
+)
+@click.option(
+    "--size",
+    callback=parse_size,
+    default="1918x1280",
+    metavar="WIDTHxHEIGHT|any",
+    show_default=True,
+    help="Size that every mask must have.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Masks read at a time.  [default: one a core]")
+def command(masks: Path, output: Path, size: tuple[int, int] | None, workers: int | None) -> None:
+    """Turn the masks of a folder into the competition's CSV.
+
+    MASKS is what predict wrote (default: out). The file appears whole or not at all, and the same masks
+    always give the same bytes. A mask that cannot be read, or has another size, ends this with exit
+    code 1.
+    """
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("Encoding", total=None)
+        summary = write_submission(
+            masks,
+            output,
+            size,
+            workers=workers,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    rows = f"{summary.rows:,}"
+    if size == COMPETITION_SIZE and summary.rows != COMPETITION_ROWS:
+        rows += f" (the competition asks for {COMPETITION_ROWS:,})"
+    click.echo(f"file         {shown(output)}")
+    click.echo(f"rows         {rows}")
+    click.echo(f"empty masks  {summary.empty:,}")
+    click.echo(f"size         {summary.bytes:,} bytes")
+    click.echo(f"sha256       {summary.sha256}")
+    click.echo()
+    click.echo("To hand it in:")
+    file = shlex.quote(shown(output))
+    click.echo(
+        f'  kaggle competitions submit -c carvana-image-masking-challenge -f {file} -m "carvana-batch"'
+    )

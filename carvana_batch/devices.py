@@ -1,0 +1,125 @@
+"""The device that runs the network: which one, how much memory, which precision."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from carvana_batch.records import UsageError
+
+GPU_BUDGET = 6_000_000_000
+"""Bytes that a run takes of a GPU at most unless told otherwise: a laptop's card."""
+
+CPU_SHARE = 0.5
+"""Share of the free main memory that a run takes at most unless told otherwise."""
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        UsageError: an unknown name, or a device that this machine or this torch build lacks.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: this torch sees {count} CUDA devices; --device cpu always works")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: not available here; --device cpu always works")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device now; on a CPU within the limit of the control group, if any."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file():
+        text = limit.read_text().strip()
+        if text.isdecimal():
+            free = min(free, max(0, int(text) - int(used.read_text())))
+    return free
+
+
+def memory_budget(device: torch.device, asked: int | None) -> int:
+    """Bytes that tiles, weights and probability maps may take on the device."""
+    if asked is not None:
+        return asked
+    if device.type == "cuda":
+        return min(GPU_BUDGET, free_memory(device))
+    return int(free_memory(device) * CPU_SHARE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out, rather than anything else that torch reports alike."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in text or "MPS backend out of memory" in text
+    )
+
+
+def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype for ``--precision auto`` and one line that says why.
+
+    On a CPU bfloat16 is up to three times as fast as float32 where the hardware has it and far slower
+    where it has not, so both are timed on a small input, in turns, and the better times are compared.
+    """
+    if device.type != "cpu":
+        return torch.float16, f"fp16 on {device.type}"
+    images = torch.zeros((1, 3, 384, 384)).to(memory_format=torch.channels_last)
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    inputs = {dtype: images.to(dtype) for dtype in best}
+    networks = {dtype: prepare_network(network, device, dtype) for dtype in best}
+    with torch.inference_mode():
+        for _ in range(4):
+            for dtype in best:
+                start = time.perf_counter()
+                networks[dtype](inputs[dtype])
+                best[dtype] = min(best[dtype], time.perf_counter() - start)
+    ratio = best[torch.float32] / best[torch.bfloat16]
+    chosen = torch.bfloat16 if ratio > 1 else torch.float32
+    name = "bf16" if chosen is torch.bfloat16 else "fp32"
+    return chosen, f"{name} (measured here: bf16 runs at {ratio:.2f}x the speed of fp32)"
+
+
+def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy for inference: batch norm folded into the convolutions, channels_last, weights in ``dtype``."""
+    copied = fold_batch_norm(network).to(device=device, dtype=dtype)
+    return copied.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A float32 copy in evaluation mode in which no convolution is followed by a batch norm.
+
+    Folds pairs that are neighbours in an ``nn.Sequential``; the result is the same up to rounding.
+    """
+    copied = copy.deepcopy(network).float().eval()
+    for module in copied.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for position in range(len(module) - 1):
+            convolution, norm = module[position], module[position + 1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[position] = fuse_conv_bn_eval(convolution, norm)
+                module[position + 1] = nn.Identity()
+    return copied

@@ -1,0 +1,382 @@
+"""Decoding: a photo becomes (H, W, 3) uint8 RGB, a hard mask becomes packed bits, a bad file an ImageError.
+
+TIFF is decoded by tifffile, everything else by Pillow. Both first become a Pillow image in one of a few
+modes, so that grey, palette, alpha and CMYK are each interpreted in one place. Only the first page or
+frame of a file is looked at, and embedded colour profiles are ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
+
+from carvana_batch.inputs import shown
+from carvana_batch.records import ImageError, PackedMask
+
+PIXEL_LIMIT = 200_000_000
+"""Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
+
+# Pillow's own limit would refuse what --pixel-limit allows, and it warns long before that. The size is
+# checked here, from the header, for every file.
+Image.MAX_IMAGE_PIXELS = None
+
+# tifffile logs whatever it finds odd in a file; all that matters here is whether it can be decoded.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+
+TIFF_CHANNELS = {
+    PHOTOMETRIC.MINISWHITE: 1,
+    PHOTOMETRIC.MINISBLACK: 1,
+    PHOTOMETRIC.PALETTE: 1,
+    PHOTOMETRIC.RGB: 3,
+    PHOTOMETRIC.YCBCR: 3,
+    PHOTOMETRIC.SEPARATED: 4,
+}
+"""The colour models of TIFF that are understood, and their channels without alpha."""
+
+JPEG_IN_TIFF = {6, 7, 33007, 34892}
+"""The compressions whose YCbCr tifffile turns into RGB."""
+
+ORIENTATION = 0x0112
+"""The number of the orientation tag, in EXIF and in TIFF."""
+
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,  # the base of all errors of imagecodecs
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What the decoders raise for damaged files; found by cutting and flipping bytes in every format."""
+
+
+def read_image(path: Path, *, pixel_limit: int = PIXEL_LIMIT, apply_exif: bool = False) -> NDArray[np.uint8]:
+    """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
+
+    The content decides on the format, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
+    three equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels
+    are laid over white. Floating-point TIFFs must hold values from 0 to 1.
+
+    The pixels stay on the stored grid; ``apply_exif`` turns them the way the orientation tag says.
+
+    Raises ImageError if the file cannot be used, or has more than ``pixel_limit`` pixels.
+    """
+    with _told_as_image_error(path):
+        image = _decode(path, pixel_limit)
+        pixels = _to_rgb(image)
+        return _upright(pixels, _orientation(image)) if apply_exif else pixels
+
+
+def read_mask(path: Path, *, pixel_limit: int = PIXEL_LIMIT) -> PackedMask:
+    """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
+
+    Which pixels are car, the first rule that fits:
+
+    - palette images that use no colours but black and white: the white ones;
+    - images whose values (in palette images: indexes) are all 0 or 1: those with 1;
+    - others: those with at least half of the full value, for example 128 of 255.
+
+    Colour images must in fact be grey, and an alpha channel must be opaque.
+
+    Raises ImageError if the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
+    """
+    with _told_as_image_error(path):
+        return _to_mask(_decode(path, pixel_limit))
+
+
+@contextmanager
+def _told_as_image_error(path: Path) -> Iterator[None]:
+    """Put the file's name before a reason raised within; turn what decoders raise into such a reason."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{shown(path)} {error}") from error
+    except FileNotFoundError as error:
+        reason = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise ImageError(f"{shown(path)} {reason}") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{shown(path)} {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, UnidentifiedImageError):
+        return "is damaged or cut short: its header cannot be read"
+    if not isinstance(error, (OSError, RuntimeError, SyntaxError, ValueError)):
+        return "is damaged or cut short"  # the words of the others, such as "0", would tell nothing
+    detail = shown(" ".join(str(error).split())[:100])
+    if "truncated" in detail.lower():
+        return "is cut short: the file ends before the picture does"
+    return f"is damaged or cut short ({detail})"
+
+
+def _decode(path: Path, pixel_limit: int) -> Image.Image:
+    """The first page or frame as a loaded Pillow image, which also knows the orientation tag."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise ImageError("is a folder, not an image")
+    if not stat.S_ISREG(kind):  # to open a pipe would be to wait for its writer
+        raise ImageError("is not a regular file")
+    with path.open("rb") as file:
+        head = file.read(16)
+        file.seek(0)
+        if not head:
+            raise ImageError("is empty (0 bytes)")
+        image_format = _format_of(head)
+        if image_format is None:
+            raise ImageError("is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
+        try:
+            if image_format == "TIFF":
+                return _decode_tiff(file, pixel_limit)
+            return _decode_with_pillow(file, image_format, pixel_limit)
+        except DAMAGE as error:
+            raise ImageError(_reason(error)) from error
+
+
+def _format_of(head: bytes) -> str | None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for signature, name in SIGNATURES if head.startswith(signature)), None)
+
+
+_header_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet_header() -> Iterator[None]:
+    """Hide Pillow's warnings on odd metadata, which come from reading headers and EXIF only.
+
+    Python has one switch for the warnings of all threads, hence the lock.
+    """
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _renew_header_lock() -> None:
+    global _header_lock
+    _header_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock while a worker is forked
+    os.register_at_fork(after_in_child=_renew_header_lock)
+
+
+def _decode_with_pillow(file: BinaryIO, image_format: str, pixel_limit: int) -> Image.Image:
+    with _quiet_header():
+        image = Image.open(file, formats=[image_format])
+    _check_size(image.width, image.height, pixel_limit)
+    image.load()
+    return image
+
+
+def _check_size(width: int, height: int, pixel_limit: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError("has no pixels")
+    if width * height > pixel_limit:
+        raise ImageError(
+            f"has {width} x {height} pixels, more than the limit of {pixel_limit:,}; "
+            "if it is meant to be that large, raise --pixel-limit"
+        )
+
+
+def _decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
+    """The first page as a Pillow image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK."""
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
+        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
+        colormap = page.colormap
+        orientation = page.tags.valueof(ORIENTATION, default=1)
+    values = np.moveaxis(planes[..., 0], 0, -1) if planes.shape[0] > 1 else planes[0]
+    image = _tiff_image(page, values, colormap)
+    image.getexif()[ORIENTATION] = orientation
+    return image
+
+
+def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> None:
+    """Refuse, before anything is decoded, what would be misread, filled with black, or too large."""
+    _check_size(page.imagewidth, page.imagelength, pixel_limit)
+    channels = TIFF_CHANNELS.get(PHOTOMETRIC(page.photometric))
+    jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
+    if channels is None or (page.photometric == PHOTOMETRIC.YCBCR and not jpeg):
+        raise _unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
+    if page.is_reduced:
+        raise _unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
+    planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
+    if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
+        raise _unsupported_tiff("an unusual number of planes or channels")
+    bits = page.bitspersample
+    kind = page.dtype.kind if page.dtype is not None else None
+    most_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
+    if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= most_bits)):
+        raise _unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
+    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is None:
+        raise ImageError("is damaged: it has no colours for its palette")
+    if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
+        raise ImageError("is damaged, or has tiles larger than --pixel-limit")
+    # tifffile would fill what is missing with zeros.
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
+        raise ImageError("is damaged: parts of the picture are missing")
+    if any(offset + count > file_size for offset, count in segments):
+        raise ImageError("is cut short: the file ends before the picture does")
+
+
+def _unsupported_tiff(what: str) -> ImageError:
+    return ImageError(f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits")
+
+
+def _tiff_image(
+    page: tifffile.TiffPage, values: NDArray[Any], colormap: NDArray[np.uint16] | None
+) -> Image.Image:
+    """Interpret ``values``, (H, W, samples) of any supported type."""
+    size = (values.shape[1], values.shape[0])
+    if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
+        image = Image.frombytes("P", size, values[..., 0].tobytes())
+        image.putpalette(_eight_bits(colormap.T, 16).tobytes())
+        return image
+
+    channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
+    extra = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNSPECIFIED
+    has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
+    whole_16_bits = values.dtype == np.uint16 and page.bitspersample == 16
+    if page.photometric == PHOTOMETRIC.MINISBLACK and whole_16_bits and not has_alpha:
+        # Not scaled yet, as the values of a mask may be 0 and 1.
+        return Image.frombytes("I;16", size, values[..., 0].astype("<u2").tobytes())
+
+    values = _eight_bits(values, page.bitspersample)
+    colours = values[..., :channels]
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        colours = 255 - colours
+    if not has_alpha:
+        return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], size, colours.tobytes())
+    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # a: colours are already multiplied by it
+    colours = np.broadcast_to(colours, (*values.shape[:2], 3))
+    return Image.frombytes(mode, size, np.dstack([colours, values[..., channels]]).tobytes())
+
+
+def _eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Scale the range of ``bits``, or 0 to 1 of floating-point values, to 0 to 255, with rounding."""
+    if values.dtype.kind == "f":
+        if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
+            raise ImageError("has floating-point values outside of 0 to 1; save it with 8 or 16 bits")
+        return np.rint(values * 255.0).astype(np.uint8)
+    if bits == 8:
+        return values.astype(np.uint8, copy=False)
+    table = np.rint(np.linspace(0, 255, 2**bits)).astype(np.uint8)
+    return table[values.astype(np.uint16, copy=False)]
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):  # Pillow would clip the values
+        grey = _eight_bits(np.asarray(image), 16)
+        return np.repeat(grey[..., np.newaxis], 3, axis=2)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+    elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
+        raise ImageError(f"has pixels of the kind {image.mode}, which is not supported; save it as RGB")
+    return np.array(image.convert("RGB"))
+
+
+def _to_mask(image: Image.Image) -> PackedMask:
+    if image.has_transparency_data and not image.mode.startswith("I;16"):
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
+    if image.mode == "1":
+        packed = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, -1)
+        return PackedMask(packed.copy(), image.width)
+    if image.mode == "P":
+        return PackedMask.from_bool(_car_colours(image)[np.asarray(image)])
+    grey = _grey(image)
+    car = grey > 0 if grey.max() <= 1 else grey > np.iinfo(grey.dtype).max // 2
+    return PackedMask.from_bool(car)
+
+
+def _car_colours(image: Image.Image) -> NDArray[np.bool_]:
+    """For each index of a palette image, (256,), whether it is car: the rules of ``read_mask``."""
+    flat = image.getpalette("RGB") or []
+    palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+    palette += [BLACK] * (256 - len(palette))
+    used = [index for index, count in enumerate(image.histogram()) if count]
+    colours = {palette[index] for index in used}
+    if colours <= {BLACK, WHITE} and WHITE in palette:
+        return np.array([colour == WHITE for colour in palette])
+    if max(used) <= 1:
+        return np.array([index == 1 for index in range(256)])
+    if any(not red == green == blue for red, green, blue in colours):
+        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
+    return np.array([red >= 128 for red, _, _ in palette])
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The (H, W) values of an image that may have several channels, but equal ones."""
+    if image.mode in {"L", "LA"}:
+        return np.asarray(image.getchannel("L"))
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode not in {"RGB", "RGBA", "RGBa", "PA"}:
+        raise ImageError(f"has pixels of the kind {image.mode}, so it is not a mask; save it as grey")
+    red, green, blue = image.convert("RGB").split()
+    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
+    return np.asarray(red)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        with _quiet_header():
+            value = image.getexif().get(ORIENTATION, 1)
+    except DAMAGE:  # the picture itself is fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo a stored ``orientation``, 1 to 8 as in EXIF; other values mean upright."""
+    if orientation in {5, 6, 7, 8}:  # stored with rows and columns exchanged
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,90 @@
+"""A folder of masks: what lies in it, by id, and working through it in parallel."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import joblib
+
+from carvana_batch.inputs import shown
+from carvana_batch.options import EXTRA_FILES
+from carvana_batch.records import UsageError
+
+MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
+TASKS_PER_WORKER = 64
+EXTRA_FOLDERS = {folder for folder, _ in EXTRA_FILES.values()}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """The masks below ``folder`` by id, in the order of the ids.
+
+    A mask's id is its POSIX path below the folder, without the suffix and without a ``_mask`` at its end:
+    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. Left
+    out is what else ``predict`` writes there: hidden files and folders, files that are no images, and the
+    extras (the folders ``_overlay`` and the like at the top). Links to folders are not followed.
+
+    Raises UsageError where the folder is missing or cannot be listed, where two masks have the same id,
+    and where there is no mask at all.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UsageError(
+            f"The masks folder {shown(folder)} {what}. `carvana-batch predict` writes masks into `out`."
+        )
+    masks: dict[str, Path] = {}
+    for name, folders, files in os.walk(folder, onerror=_refuse_unlistable):
+        parent = Path(name)
+        extras = EXTRA_FOLDERS if parent == folder else set()
+        folders[:] = [child for child in folders if not child.startswith(".") and child not in extras]
+        beginning = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
+        for file in files:
+            stem, _, suffix = file.rpartition(".")
+            if not stem or file.startswith(".") or suffix.lower() not in MASK_SUFFIXES:
+                continue
+            mask_id = beginning + (stem.removesuffix("_mask") or stem)
+            if mask_id in masks:
+                both = " and ".join(map(shown, sorted([masks[mask_id], parent / file])))
+                raise UsageError(f"Two masks have the id {shown(mask_id)}: {both}. Remove one of them.")
+            masks[mask_id] = parent / file
+    if not masks:
+        raise UsageError(
+            f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "
+            f"its folders, except hidden ones and {', '.join(sorted(EXTRA_FOLDERS))}. "
+            "`carvana-batch predict` writes masks into `out`."
+        )
+    return dict(sorted(masks.items()))
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Iterator[Result]:
+    """``function`` of each item, in the order of the items, worked out by ``workers`` threads.
+
+    Threads are enough, because decoding and NumPy let go of the interpreter's lock. By default there is
+    one for each core. The items are handed out in portions, so that results cannot pile up in memory
+    while the caller is busy with the earlier ones.
+    """
+    workers = min(workers or joblib.cpu_count(), max(len(items), 1))
+    portion = workers * TASKS_PER_WORKER
+    with joblib.Parallel(workers, backend="threading", return_as="generator") as parallel:
+        for first in range(0, len(items), portion):
+            results = parallel(joblib.delayed(function)(item) for item in items[first : first + portion])
+            try:
+                for result in results:
+                    yield result
+            except GeneratorExit:
+                with warnings.catch_warnings():  # joblib's, of results that nobody wants any more
+                    warnings.simplefilter("ignore")
+                    results.close()
+                raise
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise UsageError(f"The folder {shown(error.filename)} cannot be listed: {error.strerror}.") from error

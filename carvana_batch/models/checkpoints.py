@@ -1,0 +1,166 @@
+"""Weights on disk: safetensors with a header that says everything `predict` needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from carvana_batch.atomic import atomic_writer
+from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
+from carvana_batch.models.blocks import AnySizeNetwork
+from carvana_batch.records import ModelError
+
+FORMAT = "carvana-batch weights 1"
+PLAIN_MEAN = (0.5, 0.5, 0.5)
+PLAIN_DEVIATION = (0.5, 0.5, 0.5)
+FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights (float32, in evaluation mode) and what its input must look like.
+
+    ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1].
+    ``digest`` is the SHA-256 of the weights, by which a resumed run recognises them; ``notes`` holds the
+    rest of the header: training data, val result, licence.
+    """
+
+    name: str
+    network: AnySizeNetwork
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    digest: str
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(
+    path: Path,
+    name: str,
+    weights: dict[str, Tensor],
+    mean: tuple[float, float, float],
+    deviation: tuple[float, float, float],
+    notes: dict[str, str],
+) -> None:
+    """Write weights of the network ``name`` of the registry, whole or not at all."""
+    header = {
+        "format": FORMAT,
+        "network": name,
+        "mean": json.dumps(mean),
+        "deviation": json.dumps(deviation),
+        "digest": weights_digest(weights),
+        **notes,
+    }
+    content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Load bundled weights by name, a weights file, or the best weights of a training run's folder.
+
+    Raises:
+        ModelError: nothing of that name, a damaged file, weights of an unknown or another network,
+            weights that are not finite.
+    """
+    path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    if not path.is_file():
+        names = ", ".join(BUNDLED_WEIGHTS)
+        raise ModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
+    if path.suffix.lower() in FOREIGN_SUFFIXES:
+        return _load_foreign(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({error}); fetch or train it again"
+        ) from error
+    return _assemble(path, header, weights)
+
+
+def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) -> Model:
+    if header.pop("format", None) != FORMAT:
+        return _recognise(path, weights)
+    digest = weights_digest(weights)
+    if header.pop("digest", None) != digest:
+        raise ModelError(f"{path}: the weights do not match the checksum in the header; the file is damaged")
+    name = header.pop("network", "")
+    if name not in NETWORKS:
+        raise ModelError(f"{path}: made for the network {name!r}; known are {', '.join(NETWORKS)}")
+    try:
+        mean, deviation = json.loads(header.pop("mean")), json.loads(header.pop("deviation"))
+        statistics = [float(value) for value in (*mean, *deviation)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: the input statistics in the header cannot be read ({error})") from error
+    if len(statistics) != 6:
+        raise ModelError(f"{path}: the header needs three means and three deviations")
+    network = _fill(path, name, weights)
+    red, green, blue, *deviations = statistics
+    return Model(name, network, (red, green, blue), (*deviations,), digest, header)  # type: ignore[arg-type]
+
+
+def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
+    network = NETWORKS[name]()
+    expected = network.state_dict()
+    for key, value in weights.items():
+        if key in expected and value.shape != expected[key].shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(expected[key].shape)}"
+            raise ModelError(f"{path}: {key} has the shape {shapes} of the network {name}")
+        if not torch.isfinite(value.float()).all():
+            raise ModelError(f"{path}: {key} holds values that are not finite; use an earlier checkpoint")
+    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    if missing or extra:
+        example = sorted(missing or extra)[0]
+        raise ModelError(
+            f"{path}: not weights of the network {name}: {len(missing)} missing, {len(extra)} unknown,"
+            f" such as {example}"
+        )
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _load_foreign(path: Path) -> Model:
+    """A state dict saved by another tool; nothing but tensors is unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path}: not a plain checkpoint of tensors, so it is not loaded ({reason})"
+        ) from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path}: not a state dict of tensors; save the network's state_dict()")
+    return _recognise(path, {str(key): value for key, value in content.items()})
+
+
+def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
+    """Weights without our header: the network whose tensors have these names and shapes."""
+    shapes = {key: value.shape for key, value in weights.items()}
+    for name, build in NETWORKS.items():
+        if shapes == {key: value.shape for key, value in build().state_dict().items()}:
+            network = _fill(path, name, weights)
+            return Model(name, network, PLAIN_MEAN, PLAIN_DEVIATION, weights_digest(weights))
+    raise ModelError(f"{path}: its tensors fit none of the networks {', '.join(NETWORKS)}")

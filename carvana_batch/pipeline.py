@@ -1,0 +1,204 @@
+"""The run: load, predict, write, commit to the journal, tell."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from carvana_batch.inputs import refuse_clashes, take_shard
+from carvana_batch.loader import DecodeOptions, PhotoLoader
+from carvana_batch.masks import find_masks
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.options import Options
+from carvana_batch.planning import default_workers, describe_choice, make_predictor
+from carvana_batch.records import Failure, ImageRef, Photo
+from carvana_batch.report.run_report import RunReport, write_table
+from carvana_batch.sinks import Sinks, Written
+from carvana_batch.spool import RunLengthSpool
+from carvana_batch.store import OutFolder, read_entries
+from carvana_batch.submission import write_rows
+
+WRITER_THREADS = 2
+MOST_UNWRITTEN = 8
+"""Predictions that may wait for a writer before the network has to wait for them."""
+
+Item = TypeVar("Item")
+
+
+class StopFlag:
+    """Holds the number of the signal that asked the run to stop reading and finish what is in flight."""
+
+    signal: int | None = None
+
+
+@dataclass
+class Progress:
+    """Where a run stands; ``total`` counts the photos that it has to do."""
+
+    total: int
+    done: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Listener:
+    """What the caller wants to hear while a run goes on."""
+
+    on_start: Callable[[str, Progress], object] = lambda line, progress: None
+    on_progress: Callable[[Progress], object] = lambda progress: None
+
+
+class _Stopwatch:
+    """Adds up the main thread's time by what it waits for."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "predict": 0.0, "write": 0.0}
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def measure_each(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        iterator = iter(items)
+        while True:
+            with self.measure(stage):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+
+def run(
+    refs: Sequence[ImageRef],
+    root: Path,
+    model: Model,
+    options: Options,
+    listener: Listener | None = None,
+    stop: StopFlag | None = None,
+) -> RunReport:
+    """Mask the photos into the out folder ``root``, as far as an earlier run has not done so.
+
+    Raises:
+        CarvanaBatchError: two photos would write the same mask; the out folder cannot be used, is in use or
+            was made with other settings; the disk is full; memory does not suffice for the smallest tile.
+            A photo that cannot be masked is no error but a failure in the report.
+    """
+    refuse_clashes(refs)
+    own = take_shard(refs, *options.shard)
+    truth = find_masks(options.truth) if options.truth else None
+    settings = options.settings(f"{model.name} {model.digest[:16]}")
+    with OutFolder(root, settings, options.shard, options.overwrite) as out:
+        todo = out.find_missing(own)
+        report = RunReport(found=len(own), already_done=len(own) - len(todo), settings=settings)
+        if todo:
+            _mask(todo, out, model, options, truth, report, listener or Listener(), stop or StopFlag())
+        _tell(refs, own, out, options, report)
+    return report
+
+
+def _mask(
+    todo: Sequence[ImageRef],
+    out: OutFolder,
+    model: Model,
+    options: Options,
+    truth: dict[str, Path] | None,
+    report: RunReport,
+    listener: Listener,
+    stop: StopFlag,
+) -> None:
+    predictor, report.device = make_predictor(model, options, out.chosen)
+    progress = Progress(total=len(todo))
+    listener.on_start(report.device, progress)
+    sinks = Sinks(out, options.extras, options.mask_bits, options.runs_file is not None, truth)
+    workers = default_workers(predictor.device, len(todo)) if options.workers is None else options.workers
+    loader = PhotoLoader(todo, DecodeOptions(options.pixel_limit, options.apply_exif), workers)
+    watch = _Stopwatch()
+
+    def until_stopped() -> Iterator[Photo | Failure]:
+        for photo in watch.measure_each("decode", loader):
+            yield photo
+            if stop.signal is not None:
+                return
+
+    start = time.perf_counter()
+    unwritten: deque[Future[Written]] = deque()
+    with contextlib.ExitStack() as stack:
+        spool = _open_spool(out, options, stack)
+        writers = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+
+        def commit_oldest() -> None:
+            with watch.measure("write"):
+                written = unwritten.popleft().result()
+            if spool is not None and written.runs is not None:
+                spool.append(written.entry.key, written.runs)
+            out.commit(written.entry)
+            report.write_seconds += written.seconds
+            progress.done += 1
+            listener.on_progress(progress)
+
+        for result in predictor.predict(until_stopped()):
+            out.choose(describe_choice(predictor))
+            if isinstance(result, Failure):
+                out.commit_failure(result)
+                progress.failed += 1
+                listener.on_progress(progress)
+            else:
+                unwritten.append(writers.submit(sinks.write, result))
+            while unwritten and (len(unwritten) > MOST_UNWRITTEN or unwritten[0].done()):
+                commit_oldest()
+        while unwritten:
+            commit_oldest()
+    report.seconds = time.perf_counter() - start
+    watch.seconds["predict"] = report.seconds - watch.seconds["decode"] - watch.seconds["write"]
+    report.stages, report.decode_seconds = watch.seconds, loader.seconds
+    report.chosen, report.warnings = describe_choice(predictor), predictor.warnings
+    report.done = progress.done
+    report.stopped_by = stop.signal if progress.done + progress.failed < progress.total else None
+
+
+def _open_spool(out: OutFolder, options: Options, stack: contextlib.ExitStack) -> RunLengthSpool | None:
+    if options.runs_file is None:
+        return None
+    return stack.enter_context(contextlib.closing(RunLengthSpool(out.spool_path)))
+
+
+def _tell(
+    refs: Sequence[ImageRef], own: Sequence[ImageRef], out: OutFolder, options: Options, report: RunReport
+) -> None:
+    """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
+    journal = {entry.key: entry for entry in read_entries(out.state)}
+    entries = [journal[ref.key] for ref in own if ref.key in journal]
+    masked = [entry for entry in entries if not entry.failed]
+    report.foreign = len(journal.keys() - {ref.key for ref in refs})
+    report.failures = [entry for entry in entries if entry.failed]
+    report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
+    if options.truth is not None:
+        report.dice = [entry.dice for entry in masked if entry.dice is not None]
+        report.without_truth = [entry for entry in masked if entry.dice is None]
+    report.peak_memory = peak_memory()
+    write_table(out.root / "report.csv", journal.values())
+    report.write(out.root / "run.json")
+    if options.runs_file is not None and report.stopped_by is None:
+        with contextlib.closing(RunLengthSpool(out.spool_path)) as spool:
+            write_rows(
+                options.runs_file, spool.rows((entry.key, out.mask_path(entry.key)) for entry in masked)
+            )
+
+
+def peak_memory() -> int:
+    """Most bytes of main memory that this process held so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

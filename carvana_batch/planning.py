@@ -1,0 +1,95 @@
+"""From options to a predictor: device, precision, and tiles and batches that fit the memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from carvana_batch.devices import PRECISIONS, choose_precision, memory_budget, pick_device
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.footprint import measure_footprint
+from carvana_batch.options import Options
+from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.records import UsageError
+from carvana_batch.tiles import round_up
+
+WORKSPACE = 1.3
+"""Memory of a tile relative to its tensors: convolution libraries keep work space beside them."""
+
+FLOAT32_MAPS = 7
+"""float32 numbers a pixel beside the activations: normalised input, logits, probabilities, accumulator."""
+
+TYPICAL_PIXELS = 1920 * 1280
+LARGEST_GPU_BATCH = 8
+
+
+def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tuple[Predictor, str]:
+    """The predictor for the options, and one line that says how it runs.
+
+    Args:
+        chosen: what an earlier run of the same job came to (see :func:`describe_choice`), or empty.
+
+    Raises:
+        UsageError: a device that is not there, or tiles that the memory does not allow.
+    """
+    device = pick_device(options.device)
+    precision = chosen.get("precision", options.precision)
+    if precision == "auto":
+        dtype, why = choose_precision(model.network, device)
+    else:
+        dtype = PRECISIONS[precision]
+        why = f"{precision} ({'chosen by the first run of this job' if chosen else 'as asked'})"
+    budget = memory_budget(device, options.memory)
+    affordable = _affordable_pixels(model, dtype, budget)
+    tile_pixels = TYPICAL_PIXELS if options.tile is None else options.tile[0] * options.tile[1]
+    if options.tile is not None and tile_pixels > affordable:
+        raise UsageError(
+            f"--tile {options.tile[0]}x{options.tile[1]}: one such tile does not fit into"
+            f" {budget / 1e9:.2f} GB (--memory); use smaller tiles or --tile auto"
+        )
+    most = 1 if device.type == "cpu" else LARGEST_GPU_BATCH
+    batch = chosen.get("batch") or options.batch or max(1, min(most, affordable // tile_pixels))
+    tiling = Tiling(options.tile, chosen.get("most_pixels") or affordable // batch, options.overlap)
+    predictor = Predictor(
+        model,
+        device,
+        dtype,
+        tiling,
+        batch=batch,
+        threshold=options.threshold,
+        flip=options.flip,
+        keep_probability="prob" in options.extras,
+    )
+    return predictor, f"{_device_name(device)}, {why}, at most {budget / 1e9:.1f} GB for the network"
+
+
+def describe_choice(predictor: Predictor) -> dict[str, Any]:
+    """What a later run of the same job has to reuse so that its masks come out the same."""
+    precision = next(name for name, dtype in PRECISIONS.items() if dtype == predictor.dtype)
+    return {"precision": precision, "batch": predictor.batch, "most_pixels": predictor.tiling.most_pixels}
+
+
+def default_workers(device: torch.device, photos: int) -> int:
+    """Processes that decode: one for two cores beside a CPU's network, more beside a GPU, none for a few."""
+    cores = os.cpu_count() or 1
+    if photos < 4:
+        return 0
+    return max(1, min(cores // 2, 4)) if device.type == "cpu" else min(cores, 8)
+
+
+def _affordable_pixels(model: Model, dtype: torch.dtype, budget: int) -> int:
+    """Pixels of the tiles of one batch that fit the budget beside the weights, at least one smallest tile."""
+    stride = model.network.stride
+    side = round_up(1024, stride)
+    activations = measure_footprint(model.network, side, side, dtype).activation_bytes / side**2
+    weights = sum(parameter.numel() for parameter in model.network.parameters()) * 4 * 2
+    return max(stride**2, int((budget - weights) / (activations * WORKSPACE + FLOAT32_MAPS * 4)))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else platform.machine()

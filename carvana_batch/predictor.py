@@ -1,0 +1,306 @@
+"""Photos to packed masks: tiles, batches, precision, stitching, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from carvana_batch.devices import is_out_of_memory, prepare_network
+from carvana_batch.models.blocks import pad_to
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
+from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan_tiles, weight_sums
+
+PRECISION_TOLERANCE = 0.02
+"""Mean difference of probabilities from float32 above which half precision is given up."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``."""
+
+    tile: tuple[int, int] | None
+    most_pixels: int
+    overlap: int
+
+    def plan(self, height: int, width: int, stride: int) -> TilePlan:
+        if self.tile is None:
+            return plan_fewest_tiles(height, width, self.most_pixels, self.overlap, stride)
+        return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
+
+
+@dataclass(eq=False)
+class _Canvas:
+    """A photo on its way: its tiles come back one by one and are blended into ``total``."""
+
+    photo: Photo
+    plan: TilePlan
+    pixels: Tensor
+    missing: int
+    total: Tensor | None = None
+    finite: list[Tensor] = field(default_factory=list)
+
+
+class Predictor:
+    """Masks photos with one network on one device.
+
+    Tiles of several photos, also of different sizes, are pooled into batches that always have ``batch``
+    places, empty ones filled up, so that a photo's mask does not depend on its company.
+
+    Attributes:
+        warnings: one line for each time that precision, batch or tile had to give way.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        tiling: Tiling,
+        *,
+        batch: int = 1,
+        threshold: float = 0.5,
+        flip: bool = False,
+        keep_probability: bool = False,
+    ) -> None:
+        self.model, self.device, self.dtype, self.tiling = model, device, dtype, tiling
+        self.batch, self.threshold, self.flip, self.keep_probability = (
+            batch,
+            threshold,
+            flip,
+            keep_probability,
+        )
+        self.stride = model.network.stride
+        self.warnings: list[str] = []
+        self._network = prepare_network(model.network, device, dtype)
+        self._exact: Predictor | None = None
+        self._precision_checked = dtype == torch.float32
+        self._pools: dict[tuple[int, int], deque[tuple[_Canvas, int, int]]] = {}
+        self._pending_pixels = 0
+        shape = (1, 3, 1, 1)
+        self._scale = (1 / (255 * torch.tensor(model.deviation, device=device))).reshape(shape)
+        self._shift = (-torch.tensor(model.mean, device=device)).reshape(shape) * 255 * self._scale
+
+    @torch.inference_mode()
+    def predict(self, photos: Iterable[Photo | Failure]) -> Iterator[Prediction | Failure]:
+        """Masks for a stream of photos, in their order as long as all have one tile plan; failures pass by.
+
+        Raises:
+            CarvanaBatchError: memory does not even suffice for the smallest tile.
+        """
+        for photo in photos:
+            if isinstance(photo, Failure):
+                yield photo
+                continue
+            self._admit(photo)
+            yield from self._run_batches(partial=False)
+            if self._pending_pixels > self._most_pending_pixels():
+                yield from self._run_batches(partial=True)
+        yield from self._run_batches(partial=True)
+
+    def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
+
+        Raises:
+            ValueError: another shape or dtype.
+            CarvanaBatchError: the network gives no finite output for it.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+            raise ValueError(f"expected (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        for result in self.predict([Photo(ImageRef("image", Path("image")), pixels)]):
+            if isinstance(result, Failure):
+                raise CarvanaBatchError(result.reason)
+            return result.mask.to_bool()
+        raise CarvanaBatchError("no mask came back")
+
+    def _most_pending_pixels(self) -> int:
+        """Enough for two batches of the largest tile, but never a whole folder of odd sizes."""
+        return 2 * self.batch * max((height * width for height, width in self._pools), default=0)
+
+    def _admit(self, photo: Photo) -> None:
+        height, width = photo.pixels.shape[:2]
+        plan = self.tiling.plan(height, width, self.stride)
+        pixels = torch.from_numpy(photo.pixels).to(self.device, non_blocking=True).permute(2, 0, 1)
+        canvas = _Canvas(photo, plan, pixels, plan.tile_count)
+        pool = self._pools.setdefault((plan.tile_height, plan.tile_width), deque())
+        pool.extend((canvas, top, left) for top, left in plan.windows())
+        self._pending_pixels += height * width
+
+    def _run_batches(self, partial: bool) -> Iterator[Prediction | Failure]:
+        """Run what is pooled, with ``partial`` also batches that are not full."""
+        while True:
+            shapes = [key for key, pool in self._pools.items() if len(pool) >= (1 if partial else self.batch)]
+            if not shapes:
+                break
+            pool = self._pools[shapes[0]]
+            jobs = [pool[place] for place in range(min(self.batch, len(pool)))]
+            try:
+                probabilities, finite = self._run(jobs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                probabilities = None
+            if probabilities is None:
+                # Outside the except block: the traceback would keep the failed tensors alive.
+                self._shrink(shapes[0])
+                continue
+            for place, (canvas, top, left) in enumerate(jobs):
+                pool.popleft()
+                self._blend(canvas, top, left, probabilities[place, 0], finite[place])
+                if canvas.missing == 0:
+                    self._pending_pixels -= canvas.photo.pixels.shape[0] * canvas.photo.pixels.shape[1]
+                    yield self._finish(canvas)
+            if not pool:
+                del self._pools[shapes[0]]
+
+    def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
+        """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
+        plan = jobs[0][0].plan
+        height, width = plan.tile_height, plan.tile_width
+        shape = (self.batch, 3, height, width)
+        images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        images[len(jobs) :] = 0
+        for place, (canvas, top, left) in enumerate(jobs):
+            images[place] = self._normalised_window(canvas, top, left)[0]
+        probabilities, finite = self._probabilities(self._network, images)
+        if not self._precision_checked:
+            self._precision_checked = True
+            network = self._exact_predictor()._network
+            exact, _ = self._probabilities(network, images.float())
+            used = slice(0, len(jobs))
+            difference = (probabilities[used] - exact[used]).abs().mean().item()
+            if not difference <= PRECISION_TOLERANCE:
+                self.warnings.append(
+                    f"{self.dtype} differs from float32 by {difference:.3f} on the first batch: using float32"
+                )
+                self.dtype, self._network = torch.float32, network
+                return self._run(jobs)
+        return probabilities, finite
+
+    def _normalised_window(self, canvas: _Canvas, top: int, left: int) -> Tensor:
+        """(1, 3, h, w) float32 of one window, padded where it reaches beyond the photo."""
+        plan = canvas.plan
+        window = canvas.pixels[None, :, top : top + plan.tile_height, left : left + plan.tile_width]
+        normalised = window.to(torch.float32).mul_(self._scale).add_(self._shift)
+        return pad_to(normalised, plan.tile_height, plan.tile_width)
+
+    def _probabilities(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = network(images).float()
+        probabilities = torch.sigmoid(logits)
+        # A sum is finite only if every summand is; one number a tile instead of a map.
+        finite = torch.isfinite(logits.sum(dim=(1, 2, 3)))
+        if self.flip:
+            mirrored = network(images.flip(3)).float().flip(3)
+            probabilities = (probabilities + torch.sigmoid(mirrored)) / 2
+            finite = finite & torch.isfinite(mirrored.sum(dim=(1, 2, 3)))
+        return probabilities, finite
+
+    def _blend(self, canvas: _Canvas, top: int, left: int, probability: Tensor, finite: Tensor) -> None:
+        plan = canvas.plan
+        canvas.missing -= 1
+        canvas.finite.append(finite)
+        if plan.tile_count == 1:
+            canvas.total = probability
+            return
+        if canvas.total is None:
+            canvas.total = torch.zeros((plan.padded_height, plan.padded_width), device=self.device)
+        weights = torch.from_numpy(blend_weights(plan)).to(self.device)
+        window = canvas.total[top : top + plan.tile_height, left : left + plan.tile_width]
+        window.addcmul_(probability, weights)
+
+    def _finish(self, canvas: _Canvas) -> Prediction | Failure:
+        """Threshold and pack; a photo whose logits are not finite gets a second try in float32."""
+        if not all(flag.item() for flag in canvas.finite):
+            if self.dtype == torch.float32:
+                reason = "the network's output is not finite, in float32 either"
+                return Failure(canvas.photo.ref, "predict", reason)
+            return next(self._exact_predictor().predict([canvas.photo]))
+        total = canvas.total
+        if total is None:  # a plan has at least one window
+            raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
+        if canvas.plan.tile_count > 1:
+            total = total / torch.from_numpy(weight_sums(canvas.plan)).to(self.device)
+        height, width = canvas.photo.pixels.shape[:2]
+        probability = total[:height, :width]
+        mask = probability > self.threshold
+        kept = probability.cpu().numpy() if self.keep_probability else None
+        packed = PackedMask(pack_bits(mask), width)
+        return Prediction(canvas.photo, packed, expected_dice(probability, mask), kept)
+
+    def _exact_predictor(self) -> Predictor:
+        """The same in float32, made when it is first needed."""
+        if self._exact is None:
+            self._exact = Predictor(
+                self.model,
+                self.device,
+                torch.float32,
+                self.tiling,
+                threshold=self.threshold,
+                flip=self.flip,
+                keep_probability=self.keep_probability,
+            )
+        return self._exact
+
+    def _shrink(self, shape: tuple[int, int]) -> None:
+        """After running out of memory: half the batch, then half the tile, and the pooled photos again."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.batch > 1:
+            self.batch //= 2
+            self.warnings.append(f"out of memory: going on with batches of {self.batch}")
+            return
+        height, width = shape
+        self.tiling = Tiling(None, height * width // 2, self.tiling.overlap)
+        canvases = list(dict.fromkeys(canvas for pool in self._pools.values() for canvas, _, _ in pool))
+        self._pools.clear()
+        self._pending_pixels = 0
+        for canvas in canvases:
+            self._admit(canvas.photo)
+            if height * width <= max(h * w for h, w in self._pools):
+                raise CarvanaBatchError(
+                    f"{canvas.photo.ref.path}: not enough memory on {self.device} for the smallest tile,"
+                    f" {width}x{height} pixels; close other programs, use a smaller --overlap or --device cpu"
+                )
+        self.warnings.append(f"out of memory: going on with tiles of at most {height * width // 2} pixels")
+
+
+def expected_dice(probability: Tensor, mask: Tensor) -> float:
+    """The Dice that a mask may expect if its pixels are car with their probability: 2 sum(mp) / sum(m + p).
+
+    Numerator and denominator of Dice are replaced by their expectations, as in Lipton, Elkan and
+    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014 (arXiv:1402.1892); with
+    the hundred thousands of pixels of a car the ratio of expectations is close to the expected ratio.
+    It is high where the network is sure, so it warns of doubt, not of confident mistakes.
+
+    Args:
+        probability: (H, W) float32 in [0, 1].
+        mask: (H, W) bool.
+
+    Returns:
+        a number in [0, 1]; 1 for an empty mask where no pixel has any probability.
+    """
+    sums = torch.stack([(probability * mask).sum(), mask.sum(), probability.sum()]).double().tolist()
+    shared, masked, expected = sums
+    return 2 * shared / (masked + expected) if masked + expected > 0 else 1.0
+
+
+def pack_bits(mask: Tensor) -> NDArray[np.uint8]:
+    """(H, W) bool to (H, ceil(W / 8)) uint8, leftmost pixel in the highest bit; packed on its device."""
+    if mask.device.type == "cpu":
+        return np.packbits(mask.numpy(), axis=1)
+    return pack_bits_on_device(mask).cpu().numpy()
+
+
+def pack_bits_on_device(mask: Tensor) -> Tensor:
+    """The same as :func:`pack_bits` with torch operations alone, so that an eighth of the bytes is copied."""
+    missing = -mask.shape[1] % 8
+    bits = nn.functional.pad(mask.to(torch.uint8), (0, missing)).reshape(mask.shape[0], -1, 8)
+    values = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=mask.device)
+    return (bits * values).sum(dim=2, dtype=torch.uint8)

@@ -1,0 +1,115 @@
+"""The values that travel through a run, and the errors it can end with.
+
+CarvanaBatchError            exit code 1
+├── UsageError               exit code 2: options or folders that do not fit together
+├── ImageError               one file that cannot be used; in a run it becomes a Failure
+├── ModelError               weights or a network that cannot be used
+├── OutOfSpaceError          the disk of the out folder is full
+├── QualityGateError         exit code 4: a score below the demanded one
+└── FolderInUseError         exit code 11: another run works on the out folder
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXIT_SOME_FAILED = 3
+"""Exit code of a run that finished although some photos failed or could not be paired."""
+
+
+class CarvanaBatchError(Exception):
+    """What went wrong, with which file or option, and what to do; shown to the user as it is."""
+
+    exit_code = 1
+
+
+class UsageError(CarvanaBatchError):
+    exit_code = 2
+
+
+class ImageError(CarvanaBatchError):
+    pass
+
+
+class ModelError(CarvanaBatchError):
+    pass
+
+
+class OutOfSpaceError(CarvanaBatchError):
+    pass
+
+
+class QualityGateError(CarvanaBatchError):
+    exit_code = 4
+
+
+class FolderInUseError(CarvanaBatchError):
+    exit_code = 11
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A photo that was found; ``key`` is its POSIX path below the input folder without suffix."""
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded photo; ``pixels`` is (H, W, 3) uint8, RGB, on the stored pixel grid."""
+
+    ref: ImageRef
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A photo that could not be masked; travels the same road as a mask to the journal and the report."""
+
+    ref: ImageRef
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMask:
+    """A hard mask, one bit a pixel.
+
+    ``rows`` is (H, ceil(W / 8)) uint8; the leftmost pixel is the highest bit, and the padding bits at
+    the end of each row are 0. These are the scanlines of a 1-bit PNG.
+    """
+
+    rows: NDArray[np.uint8]
+    width: int
+
+    @property
+    def height(self) -> int:
+        return int(self.rows.shape[0])
+
+    @classmethod
+    def from_bool(cls, mask: NDArray[np.bool_]) -> PackedMask:
+        """Pack a (H, W) bool array."""
+        return cls(np.packbits(mask, axis=1), mask.shape[1])
+
+    def to_bool(self) -> NDArray[np.bool_]:
+        """The (H, W) bool array."""
+        return np.unpackbits(self.rows, axis=1, count=self.width).view(np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the network made of a photo.
+
+    ``expected_dice`` in [0, 1] is the Dice to be expected from the probability map alone.
+    ``probability`` is (H, W) float32 in [0, 1], or None where nobody asked for it.
+    """
+
+    photo: Photo
+    mask: PackedMask
+    expected_dice: float
+    probability: NDArray[np.float32] | None = None

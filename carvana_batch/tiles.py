@@ -1,0 +1,148 @@
+"""Where the tiles of an image lie, and how their overlaps are blended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch.records import UsageError
+
+DEFAULT_OVERLAP = 256
+
+
+def round_up(size: int, stride: int) -> int:
+    """The smallest multiple of ``stride`` that is at least ``size``."""
+    return -(-size // stride) * stride
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Windows of one size that cover an image padded at the bottom and on the right.
+
+    All numbers are pixels and multiples of the network's stride. ``tops`` and ``lefts`` span a grid of
+    windows of ``tile_height`` x ``tile_width``.
+    """
+
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+    tile_height: int
+    tile_width: int
+
+    @property
+    def padded_height(self) -> int:
+        return self.tops[-1] + self.tile_height
+
+    @property
+    def padded_width(self) -> int:
+        return self.lefts[-1] + self.tile_width
+
+    @property
+    def tile_count(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    @property
+    def redundancy(self) -> float:
+        """Pixels that the network sees over pixels of the padded image; 1 for the whole image at once."""
+        seen = self.tile_count * self.tile_height * self.tile_width
+        return seen / (self.padded_height * self.padded_width)
+
+    def windows(self) -> Iterator[tuple[int, int]]:
+        """(top, left) of each window, row by row."""
+        for top in self.tops:
+            for left in self.lefts:
+                yield top, left
+
+
+def plan_tiles(
+    height: int, width: int, tile_height: int, tile_width: int, overlap: int, stride: int
+) -> TilePlan:
+    """Evenly spaced tiles on the stride grid, neighbours sharing at least ``overlap`` pixels.
+
+    Tile sizes are rounded up to the stride, and down to the padded image where that is smaller.
+
+    Raises:
+        UsageError: the overlap leaves no room for a step of one stride.
+    """
+    tops, tile_height = _axis(height, tile_height, overlap, stride)
+    lefts, tile_width = _axis(width, tile_width, overlap, stride)
+    return TilePlan(tops, lefts, tile_height, tile_width)
+
+
+def _axis(length: int, tile: int, overlap: int, stride: int) -> tuple[tuple[int, ...], int]:
+    length, tile = round_up(length, stride), round_up(tile, stride)
+    if tile >= length:
+        return (0,), length
+    longest_step = (tile - overlap) // stride * stride
+    if longest_step < stride:
+        raise UsageError(
+            f"--overlap {overlap} is too much for tiles of {tile} pixels: the network moves in steps of"
+            f" {stride}, so at most {tile - stride} is possible"
+        )
+    steps = math.ceil((length - tile) / longest_step)
+    slots = (length - tile) // stride
+    return tuple(round(step * slots / steps) * stride for step in range(steps + 1)), tile
+
+
+@lru_cache(maxsize=1024)
+def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, stride: int) -> TilePlan:
+    """The plan with the fewest tiles of at most ``most_pixels`` each; of equals, the least redundant one.
+
+    Where not even the smallest tile with the wanted overlap fits, that smallest tile is used.
+    """
+    smallest = round_up(overlap + stride, stride)
+    plans = []
+    for columns in range(1, round_up(width, stride) // stride + 1):
+        tile_width = _even_tile(width, columns, overlap, stride)
+        if columns > 1 and tile_width < smallest:
+            break
+        tallest = max(most_pixels // tile_width // stride * stride, smallest)
+        tile_height = _shortest_tile(height, tallest, overlap, stride)
+        plans.append(plan_tiles(height, width, tile_height, tile_width, overlap, stride))
+
+    def cost(plan: TilePlan) -> tuple[int, int, float]:
+        excess = max(0, plan.tile_height * plan.tile_width - most_pixels)
+        return excess, plan.tile_count, plan.redundancy
+
+    return min(plans, key=cost)
+
+
+def _even_tile(length: int, count: int, overlap: int, stride: int) -> int:
+    """The shortest tile of which ``count`` cover the length with the overlap."""
+    length = round_up(length, stride)
+    return length if count == 1 else round_up(math.ceil((length + (count - 1) * overlap) / count), stride)
+
+
+def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
+    """The shortest tile that needs no more rows than the ``longest`` one would."""
+    tops, tile = _axis(length, longest, overlap, stride)
+    return min(tile, _even_tile(length, len(tops), overlap, stride))
+
+
+@lru_cache(maxsize=64)
+def blend_weights(plan: TilePlan) -> NDArray[np.float32]:
+    """Weights (tile_height, tile_width) in (0, 1] of one window, highest in its middle.
+
+    The product of two triangles that fall to nearly zero at the edges, where a tile lacks context.
+    """
+
+    def triangle(length: int) -> NDArray[np.float32]:
+        distance = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
+        weights: NDArray[np.float32] = distance / distance.max()
+        return weights
+
+    return np.outer(triangle(plan.tile_height), triangle(plan.tile_width))
+
+
+@lru_cache(maxsize=16)
+def weight_sums(plan: TilePlan) -> NDArray[np.float32]:
+    """The sum of the blend weights of all windows at each pixel, (padded_height, padded_width)."""
+    sums = np.zeros((plan.padded_height, plan.padded_width), np.float32)
+    weights = blend_weights(plan)
+    for top, left in plan.windows():
+        sums[top : top + plan.tile_height, left : left + plan.tile_width] += weights
+    return sums

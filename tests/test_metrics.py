@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from carvana_batch.metrics import Counts, SizeError, count
+from carvana_batch.records import CarvanaBatchError, PackedMask
+
+
+def pack(rows):
+    return PackedMask.from_bool(np.array(rows, bool))
+
+
+def count_naively(predicted, true):
+    """Pixel by pixel: true positive, false positive, false negative, true negative."""
+    counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
+    for pair in zip(predicted.ravel().tolist(), true.ravel().tolist(), strict=True):
+        counts[pair] += 1
+    return Counts(*counts.values())
+
+
+def test_values_worked_out_by_hand():
+    predicted = pack([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    true = pack([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
+    counts = count(predicted, true)
+    assert counts == Counts(true_positive=4, false_positive=2, false_negative=1, true_negative=3)
+    assert counts.area_predicted == 6
+    assert counts.area_true == 5
+    assert counts.dice == 8 / 11
+    assert counts.iou == 4 / 7
+    assert counts.pixel_accuracy == 7 / 10
+    assert counts.precision == 4 / 6
+    assert counts.recall == 4 / 5
+
+
+@pytest.mark.parametrize(
+    ("counts", "dice", "iou", "accuracy", "precision", "recall"),
+    [
+        (Counts(0, 0, 0, 9), 1, 1, 1, 1, 1),  # both empty
+        (Counts(0, 9, 0, 0), 0, 0, 0, 0, 0),  # all predicted, nothing true
+        (Counts(0, 0, 9, 0), 0, 0, 0, 0, 0),  # nothing predicted, all true
+        (Counts(0, 0, 3, 6), 0, 0, 6 / 9, 0, 0),
+        (Counts(0, 4, 5, 0), 0, 0, 0, 0, 0),  # not one pixel in common
+        (Counts(9, 0, 0, 0), 1, 1, 1, 1, 1),
+        (Counts(0, 0, 0, 0), 1, 1, 1, 1, 1),  # no pixels at all
+    ],
+)
+def test_the_ends_of_the_scale(counts, dice, iou, accuracy, precision, recall):
+    assert counts.dice == dice
+    assert counts.iou == iou
+    assert counts.pixel_accuracy == accuracy
+    assert counts.precision == precision
+    assert counts.recall == recall
+
+
+def test_one_wrong_pixel_of_a_whole_photo_is_not_lost():
+    true = np.zeros((1280, 1918), bool)
+    true[200:1100, 100:1800] = True
+    predicted = true.copy()
+    predicted[-1, -1] = True
+    counts = count(PackedMask.from_bool(predicted), PackedMask.from_bool(true))
+    assert counts == Counts(900 * 1700, 1, 0, 1280 * 1918 - 900 * 1700 - 1)
+    assert counts.dice == 2 * 900 * 1700 / (2 * 900 * 1700 + 1) < 1
+
+
+@given(
+    st.tuples(st.integers(1, 8), st.integers(1, 35)).flatmap(
+        lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
+    )
+)
+def test_counts_are_those_of_a_loop_over_pixels(pair):
+    predicted, true = pair
+    counts = count(PackedMask.from_bool(predicted), PackedMask.from_bool(true))
+    assert counts == count_naively(predicted, true)
+    assert all(type(value) is int for value in (counts.true_positive, counts.true_negative))
+    swapped = count(PackedMask.from_bool(true), PackedMask.from_bool(predicted))
+    assert (swapped.dice, swapped.iou) == (counts.dice, counts.iou)
+    assert (swapped.precision, swapped.recall) == (counts.recall, counts.precision)
+    assert counts.dice == pytest.approx(2 * counts.iou / (1 + counts.iou))
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (4, 9), (10, 4)])
+def test_masks_of_different_sizes_are_refused(shape):
+    # 9 and 10 pixels fill the same number of bytes: the width, not the shape of the rows, must decide.
+    with pytest.raises(SizeError, match=f"predicted mask is 10x4 pixels, the true one {shape[1]}x{shape[0]}"):
+        count(pack(np.ones((4, 10))), pack(np.ones(shape)))
+    assert issubclass(SizeError, ValueError)
+    assert issubclass(SizeError, CarvanaBatchError)

@@ -271,7 +271,7 @@ def _tiff_image(
     size = (values.shape[1], values.shape[0])
     if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
         image = Image.frombytes("P", size, values[..., 0].tobytes())
-        image.putpalette(_eight_bits(colormap.T, 16).tobytes())
+        image.putpalette((colormap.T >> 8).astype(np.uint8).tobytes())  # writers give 255 as 65535 or 65280
         return image
 
     channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]

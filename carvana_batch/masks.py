@@ -77,7 +77,7 @@ def map_in_order(
         for first in range(0, len(items), portion):
             results = parallel(joblib.delayed(function)(item) for item in items[first : first + portion])
             try:
-                for result in results:
+                for result in results:  # noqa: UP028 (`yield from` would close it before the except)
                     yield result
             except GeneratorExit:
                 with warnings.catch_warnings():  # joblib's, of results that nobody wants any more

@@ -52,7 +52,7 @@ class Masker:
         return self._predictor.mask(pixels)
 
     def mask_folder(self, folder: str | Path) -> Iterator[Prediction | Failure]:
-        """The photos below a folder, or one photo, in the order of their keys.
+        """The photos below a folder, or one photo, in the order of their keys where all have one size.
 
         A :class:`Prediction` holds the photo, its packed mask (``.mask.to_bool()`` gives (H, W) bool) and the
         expected Dice; a :class:`Failure` says why there is none.

@@ -19,7 +19,18 @@ GPU_BUDGET = 6_000_000_000
 CPU_SHARE = 0.5
 """Share of the free main memory that a run takes at most unless told otherwise."""
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells a container its limits."""
+
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # the same on Windows
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
+"""What torch says where it raises a plain RuntimeError although memory ran out."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,7 +51,7 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise UsageError(f"--device {name}: this torch sees {count} CUDA devices; --device cpu always works")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: not available here; --device cpu always works")
+        raise UsageError(f"--device {name}: not available here; --device cpu always works")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
     return device
@@ -51,12 +62,19 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
     if limit.is_file() and used.is_file():
         text = limit.read_text().strip()
         if text.isdecimal():
-            free = min(free, max(0, int(text) - int(used.read_text())))
+            free = min(free, max(0, int(text) - int(used.read_text()) + _file_cache()))
     return free
+
+
+def _file_cache() -> int:
+    """Bytes of files read long ago, which count as used in the control group but yield on demand."""
+    statistics = CONTROL_GROUP / "memory.stat"
+    lines = statistics.read_text().splitlines() if statistics.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def memory_budget(device: torch.device, asked: int | None) -> int:
@@ -72,10 +90,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that memory ran out, rather than anything else that torch reports alike."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator: can't allocate memory" in text or "MPS backend out of memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dtype, str]:

@@ -7,8 +7,6 @@ frame of a file is looked at, and embedded colour profiles are ignored.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import stat
 import struct
@@ -18,26 +16,21 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
 from carvana_batch.inputs import shown
+from carvana_batch.options import DEFAULT_PIXEL_LIMIT
+from carvana_batch.pixels import ORIENTATION, check_size, scale_to_eight_bits
 from carvana_batch.records import ImageError, PackedMask
-
-PIXEL_LIMIT = 200_000_000
-"""Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
+from carvana_batch.tiff import decode_tiff
 
 # Pillow's own limit would refuse what --pixel-limit allows, and it warns long before that. The size is
 # checked here, from the header, for every file.
 Image.MAX_IMAGE_PIXELS = None
-
-# tifffile logs whatever it finds odd in a file; all that matters here is whether it can be decoded.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -50,22 +43,6 @@ SIGNATURES = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
-
-TIFF_CHANNELS = {
-    PHOTOMETRIC.MINISWHITE: 1,
-    PHOTOMETRIC.MINISBLACK: 1,
-    PHOTOMETRIC.PALETTE: 1,
-    PHOTOMETRIC.RGB: 3,
-    PHOTOMETRIC.YCBCR: 3,
-    PHOTOMETRIC.SEPARATED: 4,
-}
-"""The colour models of TIFF that are understood, and their channels without alpha."""
-
-JPEG_IN_TIFF = {6, 7, 33007, 34892}
-"""The compressions whose YCbCr tifffile turns into RGB."""
-
-ORIENTATION = 0x0112
-"""The number of the orientation tag, in EXIF and in TIFF."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -86,7 +63,9 @@ DAMAGE = (
 """What the decoders raise for damaged files; found by cutting and flipping bytes in every format."""
 
 
-def read_image(path: Path, *, pixel_limit: int = PIXEL_LIMIT, apply_exif: bool = False) -> NDArray[np.uint8]:
+def read_image(
+    path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT, apply_exif: bool = False
+) -> NDArray[np.uint8]:
     """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
 
     The content decides on the format, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
@@ -103,7 +82,7 @@ def read_image(path: Path, *, pixel_limit: int = PIXEL_LIMIT, apply_exif: bool =
         return _upright(pixels, _orientation(image)) if apply_exif else pixels
 
 
-def read_mask(path: Path, *, pixel_limit: int = PIXEL_LIMIT) -> PackedMask:
+def read_mask(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> PackedMask:
     """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
 
     Which pixels are car, the first rule that fits:
@@ -164,7 +143,7 @@ def _decode(path: Path, pixel_limit: int) -> Image.Image:
             raise ImageError("is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
         try:
             if image_format == "TIFF":
-                return _decode_tiff(file, pixel_limit)
+                return decode_tiff(file, pixel_limit)
             return _decode_with_pillow(file, image_format, pixel_limit)
         except DAMAGE as error:
             raise ImageError(_reason(error)) from error
@@ -202,112 +181,14 @@ if hasattr(os, "register_at_fork"):  # another thread may hold the lock while a 
 def _decode_with_pillow(file: BinaryIO, image_format: str, pixel_limit: int) -> Image.Image:
     with _quiet_header():
         image = Image.open(file, formats=[image_format])
-    _check_size(image.width, image.height, pixel_limit)
+    check_size(image.width, image.height, pixel_limit)
     image.load()
     return image
 
 
-def _check_size(width: int, height: int, pixel_limit: int) -> None:
-    if width < 1 or height < 1:
-        raise ImageError("has no pixels")
-    if width * height > pixel_limit:
-        raise ImageError(
-            f"has {width} x {height} pixels, more than the limit of {pixel_limit:,}; "
-            "if it is meant to be that large, raise --pixel-limit"
-        )
-
-
-def _decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
-    """The first page as a Pillow image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK."""
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
-        _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
-        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
-        colormap = page.colormap
-        orientation = page.tags.valueof(ORIENTATION, default=1)
-    values = np.moveaxis(planes[..., 0], 0, -1) if planes.shape[0] > 1 else planes[0]
-    image = _tiff_image(page, values, colormap)
-    image.getexif()[ORIENTATION] = orientation
-    return image
-
-
-def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> None:
-    """Refuse, before anything is decoded, what would be misread, filled with black, or too large."""
-    _check_size(page.imagewidth, page.imagelength, pixel_limit)
-    channels = TIFF_CHANNELS.get(PHOTOMETRIC(page.photometric))
-    jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
-    if channels is None or (page.photometric == PHOTOMETRIC.YCBCR and not jpeg):
-        raise _unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
-    if page.is_reduced:
-        raise _unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
-    planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
-    if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
-        raise _unsupported_tiff("an unusual number of planes or channels")
-    bits = page.bitspersample
-    kind = page.dtype.kind if page.dtype is not None else None
-    most_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
-    if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= most_bits)):
-        raise _unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
-    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is None:
-        raise ImageError("is damaged: it has no colours for its palette")
-    if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
-        raise ImageError("is damaged, or has tiles larger than --pixel-limit")
-    # tifffile would fill what is missing with zeros.
-    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-    if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
-        raise ImageError("is damaged: parts of the picture are missing")
-    if any(offset + count > file_size for offset, count in segments):
-        raise ImageError("is cut short: the file ends before the picture does")
-
-
-def _unsupported_tiff(what: str) -> ImageError:
-    return ImageError(f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits")
-
-
-def _tiff_image(
-    page: tifffile.TiffPage, values: NDArray[Any], colormap: NDArray[np.uint16] | None
-) -> Image.Image:
-    """Interpret ``values``, (H, W, samples) of any supported type."""
-    size = (values.shape[1], values.shape[0])
-    if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
-        image = Image.frombytes("P", size, values[..., 0].tobytes())
-        image.putpalette((colormap.T >> 8).astype(np.uint8).tobytes())  # writers give 255 as 65535 or 65280
-        return image
-
-    channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
-    extra = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNSPECIFIED
-    has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
-    whole_16_bits = values.dtype == np.uint16 and page.bitspersample == 16
-    if page.photometric == PHOTOMETRIC.MINISBLACK and whole_16_bits and not has_alpha:
-        # Not scaled yet, as the values of a mask may be 0 and 1.
-        return Image.frombytes("I;16", size, values[..., 0].astype("<u2").tobytes())
-
-    values = _eight_bits(values, page.bitspersample)
-    colours = values[..., :channels]
-    if page.photometric == PHOTOMETRIC.MINISWHITE:
-        colours = 255 - colours
-    if not has_alpha:
-        return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], size, colours.tobytes())
-    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # a: colours are already multiplied by it
-    colours = np.broadcast_to(colours, (*values.shape[:2], 3))
-    return Image.frombytes(mode, size, np.dstack([colours, values[..., channels]]).tobytes())
-
-
-def _eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Scale the range of ``bits``, or 0 to 1 of floating-point values, to 0 to 255, with rounding."""
-    if values.dtype.kind == "f":
-        if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
-            raise ImageError("has floating-point values outside of 0 to 1; save it with 8 or 16 bits")
-        return np.rint(values * 255.0).astype(np.uint8)
-    if bits == 8:
-        return values.astype(np.uint8, copy=False)
-    table = np.rint(np.linspace(0, 255, 2**bits)).astype(np.uint8)
-    return table[values.astype(np.uint16, copy=False)]
-
-
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):  # Pillow would clip the values
-        grey = _eight_bits(np.asarray(image), 16)
+        grey = scale_to_eight_bits(np.asarray(image), 16)
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         colours = image.convert("RGBA")

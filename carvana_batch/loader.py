@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from carvana_batch.images import read_image
+from carvana_batch.inputs import shown
 from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 
 PREFETCHED_PHOTOS = 2
@@ -50,38 +56,69 @@ class PathTable:
         return os.fsdecode(self._blob[self._ends[part] : self._ends[part + 1]].tobytes())
 
 
-class _Decoding(Dataset[tuple[int, Tensor | str, float]]):
-    """Index to (index, pixels or the reason why there are none, seconds that it took)."""
+class _Decoded(NamedTuple):
+    """What a worker sends: the pixels (H, W, 3) uint8 or the reason why there are none, the size and the time
+    of the file, and the seconds that it took."""
 
+    place: int
+    pixels: Tensor | str
+    file_bytes: int
+    file_time: int
+    seconds: float
+
+
+class _Decoding(Dataset[_Decoded]):
     def __init__(self, table: PathTable, options: DecodeOptions) -> None:
         self.table, self.options = table, options
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str, float]:
+    def __getitem__(self, index: int) -> _Decoded:
         start = time.perf_counter()
         path = self.table[index].path
+        size = changed = 0
+        try:
+            # Before it is read: a photo that changes meanwhile is then masked again by the next run.
+            status = path.stat()
+            size, changed = status.st_size, status.st_mtime_ns
+        except OSError:  # what is wrong with the file, read_image says better
+            pass
         try:
             pixels: Tensor | str = torch.from_numpy(
                 read_image(path, pixel_limit=self.options.pixel_limit, apply_exif=self.options.apply_exif)
             )
         except ImageError as error:
             pixels = str(error)
-        return index, pixels, time.perf_counter() - start
+        except MemoryError:
+            pixels = f"{shown(path)} does not fit into the memory that is free"
+        return _Decoded(index, pixels, size, changed, time.perf_counter() - start)
 
 
-def _calm_worker(_worker: int) -> None:
-    """Ctrl-C is for the main process, which then ends its workers in order."""
-    import signal
+@contextlib.contextmanager
+def _workers_starting() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM, which may go to all processes at once, from the workers that start meanwhile,
+    and torch from raising errors at any line.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
+    Both signals are for the main process to act on; workers inherit that they are blocked. torch's handler of
+    SIGCHLD would raise in the midst of whatever the main thread does when a worker dies. Without it the death
+    shows when the next photo does not come.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        if in_main_thread:  # Python sets handlers nowhere else, and so does torch
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class PhotoLoader:
     """Iterates over ``Photo | Failure`` in the order of ``refs``, whatever the number of workers.
+
+    A worker that dies, of a file that crashes the decoder or of a lack of memory, costs at most one photo.
 
     Attributes:
         seconds: time that decoding took, added up over the workers.
@@ -89,20 +126,58 @@ class PhotoLoader:
 
     def __init__(self, refs: Sequence[ImageRef], options: DecodeOptions, workers: int) -> None:
         self.table = PathTable(refs)
+        self.workers = workers
         self.seconds = 0.0
-        self._loader = DataLoader(
-            _Decoding(self.table, options),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED_PHOTOS if workers else None,
-            worker_init_fn=_calm_worker,
-        )
+        self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Iterator[Photo | Failure]:
-        for index, pixels, seconds in self._loader:
-            self.seconds += seconds
-            ref = self.table[index]
-            if isinstance(pixels, str):
-                yield Failure(ref, "decode", pixels)
-            else:
-                yield Photo(ref, pixels.numpy())
+        position = 0
+        while position < len(self.table):
+            for decoded in self._decode(range(position, len(self.table)), self.workers):
+                position += 1
+                yield self._result(decoded)
+            if position < len(self.table):  # a worker died, perhaps of this photo
+                yield self._decode_alone(position)
+                position += 1
+
+    def _decode_alone(self, position: int) -> Photo | Failure:
+        """Decode one photo in a worker of its own."""
+        for decoded in self._decode(range(position, position + 1), 1):
+            return self._result(decoded)
+        ref = self.table[position]
+        reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
+        return Failure(ref, "decode", f"{shown(ref.path)}: {reason}")
+
+    def _decode(self, indexes: range, workers: int) -> Iterator[_Decoded]:
+        """Decode in the order of the indexes; ends early if a worker dies."""
+        with warnings.catch_warnings():
+            # That there are more workers than cores is for the user to decide.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                self._dataset,
+                batch_size=None,
+                sampler=indexes,
+                num_workers=workers,
+                prefetch_factor=PREFETCHED_PHOTOS if workers else None,
+            )
+            with _workers_starting():
+                photos = iter(loader)
+        while True:
+            try:
+                decoded = next(photos)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error):
+                    raise
+                return
+            except (OSError, EOFError):  # it died while it sent a photo
+                return
+            yield decoded
+
+    def _result(self, decoded: _Decoded) -> Photo | Failure:
+        self.seconds += decoded.seconds
+        ref = self.table[decoded.place]
+        if isinstance(decoded.pixels, str):
+            return Failure(ref, "decode", decoded.pixels)
+        return Photo(ref, decoded.pixels.numpy(), decoded.file_bytes, decoded.file_time)

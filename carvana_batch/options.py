@@ -10,6 +10,7 @@ from carvana_batch import __version__
 from carvana_batch.tiles import DEFAULT_OVERLAP
 
 DEFAULT_PIXEL_LIMIT = 200_000_000
+"""Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
 
 EXTRA_FILES = {
     "prob": ("_prob", ".tif"),
@@ -54,6 +55,8 @@ class Options:
             "version": __version__,
             "model": model,
             "precision": self.precision,
+            "memory": self.memory or "auto",
+            "batch": self.batch or "auto",
             "tile": "auto" if self.tile is None else "{}x{}".format(*self.tile),
             "overlap": self.overlap,
             "threshold": self.threshold,

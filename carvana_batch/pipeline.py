@@ -7,23 +7,27 @@ import platform
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from carvana_batch.inputs import refuse_clashes, take_shard
+from carvana_batch.atomic import check_target
+from carvana_batch.images import read_mask
+from carvana_batch.inputs import take_shard
+from carvana_batch.journal import Entry, read_entries
 from carvana_batch.loader import DecodeOptions, PhotoLoader
-from carvana_batch.masks import find_masks
+from carvana_batch.masks import find_masks, map_in_order
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, describe_choice, make_predictor
-from carvana_batch.records import Failure, ImageRef, Photo
+from carvana_batch.preflight import check_request
+from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 from carvana_batch.report.run_report import RunReport, write_table
-from carvana_batch.sinks import Sinks, Written
+from carvana_batch.sinks import Sinks, Written, compare
 from carvana_batch.spool import RunLengthSpool
-from carvana_batch.store import OutFolder, read_entries
+from carvana_batch.store import OutFolder, mask_id
 from carvana_batch.submission import write_rows
 
 WRITER_THREADS = 2
@@ -96,15 +100,20 @@ def run(
             was made with other settings; the disk is full; memory does not suffice for the smallest tile.
             A photo that cannot be masked is no error but a failure in the report.
     """
-    refuse_clashes(refs)
+    check_request(refs, root, options)
     own = take_shard(refs, *options.shard)
     truth = find_masks(options.truth) if options.truth else None
     settings = options.settings(f"{model.name} {model.digest[:16]}")
+    stop = stop or StopFlag()
     with OutFolder(root, settings, options.shard, options.overwrite) as out:
+        if options.runs_file is not None:
+            check_target(options.runs_file)
         todo = out.find_missing(own)
         report = RunReport(found=len(own), already_done=len(own) - len(todo), settings=settings)
         if todo:
-            _mask(todo, out, model, options, truth, report, listener or Listener(), stop or StopFlag())
+            _mask(todo, out, model, options, truth, report, listener or Listener(), stop)
+        if truth is not None:
+            _compare_again({ref.key for ref in own} - {ref.key for ref in todo}, out, truth, report, stop)
         _tell(refs, own, out, options, report)
     return report
 
@@ -120,44 +129,58 @@ def _mask(
     stop: StopFlag,
 ) -> None:
     predictor, report.device = make_predictor(model, options, out.chosen)
+    chosen = out.start(describe_choice(predictor))
+    if chosen != describe_choice(predictor):  # another shard was first
+        predictor, report.device = make_predictor(model, options, chosen)
     progress = Progress(total=len(todo))
     listener.on_start(report.device, progress)
-    sinks = Sinks(out, options.extras, options.mask_bits, options.runs_file is not None, truth)
+    sinks = Sinks(
+        out, options.extras, options.mask_bits, options.runs_file is not None, truth, options.threshold
+    )
     workers = default_workers(predictor.device, len(todo)) if options.workers is None else options.workers
     loader = PhotoLoader(todo, DecodeOptions(options.pixel_limit, options.apply_exif), workers)
     watch = _Stopwatch()
 
-    def until_stopped() -> Iterator[Photo | Failure]:
+    def until_stopped() -> Generator[Photo | Failure, None, None]:
         for photo in watch.measure_each("decode", loader):
             yield photo
             if stop.signal is not None:
                 return
 
     start = time.perf_counter()
-    unwritten: deque[Future[Written]] = deque()
+    unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()
     with contextlib.ExitStack() as stack:
-        spool = _open_spool(out, options, stack)
+        spool = None if options.runs_file is None else stack.enter_context(RunLengthSpool(out.spool_path))
         writers = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+        photos = stack.enter_context(contextlib.closing(until_stopped()))  # ends the workers, come what may
 
         def commit_oldest() -> None:
-            with watch.measure("write"):
-                written = unwritten.popleft().result()
+            ref, future = unwritten.popleft()
+            try:
+                with watch.measure("write"):
+                    written = future.result()
+            except ImageError as error:
+                commit_failure(Failure(ref, "write", str(error)))
+                return
             if spool is not None and written.runs is not None:
-                spool.append(written.entry.key, written.runs)
+                spool.append(written.entry, written.runs)
             out.commit(written.entry)
             report.write_seconds += written.seconds
             progress.done += 1
             listener.on_progress(progress)
 
-        for result in predictor.predict(until_stopped()):
+        def commit_failure(failure: Failure) -> None:
+            out.commit_failure(failure)
+            progress.failed += 1
+            listener.on_progress(progress)
+
+        for result in predictor.predict(photos):
             out.choose(describe_choice(predictor))
             if isinstance(result, Failure):
-                out.commit_failure(result)
-                progress.failed += 1
-                listener.on_progress(progress)
+                commit_failure(result)
             else:
-                unwritten.append(writers.submit(sinks.write, result))
-            while unwritten and (len(unwritten) > MOST_UNWRITTEN or unwritten[0].done()):
+                unwritten.append((result.photo.ref, writers.submit(sinks.write, result)))
+            while unwritten and (len(unwritten) > MOST_UNWRITTEN or unwritten[0][1].done()):
                 commit_oldest()
         while unwritten:
             commit_oldest()
@@ -169,33 +192,46 @@ def _mask(
     report.stopped_by = stop.signal if progress.done + progress.failed < progress.total else None
 
 
-def _open_spool(out: OutFolder, options: Options, stack: contextlib.ExitStack) -> RunLengthSpool | None:
-    if options.runs_file is None:
-        return None
-    return stack.enter_context(contextlib.closing(RunLengthSpool(out.spool_path)))
+def _compare_again(
+    keys: set[str], out: OutFolder, truth: dict[str, Path], report: RunReport, stop: StopFlag
+) -> None:
+    """Bring the Dice of masks that earlier runs made up to date: the true masks may be others by now."""
+    entries = [entry for key, entry in sorted(out.entries.items()) if key in keys]
+
+    def compare_file(entry: Entry) -> Entry:
+        dice, problem = compare(entry.key, read_mask(out.mask_path(entry.key)), truth)
+        return replace(entry, dice=dice, reason=problem)
+
+    for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
+        if stop.signal is not None:
+            report.stopped_by = stop.signal
+            return
+        if compared != entry:
+            out.commit(compared)
 
 
 def _tell(
     refs: Sequence[ImageRef], own: Sequence[ImageRef], out: OutFolder, options: Options, report: RunReport
 ) -> None:
     """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
-    journal = {entry.key: entry for entry in read_entries(out.state)}
-    entries = [journal[ref.key] for ref in own if ref.key in journal]
-    masked = [entry for entry in entries if not entry.failed]
-    report.foreign = len(journal.keys() - {ref.key for ref in refs})
-    report.failures = [entry for entry in entries if entry.failed]
-    report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
-    if options.truth is not None:
-        report.dice = [entry.dice for entry in masked if entry.dice is not None]
-        report.without_truth = [entry for entry in masked if entry.dice is None]
     report.peak_memory = peak_memory()
-    write_table(out.root / "report.csv", journal.values())
-    report.write(out.root / "run.json")
+    with out.alone():
+        journal = {entry.key: entry for entry in read_entries(out.state)}
+        entries = [journal[ref.key] for ref in own if ref.key in journal]
+        masked = [entry for entry in entries if not entry.failed]
+        others = journal.keys() - {ref.key for ref in refs}
+        report.foreign = sum(not journal[key].failed for key in others)
+        report.failures = [entry for entry in entries if entry.failed]
+        report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
+        if options.truth is not None:
+            report.dice = [entry.dice for entry in masked if entry.dice is not None]
+            report.without_truth = [entry for entry in masked if entry.dice is None]
+        write_table(out.root / "report.csv", journal.values())
+        report.write(out.root / "run.json")
     if options.runs_file is not None and report.stopped_by is None:
-        with contextlib.closing(RunLengthSpool(out.spool_path)) as spool:
-            write_rows(
-                options.runs_file, spool.rows((entry.key, out.mask_path(entry.key)) for entry in masked)
-            )
+        with RunLengthSpool(out.spool_path) as spool:
+            rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.mask_path)
+            write_rows(options.runs_file, ((mask_id(entry.key), runs) for entry, runs in rows))
 
 
 def peak_memory() -> int:

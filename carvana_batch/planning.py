@@ -14,7 +14,7 @@ from carvana_batch.models.footprint import measure_footprint
 from carvana_batch.options import Options
 from carvana_batch.predictor import Predictor, Tiling
 from carvana_batch.records import UsageError
-from carvana_batch.tiles import round_up
+from carvana_batch.tiles import plan_tiles, round_up
 
 WORKSPACE = 1.3
 """Memory of a tile relative to its tensors: convolution libraries keep work space beside them."""
@@ -36,6 +36,11 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
         UsageError: a device that is not there, or tiles that the memory does not allow.
     """
     device = pick_device(options.device)
+    if chosen.get("device", device.type) != device.type:
+        raise UsageError(
+            f"this job began on {chosen['device']}, and its masks would not come out quite the same on"
+            f" {device.type}; go on with --device {chosen['device']}, or use --overwrite or another OUT"
+        )
     precision = chosen.get("precision", options.precision)
     if precision == "auto":
         dtype, why = choose_precision(model.network, device)
@@ -44,12 +49,8 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
         why = f"{precision} ({'chosen by the first run of this job' if chosen else 'as asked'})"
     budget = memory_budget(device, options.memory)
     affordable = _affordable_pixels(model, dtype, budget)
+    _refuse_too_large(options, model.network.stride, affordable, budget)
     tile_pixels = TYPICAL_PIXELS if options.tile is None else options.tile[0] * options.tile[1]
-    if options.tile is not None and tile_pixels > affordable:
-        raise UsageError(
-            f"--tile {options.tile[0]}x{options.tile[1]}: one such tile does not fit into"
-            f" {budget / 1e9:.2f} GB (--memory); use smaller tiles or --tile auto"
-        )
     most = 1 if device.type == "cpu" else LARGEST_GPU_BATCH
     batch = chosen.get("batch") or options.batch or max(1, min(most, affordable // tile_pixels))
     tiling = Tiling(options.tile, chosen.get("most_pixels") or affordable // batch, options.overlap)
@@ -69,7 +70,12 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
 def describe_choice(predictor: Predictor) -> dict[str, Any]:
     """What a later run of the same job has to reuse so that its masks come out the same."""
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == predictor.dtype)
-    return {"precision": precision, "batch": predictor.batch, "most_pixels": predictor.tiling.most_pixels}
+    return {
+        "device": predictor.device.type,
+        "precision": precision,
+        "batch": predictor.batch,
+        "most_pixels": predictor.tiling.most_pixels,
+    }
 
 
 def default_workers(device: torch.device, photos: int) -> int:
@@ -87,6 +93,27 @@ def _affordable_pixels(model: Model, dtype: torch.dtype, budget: int) -> int:
     activations = measure_footprint(model.network, side, side, dtype).activation_bytes / side**2
     weights = sum(parameter.numel() for parameter in model.network.parameters()) * 4 * 2
     return max(stride**2, int((budget - weights) / (activations * WORKSPACE + FLOAT32_MAPS * 4)))
+
+
+def _refuse_too_large(options: Options, stride: int, affordable: int, budget: int) -> None:
+    """Raise UsageError where what was asked for can never be kept to, whatever the photos are like."""
+    batch = options.batch or 1
+    if options.tile is not None:
+        width, height = (round_up(side, stride) for side in options.tile)
+        # Raises where the overlap is too much, before the first photo that is larger than the tile does.
+        plan_tiles(height + 1, width + 1, height, width, options.overlap, stride)
+        if batch * height * width > affordable:
+            tiles = "one such tile does" if batch == 1 else f"{batch} such tiles at a time (--batch) do"
+            raise UsageError(
+                f"--tile {options.tile[0]}x{options.tile[1]}: {tiles} not fit into"
+                f" {budget / 1e9:.2f} GB (--memory); use smaller tiles or --tile auto"
+            )
+    elif options.memory is not None and batch * round_up(options.overlap + stride, stride) ** 2 > affordable:
+        tiles = "one tile" if batch == 1 else f"{batch} tiles at a time (--batch)"
+        raise UsageError(
+            f"--memory: {budget / 1e9:.3f} GB are not enough for {tiles} of the smallest size that"
+            f" --overlap {options.overlap} allows; give more memory or a smaller overlap"
+        )
 
 
 def _device_name(device: torch.device) -> str:

@@ -48,6 +48,17 @@ class _Canvas:
     finite: list[Tensor] = field(default_factory=list)
 
 
+class _Queue:
+    """What waits for a batch: windows (canvas, top, left) by (height, width), and their photos' pixels.
+
+    Each stream of photos has its own, so that one left halfway does not leave its photos to the next.
+    """
+
+    def __init__(self) -> None:
+        self.pools: dict[tuple[int, int], deque[tuple[_Canvas, int, int]]] = {}
+        self.photo_pixels = 0
+
+
 class Predictor:
     """Masks photos with one network on one device.
 
@@ -82,8 +93,6 @@ class Predictor:
         self._network = prepare_network(model.network, device, dtype)
         self._exact: Predictor | None = None
         self._precision_checked = dtype == torch.float32
-        self._pools: dict[tuple[int, int], deque[tuple[_Canvas, int, int]]] = {}
-        self._pending_pixels = 0
         shape = (1, 3, 1, 1)
         self._scale = (1 / (255 * torch.tensor(model.deviation, device=device))).reshape(shape)
         self._shift = (-torch.tensor(model.mean, device=device)).reshape(shape) * 255 * self._scale
@@ -95,15 +104,16 @@ class Predictor:
         Raises:
             CarvanaBatchError: memory does not even suffice for the smallest tile.
         """
+        queue = _Queue()
         for photo in photos:
             if isinstance(photo, Failure):
                 yield photo
                 continue
-            self._admit(photo)
-            yield from self._run_batches(partial=False)
-            if self._pending_pixels > self._most_pending_pixels():
-                yield from self._run_batches(partial=True)
-        yield from self._run_batches(partial=True)
+            self._admit(queue, photo)
+            yield from self._run_batches(queue, partial=False)
+            if queue.photo_pixels > self._most_pending_pixels(queue):
+                yield from self._run_batches(queue, partial=True)
+        yield from self._run_batches(queue, partial=True)
 
     def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
@@ -114,32 +124,35 @@ class Predictor:
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
             raise ValueError(f"expected (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        # torch takes neither the negative strides of a BGR image's [..., ::-1] nor Pillow's read-only memory.
+        pixels = np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
         for result in self.predict([Photo(ImageRef("image", Path("image")), pixels)]):
             if isinstance(result, Failure):
                 raise CarvanaBatchError(result.reason)
             return result.mask.to_bool()
         raise CarvanaBatchError("no mask came back")
 
-    def _most_pending_pixels(self) -> int:
+    def _most_pending_pixels(self, queue: _Queue) -> int:
         """Enough for two batches of the largest tile, but never a whole folder of odd sizes."""
-        return 2 * self.batch * max((height * width for height, width in self._pools), default=0)
+        return 2 * self.batch * max((height * width for height, width in queue.pools), default=0)
 
-    def _admit(self, photo: Photo) -> None:
+    def _admit(self, queue: _Queue, photo: Photo) -> None:
         height, width = photo.pixels.shape[:2]
         plan = self.tiling.plan(height, width, self.stride)
         pixels = torch.from_numpy(photo.pixels).to(self.device, non_blocking=True).permute(2, 0, 1)
         canvas = _Canvas(photo, plan, pixels, plan.tile_count)
-        pool = self._pools.setdefault((plan.tile_height, plan.tile_width), deque())
+        pool = queue.pools.setdefault((plan.tile_height, plan.tile_width), deque())
         pool.extend((canvas, top, left) for top, left in plan.windows())
-        self._pending_pixels += height * width
+        queue.photo_pixels += height * width
 
-    def _run_batches(self, partial: bool) -> Iterator[Prediction | Failure]:
+    def _run_batches(self, queue: _Queue, partial: bool) -> Iterator[Prediction | Failure]:
         """Run what is pooled, with ``partial`` also batches that are not full."""
         while True:
-            shapes = [key for key, pool in self._pools.items() if len(pool) >= (1 if partial else self.batch)]
+            enough = 1 if partial else self.batch
+            shapes = [shape for shape, pool in queue.pools.items() if len(pool) >= enough]
             if not shapes:
                 break
-            pool = self._pools[shapes[0]]
+            pool = queue.pools[shapes[0]]
             jobs = [pool[place] for place in range(min(self.batch, len(pool)))]
             try:
                 probabilities, finite = self._run(jobs)
@@ -149,16 +162,16 @@ class Predictor:
                 probabilities = None
             if probabilities is None:
                 # Outside the except block: the traceback would keep the failed tensors alive.
-                self._shrink(shapes[0])
+                self._shrink(queue, shapes[0])
                 continue
             for place, (canvas, top, left) in enumerate(jobs):
                 pool.popleft()
                 self._blend(canvas, top, left, probabilities[place, 0], finite[place])
                 if canvas.missing == 0:
-                    self._pending_pixels -= canvas.photo.pixels.shape[0] * canvas.photo.pixels.shape[1]
+                    queue.photo_pixels -= canvas.photo.pixels.shape[0] * canvas.photo.pixels.shape[1]
                     yield self._finish(canvas)
             if not pool:
-                del self._pools[shapes[0]]
+                del queue.pools[shapes[0]]
 
     def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
@@ -171,18 +184,25 @@ class Predictor:
             images[place] = self._normalised_window(canvas, top, left)[0]
         probabilities, finite = self._probabilities(self._network, images)
         if not self._precision_checked:
+            difference = self._difference_from_float32(images, probabilities, len(jobs))
             self._precision_checked = True
-            network = self._exact_predictor()._network
-            exact, _ = self._probabilities(network, images.float())
-            used = slice(0, len(jobs))
-            difference = (probabilities[used] - exact[used]).abs().mean().item()
             if not difference <= PRECISION_TOLERANCE:
                 self.warnings.append(
                     f"{self.dtype} differs from float32 by {difference:.3f} on the first batch: using float32"
                 )
-                self.dtype, self._network = torch.float32, network
+                self.dtype, self._network = torch.float32, self._exact_predictor()._network
+                del images, probabilities, finite  # float32 takes twice as much
                 return self._run(jobs)
         return probabilities, finite
+
+    def _difference_from_float32(self, images: Tensor, probabilities: Tensor, used: int) -> float:
+        """Mean over the first ``used`` places, one after the other, as a batch in float32 may not fit."""
+        network = self._exact_predictor()._network
+        differences = [
+            (self._probabilities(network, image[None].float())[0][0] - probability).abs().mean()
+            for image, probability in zip(images[:used], probabilities[:used], strict=True)
+        ]
+        return torch.stack(differences).mean().item()
 
     def _normalised_window(self, canvas: _Canvas, top: int, left: int) -> Tensor:
         """(1, 3, h, w) float32 of one window, padded where it reaches beyond the photo."""
@@ -211,9 +231,10 @@ class Predictor:
             return
         if canvas.total is None:
             canvas.total = torch.zeros((plan.padded_height, plan.padded_width), device=self.device)
-        weights = torch.from_numpy(blend_weights(plan)).to(self.device)
+        rows = torch.from_numpy(blend_weights(plan.tile_height)).to(self.device)
+        columns = torch.from_numpy(blend_weights(plan.tile_width)).to(self.device)
         window = canvas.total[top : top + plan.tile_height, left : left + plan.tile_width]
-        window.addcmul_(probability, weights)
+        window.addcmul_(probability * rows[:, None], columns)
 
     def _finish(self, canvas: _Canvas) -> Prediction | Failure:
         """Threshold and pack; a photo whose logits are not finite gets a second try in float32."""
@@ -225,8 +246,11 @@ class Predictor:
         total = canvas.total
         if total is None:  # a plan has at least one window
             raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
-        if canvas.plan.tile_count > 1:
-            total = total / torch.from_numpy(weight_sums(canvas.plan)).to(self.device)
+        plan = canvas.plan
+        if plan.tile_count > 1:
+            rows = torch.from_numpy(weight_sums(plan.tops, plan.tile_height)).to(self.device)
+            columns = torch.from_numpy(weight_sums(plan.lefts, plan.tile_width)).to(self.device)
+            total.div_(rows[:, None]).div_(columns)
         height, width = canvas.photo.pixels.shape[:2]
         probability = total[:height, :width]
         mask = probability > self.threshold
@@ -248,7 +272,7 @@ class Predictor:
             )
         return self._exact
 
-    def _shrink(self, shape: tuple[int, int]) -> None:
+    def _shrink(self, queue: _Queue, shape: tuple[int, int]) -> None:
         """After running out of memory: half the batch, then half the tile, and the pooled photos again."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -258,12 +282,12 @@ class Predictor:
             return
         height, width = shape
         self.tiling = Tiling(None, height * width // 2, self.tiling.overlap)
-        canvases = list(dict.fromkeys(canvas for pool in self._pools.values() for canvas, _, _ in pool))
-        self._pools.clear()
-        self._pending_pixels = 0
+        canvases = list(dict.fromkeys(canvas for pool in queue.pools.values() for canvas, _, _ in pool))
+        queue.pools.clear()
+        queue.photo_pixels = 0
         for canvas in canvases:
-            self._admit(canvas.photo)
-            if height * width <= max(h * w for h, w in self._pools):
+            self._admit(queue, canvas.photo)
+            if height * width <= max(h * w for h, w in queue.pools):
                 raise CarvanaBatchError(
                     f"{canvas.photo.ref.path}: not enough memory on {self.device} for the smallest tile,"
                     f" {width}x{height} pixels; close other programs, use a smaller --overlap or --device cpu"

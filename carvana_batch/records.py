@@ -61,10 +61,16 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A decoded photo; ``pixels`` is (H, W, 3) uint8, RGB, on the stored pixel grid."""
+    """A decoded photo; ``pixels`` is (H, W, 3) uint8, RGB, on the stored pixel grid.
+
+    ``file_bytes`` and ``file_time`` (ns) are the size and the time of the last change that its file had
+    before it was read.
+    """
 
     ref: ImageRef
     pixels: NDArray[np.uint8]
+    file_bytes: int = 0
+    file_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)

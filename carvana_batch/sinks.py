@@ -16,14 +16,17 @@ from PIL import Image
 from carvana_batch import rle
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.images import read_mask
+from carvana_batch.inputs import shown
+from carvana_batch.journal import Entry, write_error
 from carvana_batch.metrics import SizeError, count
 from carvana_batch.png import encode_mask
 from carvana_batch.records import ImageError, PackedMask, Prediction
-from carvana_batch.store import Entry, OutFolder
+from carvana_batch.store import OutFolder, mask_id
 
 OVERLAY_COLOUR = (255, 96, 0)
 OVERLAY_STRENGTH = 0.45
 JPEG_QUALITY = 90
+JPEG_LONGEST_SIDE = 65500
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Sinks:
         extras: kinds of ``options.EXTRA_FILES`` to write beside the mask.
         mask_bits: 1 or 8 bits a pixel of the mask.
         encode_runs: also give each mask's run-length row.
-        truth: true masks by key, or None where there are none to compare with.
+        truth: true masks by id, or None where there are none to compare with.
+        threshold: the probability above which a pixel of the masks is car.
     """
 
     def __init__(
@@ -52,28 +56,29 @@ class Sinks:
         mask_bits: int = 1,
         encode_runs: bool = False,
         truth: Mapping[str, Path] | None = None,
+        threshold: float = 0.5,
     ) -> None:
         self.out, self.extras, self.mask_bits = out, extras, mask_bits
-        self.encode_runs, self.truth = encode_runs, truth
+        self.encode_runs, self.truth, self.threshold = encode_runs, truth, threshold
 
     def write(self, prediction: Prediction) -> Written:
         """Write all files of one prediction, the mask last: once it is there, the photo is done.
 
-        Raises what ``atomic_writer`` raises.
+        Raises ImageError where an extra cannot hold this photo, and what ``write_file`` raises.
         """
         start = time.perf_counter()
-        ref, mask = prediction.photo.ref, prediction.mask
-        source = ref.path.stat()
+        photo, mask = prediction.photo, prediction.mask
+        key = photo.ref.key
         for kind in self.extras:
-            write_file(self.out.extra_path(kind, ref.key), encode_extra(kind, prediction))
-        dice, problem = self._compare(ref.key, mask)
+            write_file(self.out.extra_path(kind, key), encode_extra(kind, prediction, self.threshold))
+        dice, problem = (None, "") if self.truth is None else compare(key, mask, self.truth)
         content = encode_mask(mask, self.mask_bits)
-        write_file(self.out.mask_path(ref.key), content)
+        write_file(self.out.mask_path(key), content)
         entry = Entry(
-            key=ref.key,
-            source=str(ref.path),
-            source_bytes=source.st_size,
-            source_time=source.st_mtime_ns,
+            key=key,
+            source=str(photo.ref.path),
+            source_bytes=photo.file_bytes,
+            source_time=photo.file_time,
             width=mask.width,
             height=mask.height,
             car_share=int(np.bitwise_count(mask.rows).sum()) / (mask.width * mask.height),
@@ -85,36 +90,43 @@ class Sinks:
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)
 
-    def _compare(self, key: str, mask: PackedMask) -> tuple[float | None, str]:
-        """Dice with the true mask, or why there is none."""
-        if self.truth is None:
-            return None, ""
-        if key not in self.truth:
-            return None, "no true mask of this name"
-        try:
-            return count(mask, read_mask(self.truth[key])).dice, ""
-        except (ImageError, SizeError) as error:
-            return None, str(error)
+
+def compare(key: str, mask: PackedMask, truth: Mapping[str, Path]) -> tuple[float | None, str]:
+    """Dice of a photo's mask with the true one, or why there is none."""
+    true_mask = truth.get(mask_id(key))
+    if true_mask is None:
+        return None, "no true mask of this name"
+    try:
+        return count(mask, read_mask(true_mask)).dice, ""
+    except (ImageError, SizeError) as error:
+        return None, str(error)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file of an out folder, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of an out folder, and the folders above it.
+
+    Raises what ``atomic_writer`` raises.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     # Not synced: a resumed run finds a mask that a power cut has shortened by its size in the journal.
     with atomic_writer(path, sync=False) as file:
         file.write(content)
 
 
-def encode_extra(kind: str, prediction: Prediction) -> bytes:
-    """The file of one kind of extra: ``prob``, ``overlay``, ``panel`` or ``cutout``."""
+def encode_extra(kind: str, prediction: Prediction, threshold: float) -> bytes:
+    """The file of one kind of extra: ``prob``, ``overlay``, ``panel`` or ``cutout``.
+
+    Raises ImageError where the file format cannot hold the photo.
+    """
     pixels = prediction.photo.pixels
     buffer = io.BytesIO()
     if kind == "prob":
-        if prediction.probability is None:
-            raise ValueError("the predictor was not told to keep probabilities")
         tifffile.imwrite(
             buffer,
-            np.rint(prediction.probability * 65535).astype(np.uint16),
+            quantise_probability(prediction, threshold),
             compression="zlib",
             predictor=True,
             description="probability of car = value / 65535",
@@ -126,8 +138,26 @@ def encode_extra(kind: str, prediction: Prediction) -> bytes:
     else:
         draw = {"overlay": draw_overlay, "panel": draw_panel}[kind]
         picture = draw(pixels, prediction.mask.to_bool())
+        if max(picture.shape) > JPEG_LONGEST_SIDE:
+            raise ImageError(
+                f"{shown(prediction.photo.ref.path)} is too large for {kind}: a JPEG cannot have"
+                f" {picture.shape[1]}x{picture.shape[0]} pixels"
+            )
         Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def quantise_probability(prediction: Prediction, threshold: float) -> NDArray[np.uint16]:
+    """The probability (H, W) times 65535; exactly where the mask is set, value / 65535 > threshold.
+
+    Rounding alone would carry some pixels across the threshold.
+    """
+    if prediction.probability is None:
+        raise ValueError("the predictor was not told to keep probabilities")
+    values = np.rint(prediction.probability * 65535).astype(np.uint16)
+    outside = np.uint16(np.count_nonzero(np.arange(65536) / 65535 <= threshold) - 1)  # the highest of them
+    inside = np.uint16(min(int(outside) + 1, 65535))
+    return np.where(prediction.mask.to_bool(), np.maximum(values, inside), np.minimum(values, outside))
 
 
 def draw_overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -3,54 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from carvana_batch import rle
 from carvana_batch.images import read_mask
+from carvana_batch.journal import Entry, append, write_error
 
 
 class RunLengthSpool:
-    """A file with a JSON line [key, row] for each mask, in the order in which they were made.
+    """A file with a JSON line [key, size and time of the photo, row] for each mask, as they were made.
 
-    It outlives the run, so that a resumed one can give the rows of all photos. A row that is not there,
-    because the run was killed or had no spool, is made again from the mask.
+    It outlives the run, so that a resumed one can give the rows of all photos. A row that is not there, or is
+    that of an earlier state of the photo, because the run was killed or had no spool, is made again from the
+    mask. Use as a context manager.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("a+b")
+        self.path = path
         self._places: dict[str, int] = {}
-        self._file.seek(0)
+        try:
+            self._end = path.open("ab", buffering=0)
+        except OSError as error:
+            raise write_error(path, error) from error
+        self._file = path.open("rb")
         place = 0
         for line in self._file:
-            self._note(line, place)
+            if (row := _parse(line)) is not None:
+                self._places[row[0]] = place
             place += len(line)
 
-    def append(self, key: str, runs: str) -> None:
-        """Add the row of a mask; call it before the mask is journaled as done."""
-        # A line break first: it parts a new line from one that a killed run left torn.
-        line = json.dumps([key, runs]).encode("ascii")
-        place = self._file.seek(0, 2) + 1
-        self._file.write(b"\n" + line)
-        self._file.flush()
-        self._note(line, place)
+    def __enter__(self) -> RunLengthSpool:
+        return self
 
-    def rows(self, masks: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
-        """(key, run-length row) of each (key, path) of a mask, in their order."""
-        for key, path in masks:
-            if key in self._places:
-                self._file.seek(self._places[key])
-                yield key, json.loads(self._file.readline())[1]
-            else:
-                yield key, rle.encode_packed(read_mask(path))
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
         self._file.close()
 
-    def _note(self, line: bytes, place: int) -> None:
+    def append(self, entry: Entry, runs: str) -> None:
+        """Add the row of a mask; call it before the mask is journaled as done.
+
+        Raises OutOfSpaceError and WriteError.
+        """
+        line = json.dumps([entry.key, [entry.source_bytes, entry.source_time], runs])
+        # A line break first: it parts a new line from one that a killed run left torn.
+        place = self._end.seek(0, 2) + 1
         try:
-            key, _ = json.loads(line)
-        except (ValueError, TypeError):
-            return
-        self._places[key] = place
+            append(self._end, b"\n" + line.encode("ascii"))
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self._places[entry.key] = place
+
+    def rows(self, entries: Iterable[Entry], mask_path: Callable[[str], Path]) -> Iterator[tuple[Entry, str]]:
+        """Each journal entry of a mask, in their order, with its run-length row."""
+        for entry in entries:
+            row = self._read(entry.key)
+            if row is not None and row[1] == [entry.source_bytes, entry.source_time]:
+                yield entry, row[2]
+            else:
+                yield entry, rle.encode_packed(read_mask(mask_path(entry.key)))
+
+    def _read(self, key: str) -> tuple[str, list[int], str] | None:
+        if key not in self._places:
+            return None
+        self._file.seek(self._places[key])
+        return _parse(self._file.readline())
+
+
+def _parse(line: bytes) -> tuple[str, list[int], str] | None:
+    """Key, size and time of the photo, row; None of a torn line."""
+    try:
+        key, source, runs = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return key, source, runs

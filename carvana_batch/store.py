@@ -9,48 +9,33 @@ out/.carvana-batch/journal-1-of-1.jsonl   one line for each photo that is done o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 
-from carvana_batch.atomic import OUT_OF_SPACE, WriteError, atomic_writer
+from carvana_batch.atomic import WriteError, atomic_writer
+from carvana_batch.inputs import shown
+from carvana_batch.journal import Entry, append, read_entries, write_error
 from carvana_batch.options import EXTRA_FILES
-from carvana_batch.records import Failure, FolderInUseError, ImageRef, OutOfSpaceError, UsageError
+from carvana_batch.records import Failure, FolderInUseError, ImageRef, UsageError
 
 STATE_FOLDER = ".carvana-batch"
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the journal. ``source_bytes`` and ``source_time`` (ns) tell whether the photo has changed
-    since; ``mask_bytes`` whether the mask is still whole. A failed photo has a ``stage`` and a ``reason``."""
-
-    key: str
-    source: str
-    source_bytes: int
-    source_time: int
-    width: int = 0
-    height: int = 0
-    car_share: float | None = None
-    expected_dice: float | None = None
-    dice: float | None = None
-    mask_bytes: int = 0
-    stage: str = ""
-    reason: str = ""
-
-    @property
-    def failed(self) -> bool:
-        return self.stage != ""
+LOCK_PATIENCE = 0.5
+"""Seconds to wait for a lock: a run that only looks whether it is free holds it for an instant."""
 
 
 class OutFolder:
     """One run's hold on an out folder, or on its shard of it; use as a context manager.
+
+    Nothing of an earlier run is touched before :meth:`start`.
 
     Raises on entry:
         UsageError: the folder cannot be made or written, or ``settings`` differ from an earlier run's.
@@ -58,31 +43,29 @@ class OutFolder:
     """
 
     def __init__(self, root: Path, settings: dict[str, Any], shard: tuple[int, int], overwrite: bool) -> None:
-        self.root, self.settings, self.shard, self.overwrite = root, settings, shard, overwrite
+        self.root, self.shard, self.overwrite = root, shard, overwrite
+        self.settings = json.loads(json.dumps(settings))  # as it will be read back
         self.state = root / STATE_FOLDER
         self.chosen: dict[str, Any] = {}
         self.entries: dict[str, Entry] = {}
         name = f"{shard[0]}-of-{shard[1]}"
-        self._lock = filelock.FileLock(self.state / f"lock-{name}", timeout=0)
+        self._lock = filelock.FileLock(self.state / f"lock-{name}", timeout=LOCK_PATIENCE)
         self._holder = self.state / f"holder-{name}.json"
+        self._settings_path = self.state / "settings.json"
         self._journal_path = self.state / f"journal-{name}.jsonl"
-        self._journal: IO[str] | None = None
+        self._journal: IO[bytes] | None = None
 
     def __enter__(self) -> OutFolder:
         try:
             self.state.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
         except OSError as error:
-            raise UsageError(
-                f"Cannot write into {self.root}: {error.strerror}. Choose another OUT."
-            ) from error
-        self._take_lock()
+            raise not_writable(self.root, error.strerror or str(error)) from error
         try:
-            self._holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            if self.overwrite:
-                self._forget()
-            self._compare_settings()
-            self._read_journals()
-            self._journal = self._journal_path.open("a", encoding="utf-8", errors="surrogateescape")
+            with atomic_writer(self._holder, "w", sync=False) as file:
+                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+            if not self.overwrite:
+                self._read_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -93,6 +76,11 @@ class OutFolder:
             self._journal.close()
         self._lock.release()
 
+    @property
+    def begun(self) -> bool:
+        """Whether this run, or an earlier one, has been started in the folder."""
+        return self._settings_path.exists()
+
     def mask_path(self, key: str) -> Path:
         return self.root / f"{key}.png"
 
@@ -100,16 +88,11 @@ class OutFolder:
         folder, suffix = EXTRA_FILES[kind]
         return self.root / folder / f"{key}{suffix}"
 
-    def choose(self, chosen: dict[str, Any]) -> None:
-        """Record what ``auto`` came to, for later runs and other shards to reuse."""
-        if chosen != self.chosen:
-            self.chosen = chosen
-            self._write_settings()
-
     def find_missing(self, refs: Iterable[ImageRef]) -> list[ImageRef]:
         """The photos that still have to be masked; may be asked without entering the folder."""
-        if not self.entries:
-            self._read_journals()
+        if self.overwrite:
+            return list(refs)
+        self.entries = {entry.key: entry for entry in read_entries(self.state)}
         return [ref for ref in refs if not self._is_done(ref)]
 
     def _is_done(self, ref: ImageRef) -> bool:
@@ -124,27 +107,50 @@ class OutFolder:
         unchanged = (source.st_size, source.st_mtime_ns) == (entry.source_bytes, entry.source_time)
         return unchanged and mask.st_size == entry.mask_bytes
 
+    def start(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """Call once before the first commit: write the settings, and what ``auto`` came to.
+
+        With ``overwrite``, all that earlier runs left goes now. Returns what the job's first run chose:
+        another shard may have begun in the meantime, and all have to work alike.
+        """
+        with self.alone():
+            if self.overwrite:
+                self._forget()
+            self._read_settings()
+            self.choose(self.chosen or chosen)
+        return self.chosen
+
+    def choose(self, chosen: dict[str, Any]) -> None:
+        """Record what ``auto`` came to, for later runs and other shards to reuse."""
+        if chosen == self.chosen:
+            return
+        self.chosen = chosen
+        with atomic_writer(self._settings_path, "w") as file:
+            json.dump({"settings": self.settings, "chosen": self.chosen}, file, indent=2)
+
+    def alone(self) -> contextlib.AbstractContextManager[object]:
+        """To hold while writing a file that all shards write; the others wait."""
+        return filelock.FileLock(self.state / "shared.lock")
+
     def commit(self, entry: Entry) -> None:
         """Append to the journal, after the mask has its final name."""
-        if self._journal is None:
+        if not self._lock.is_locked:
             raise RuntimeError("the out folder is not open")
         # A line break first: it parts a new line from one that a killed run left torn.
-        line = "\n" + json.dumps(asdict(entry), ensure_ascii=True)
+        line = b"\n" + json.dumps(asdict(entry)).encode("ascii")
         try:
-            self._journal.write(line)
-            self._journal.flush()
+            if self._journal is None:
+                self._journal = self._journal_path.open("ab", buffering=0)
+            append(self._journal, line)
         except OSError as error:
-            if error.errno in OUT_OF_SPACE:
-                message = f"No space left for {self._journal_path}. Free some and run the same command again."
-                raise OutOfSpaceError(message) from error
-            raise WriteError(f"Cannot write {self._journal_path}: {error}") from error
+            raise write_error(self._journal_path, error) from error
         self.entries[entry.key] = entry
 
     def commit_failure(self, failure: Failure) -> None:
-        """Journal a photo that has no mask; one that an earlier run made of it is out of date and goes."""
+        """Journal a photo that has no mask; what an earlier run made of it is out of date and goes."""
         ref = failure.ref
         if ref.key in self.entries:
-            self.mask_path(ref.key).unlink(missing_ok=True)
+            self._remove_files(ref.key)
         try:
             source = ref.path.stat()
             size, changed = source.st_size, source.st_mtime_ns
@@ -166,7 +172,7 @@ class OutFolder:
             if other.name.endswith(f"-of-{self.shard[1]}"):
                 continue
             try:
-                with filelock.FileLock(other, timeout=0):
+                with filelock.FileLock(other, timeout=LOCK_PATIENCE):
                     pass
             except filelock.Timeout as error:
                 self._lock.release()
@@ -179,74 +185,63 @@ class OutFolder:
         except (OSError, ValueError, KeyError, TypeError):
             who = "another process"
         return FolderInUseError(
-            f"{self.root} is in use by {who}. Wait for it to end, choose another OUT, or share the work by"
-            " giving every run its own part with --shard i/n (the same n for all)."
+            f"{shown(self.root)} is in use by {who}. Wait for it to end, choose another OUT, or share the"
+            " work by giving every run its own part with --shard i/n (the same n for all)."
         )
 
     def _forget(self) -> None:
         """Start afresh: remove the masks and extras that the journals list, the journals and the settings."""
         for entry in read_entries(self.state):
-            for path in (
-                self.mask_path(entry.key),
-                *(self.extra_path(kind, entry.key) for kind in EXTRA_FILES),
-            ):
-                path.unlink(missing_ok=True)
+            self._remove_files(entry.key)
         for path in (
             *self.state.glob("journal-*.jsonl"),
             *self.state.glob("rle-*.jsonl"),
             self._settings_path,
         ):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
-    @property
-    def _settings_path(self) -> Path:
-        return self.state / "settings.json"
+    def _remove_files(self, key: str) -> None:
+        for path in (self.mask_path(key), *(self.extra_path(kind, key) for kind in EXTRA_FILES)):
+            _remove(path)
 
-    def _compare_settings(self) -> None:
+    def _read_settings(self) -> None:
+        """Read what an earlier run chose; raise UsageError if it was asked for something else."""
         try:
             content = json.loads(self._settings_path.read_text(encoding="utf-8"))
-            earlier, self.chosen = content["settings"], content["chosen"]
+            earlier, self.chosen = dict(content["settings"]), dict(content["chosen"])
         except FileNotFoundError:
-            self._write_settings()
+            self.chosen = {}
             return
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{self._settings_path} cannot be read ({error}). Use --overwrite to start afresh."
+                f"{shown(self._settings_path)} cannot be read ({error}). Use --overwrite to start afresh."
             ) from error
-        now = json.loads(json.dumps(self.settings))
         differences = [
-            f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"
-            for name in sorted(earlier.keys() | now.keys())
-            if earlier.get(name) != now.get(name)
+            f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
+            for name in sorted(earlier.keys() | self.settings.keys())
+            if earlier.get(name) != self.settings.get(name)
         ]
         if differences:
             raise UsageError(
-                f"{self.root} holds masks made with other settings ({'; '.join(differences)}). Use the same"
-                " settings to go on, --overwrite to start afresh, or another OUT."
+                f"{shown(self.root)} holds masks made with other settings ({'; '.join(differences)}). Use the"
+                " same settings to go on, --overwrite to start afresh, or another OUT."
             )
 
-    def _write_settings(self) -> None:
-        with atomic_writer(self._settings_path, "w") as file:
-            json.dump({"settings": self.settings, "chosen": self.chosen}, file, indent=2)
 
-    def _read_journals(self) -> None:
-        self.entries = {entry.key: entry for entry in read_entries(self.state)}
-
-
-def read_entries(state: Path) -> Iterator[Entry]:
-    """The entries of all shards' journals; of one key the last line counts. Torn lines are passed over."""
-    latest: dict[str, Entry] = {}
-    for path in sorted(state.glob("journal-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            latest.update((entry.key, entry) for entry in _parse(file))
-    yield from latest.values()
+def mask_id(key: str) -> str:
+    """The id by which ``submit`` and ``score`` know the mask of a photo (see ``masks.find_masks``)."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + (name.removesuffix("_mask") or name)
 
 
-def _parse(lines: Iterable[str]) -> Iterator[Entry]:
-    for line in lines:
-        try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        if isinstance(entry.key, str) and isinstance(entry.mask_bytes, int):
-            yield entry
+def not_writable(root: Path, problem: str) -> UsageError:
+    return UsageError(f"Cannot write into {shown(root)}: {problem}. Choose another OUT.")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):  # gone, or a file is where its folder was
+        return
+    except OSError as error:
+        raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error

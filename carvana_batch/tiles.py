@@ -94,21 +94,26 @@ def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, s
 
     Where not even the smallest tile with the wanted overlap fits, that smallest tile is used.
     """
-    smallest = round_up(overlap + stride, stride)
-    plans = []
-    for columns in range(1, round_up(width, stride) // stride + 1):
-        tile_width = _even_tile(width, columns, overlap, stride)
-        if columns > 1 and tile_width < smallest:
-            break
-        tallest = max(most_pixels // tile_width // stride * stride, smallest)
-        tile_height = _shortest_tile(height, tallest, overlap, stride)
-        plans.append(plan_tiles(height, width, tile_height, tile_width, overlap, stride))
+    overlap = round_up(overlap, stride)
+    smallest = overlap + stride
 
     def cost(plan: TilePlan) -> tuple[int, int, float]:
         excess = max(0, plan.tile_height * plan.tile_width - most_pixels)
         return excess, plan.tile_count, plan.redundancy
 
-    return min(plans, key=cost)
+    def plan_columns(columns: int) -> TilePlan:
+        tile_width = _even_tile(width, columns, overlap, stride)
+        tallest = max(most_pixels // tile_width // stride * stride, smallest)
+        tile_height = _shortest_tile(height, tallest, overlap, stride)
+        return plan_tiles(height, width, tile_height, tile_width, overlap, stride)
+
+    best = plan_columns(1)
+    for columns in range(2, round_up(width, stride) // stride + 1):
+        # No further where tiles get too narrow, or a plan that fits has fewer tiles than these have columns.
+        if _even_tile(width, columns, overlap, stride) < smallest or cost(best) < (0, columns):
+            break
+        best = min(best, plan_columns(columns), key=cost)
+    return best
 
 
 def _even_tile(length: int, count: int, overlap: int, stride: int) -> int:
@@ -124,25 +129,24 @@ def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def blend_weights(plan: TilePlan) -> NDArray[np.float32]:
-    """Weights (tile_height, tile_width) in (0, 1] of one window, highest in its middle.
+def blend_weights(length: int) -> NDArray[np.float32]:
+    """Weights (length,) in (0, 1] along one side of a window, highest in the middle.
 
-    The product of two triangles that fall to nearly zero at the edges, where a tile lacks context.
+    A triangle that falls to nearly zero at the ends, where a tile lacks context. A pixel of a window weighs
+    the product of its row's and its column's weight, so the maps themselves need not be kept.
     """
-
-    def triangle(length: int) -> NDArray[np.float32]:
-        distance = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
-        weights: NDArray[np.float32] = distance / distance.max()
-        return weights
-
-    return np.outer(triangle(plan.tile_height), triangle(plan.tile_width))
+    distance = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
+    weights: NDArray[np.float32] = distance / distance.max()
+    return weights
 
 
-@lru_cache(maxsize=16)
-def weight_sums(plan: TilePlan) -> NDArray[np.float32]:
-    """The sum of the blend weights of all windows at each pixel, (padded_height, padded_width)."""
-    sums = np.zeros((plan.padded_height, plan.padded_width), np.float32)
-    weights = blend_weights(plan)
-    for top, left in plan.windows():
-        sums[top : top + plan.tile_height, left : left + plan.tile_width] += weights
+@lru_cache(maxsize=64)
+def weight_sums(starts: tuple[int, ...], length: int) -> NDArray[np.float32]:
+    """The sum of the weights of all windows along one side of the padded image, (starts[-1] + length,).
+
+    For the whole image it is the product of both sides' sums, because the windows lie on a grid.
+    """
+    sums = np.zeros(starts[-1] + length, np.float32)
+    for start in starts:
+        sums[start : start + length] += blend_weights(length)
     return sums

@@ -6,6 +6,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from carvana_batch import drawing
+from carvana_batch.drawing.camera import make_camera
+from carvana_batch.drawing.car import make_car
+from carvana_batch.drawing.studio import draw_studio
 
 SMALL = (480, 320)
 
@@ -16,7 +19,7 @@ def dilated(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def first_seed(wanted: str) -> int:
-    return next(seed for seed in range(100) if getattr(drawing._make_car(seed), wanted))
+    return next(seed for seed in range(100) if getattr(make_car(seed), wanted))
 
 
 def test_photo_and_mask_have_the_asked_size_and_types():
@@ -59,8 +62,8 @@ def test_a_car_fills_a_plausible_share_of_a_bright_studio(seed):
 @pytest.mark.parametrize(("seed", "view"), [(0, 1), (1, 4), (2, 6), (5, 9), (9, 13), (14, 16)])
 def test_the_mask_is_where_the_photo_differs_from_the_studio_without_the_car(seed, view):
     photo, mask = drawing.draw_photo(seed, view, SMALL)
-    car, camera = drawing._make_car(seed), drawing._make_camera(seed, view, SMALL)
-    studio = np.asarray(drawing._draw_studio(seed, car, camera, SMALL), np.int16)
+    car, camera = make_car(seed), make_camera(seed, view, SMALL)
+    studio = np.asarray(draw_studio(seed, car, camera, SMALL), np.int16)
     differs = np.abs(photo - studio).max(-1) > 24
     # Blur and partly covered pixels reach just over the mask's edge, the letters' edges are blurred too.
     assert not (differs & ~dilated(mask, 2)).any()
@@ -96,17 +99,17 @@ def test_a_roof_rack_and_a_spoiler_are_in_the_mask(monkeypatch):
     for part in ("rack", "spoiler"):
         seed = first_seed(part)
         _, with_part = drawing.draw_photo(seed, 5, SMALL)
-        car = drawing._make_car(seed)
+        car = make_car(seed)
         plain = replace(car, **{part: False})
         with monkeypatch.context() as patch:
-            patch.setattr(drawing, "_make_car", lambda _, plain=plain: plain)
+            patch.setattr(drawing, "make_car", lambda _, plain=plain: plain)
             _, without = drawing.draw_photo(seed, 5, SMALL)
         assert not (without & ~with_part).any()
         assert (with_part & ~without).sum() > 20
 
 
 def test_some_cars_are_painted_nearly_like_the_floor_and_others_dark():
-    tones = [np.mean(drawing._make_car(seed).paint) for seed in range(60)]
+    tones = [np.mean(make_car(seed).paint) for seed in range(60)]
     assert any(165 < tone < 215 for tone in tones)
     assert any(tone < 40 for tone in tones)
     assert any(tone > 225 for tone in tones)

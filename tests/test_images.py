@@ -493,6 +493,30 @@ def test_missing_tiles_are_not_filled_with_black(tmp_path: Path) -> None:
     assert "parts of the picture are missing" in reason(tmp_path / "a.tif")
 
 
+def test_long_lzw_is_exact(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3)).astype(np.uint8)  # many clear codes
+    tifffile.imwrite(tmp_path / "a.tif", noise, photometric="rgb", compression="lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), noise)
+    Image.fromarray(noise).save(tmp_path / "b.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), noise)
+
+
+@pytest.mark.parametrize("damage", [b"\x80\x7f\xff", b"\0\xff\xff"])
+def test_damaged_lzw_does_not_crash_the_interpreter(tmp_path: Path, damage: bytes) -> None:
+    """A code without meaning right after the first clear code; imagecodecs 2026.3.6 trusts it."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression="lzw")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        start = tiff.pages.first.dataoffsets[0]
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[:start] + damage + data[start + 3 :])
+    code = (
+        "import sys; from pathlib import Path; from carvana_batch.images import *\n"
+        "try: read_image(Path(sys.argv[1]))\nexcept ImageError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True, check=True)
+    assert b"is damaged" in done.stdout
+
+
 def test_tifffile_keeps_off_the_screen(tmp_path: Path) -> None:
     """In an interpreter of its own, as pytest captures logging."""
     tifffile.imwrite(tmp_path / "a.tif", RGB)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import signal
 import sys
 
 import click
@@ -49,8 +51,17 @@ def group() -> None:
 
 def main() -> None:
     """The console script: a known error is one message and its exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        group(prog_name="carvana-batch")
+        sys.exit(group(prog_name="carvana-batch", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C where nothing is under way that could be finished first
+        click.echo("Interrupted.", err=True)
+        sys.exit(128 + signal.SIGINT)
     except CarvanaBatchError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

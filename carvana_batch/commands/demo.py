@@ -12,6 +12,11 @@ from rich.progress import track
 
 from carvana_batch.commands import group
 from carvana_batch.inputs import shown
+from carvana_batch.preflight import check_out_folder
+from carvana_batch.records import UsageError
+
+MARKER = ".carvana-batch-demo"
+"""A file that tells a demo's folder, whose photos may be deleted, from any other."""
 
 
 @click.command()
@@ -29,10 +34,9 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
     """
     from carvana_batch.drawing import iter_write_photos
 
-    click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
     images, masks, out = folder / "images", folder / "masks", folder / "out"
-    for earlier in (*images.glob("*.jpg"), *masks.glob("*_mask.gif")):
-        earlier.unlink()
+    _clear(folder, images, masks)
+    click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
     drawn = iter_write_photos(folder, count=photos, seed=seed)
     for _ in track(
         drawn, "Drawing", total=photos, console=Console(stderr=True), disable=not sys.stderr.isatty()
@@ -59,3 +63,15 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
         (scores, "each photo's Dice"),
     ):
         click.echo(f"  {shown(path):<26} {what}")
+
+
+def _clear(folder: Path, images: Path, masks: Path) -> None:
+    """Make the folder, and remove what an earlier demo drew; nothing that lies in any other folder."""
+    check_out_folder(folder)
+    marker = folder / MARKER
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise UsageError(f"{shown(folder)} holds files that are not a demo's. Name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    for earlier in (*images.glob("*.jpg"), *masks.glob("*_mask.gif")):
+        earlier.unlink()

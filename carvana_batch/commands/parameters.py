@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -36,9 +37,22 @@ class Memory(click.ParamType[Any]):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", value.strip().upper())
         unit = match[2] + ("" if match[2].endswith("B") or not match[2] else "B") if match else ""
-        if match is None or unit not in UNITS or float(match[1]) <= 0:
+        if match is None or unit not in UNITS or int(float(match[1]) * UNITS[unit]) < 1:
             self.fail(f"{value!r} is no amount of memory such as 6GB or 500MB", parameter, context)
         return int(float(match[1]) * UNITS[unit])
+
+
+class Threshold(click.FloatRange):
+    """A number from 0 to 1; unlike ``click.FloatRange``, not nan."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        number = super().convert(value, parameter, context)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not in the range 0<=x<=1.", parameter, context)
+        return number
 
 
 class Shard(click.ParamType[Any]):

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from carvana_batch.commands.parameters import Memory, Shard, TileSize
-from carvana_batch.commands.reporting import Reporter, print_report
-from carvana_batch.inputs import Found, find_images, read_file_list, refuse_clashes, shown, take_shard
+from carvana_batch.atomic import check_target
+from carvana_batch.commands.parameters import Memory, Shard, Threshold, TileSize
+from carvana_batch.commands.reporting import Reporter, print_plan, print_report
+from carvana_batch.inputs import Found, find_images, read_file_list, shown
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, Options
-from carvana_batch.records import UsageError
+from carvana_batch.preflight import check_request
+from carvana_batch.records import ImageRef, UsageError
 from carvana_batch.tiles import DEFAULT_OVERLAP
 
 if TYPE_CHECKING:
     from carvana_batch.pipeline import StopFlag
-
-DRY_RUN_SHOWN = 5
 
 
 @click.command()
@@ -92,7 +92,7 @@ DRY_RUN_SHOWN = 5
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Threshold(),
     default=0.5,
     show_default=True,
     help="Probability above which a pixel is car.",
@@ -199,26 +199,34 @@ def command(
     found = _find(source, out, files_from, follow_links)
     if limit is not None:
         found.refs[limit:] = []
-    if dry_run:
-        _print_plan(found, out, options)
-        return
-
+    mask_file = _is_mask_file(source, out)
+    if mask_file:
+        _check_mask_file(found.refs[0].path, out, options)
+    else:
+        check_request(found.refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
     if found.ignored_line:
         reporter.say(f"passed over: {found.ignored_line}")
+    if dry_run:
+        print_plan(found.refs, out, mask_file, options, reporter)
+        return
+
     # torch takes seconds to import: not before the input is known to be there
     from carvana_batch.models.checkpoints import load_model
     from carvana_batch.pipeline import run
 
     loaded = load_model(model)
     reporter.say(f"{len(found.refs):,} photos, model {loaded.name}")
-    with _stop_on_signals(reporter) as stop, reporter, _out_folder(source, out, options) as folder:
-        report = run(found.refs, folder, loaded, options, reporter.listener, stop)
+    folder = _folder_of_mask_file(found.refs[0], out) if mask_file else contextlib.nullcontext(out)
+    with _stop_on_signals(reporter) as stop, reporter, folder as root:
+        report = run(found.refs, root, loaded, options, reporter.listener, stop)
     if as_json:
         click.echo(json.dumps(report.describe()))
     print_report(report, out, reporter)
     if report.stopped_by is not None:
-        reporter.say(f"Stopped. To go on: {shlex.join(['carvana-batch', *sys.argv[1:]])}")
+        # Not with --overwrite, which would throw away what was done until now.
+        same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+        reporter.say(f"Stopped. To go on: {shown(shlex.join(['carvana-batch', *same]))}")
     context.exit(report.exit_code)
 
 
@@ -239,25 +247,23 @@ def _is_mask_file(source: Path | None, out: Path) -> bool:
     return source is not None and source.is_file() and out.suffix.lower() == ".png" and not out.is_dir()
 
 
-@contextlib.contextmanager
-def _out_folder(source: Path | None, out: Path, options: Options) -> Iterator[Path]:
-    """OUT, or for a single mask file a folder beside it that lasts as long as the run."""
-    if source is None or not _is_mask_file(source, out):
-        yield out
-        return
+def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
     if options.extras:
         raise UsageError(f"--save needs a folder as OUT, not the file {shown(out)}.")
-    if out.resolve() == source.resolve():
+    check_target(out)
+    if out.exists() and out.samefile(photo):
         raise UsageError(f"IN and OUT are the same file {shown(out)}. Choose another OUT.")
-    if not out.parent.is_dir():
-        raise UsageError(
-            f"Cannot write {shown(out)}: there is no folder {shown(out.parent)}. Create it first."
-        )
-    with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=out.parent) as folder:
+
+
+@contextlib.contextmanager
+def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
+    """An out folder for a single mask file, beside it, that lasts as long as the run."""
+    target = Path(os.path.realpath(out))
+    with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=target.parent) as folder:
         yield Path(folder)
-        mask = Path(folder) / f"{source.stem}.png"
+        mask = Path(folder) / f"{ref.key}.png"
         if mask.exists():
-            mask.replace(out)
+            mask.replace(target)
 
 
 @contextlib.contextmanager
@@ -269,6 +275,7 @@ def _stop_on_signals(reporter: Reporter) -> Iterator[StopFlag]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.signal is not None:
+            reporter.restore_terminal()
             os._exit(128 + number)
         stop.signal = number
         reporter.say("Stopping: finishing the photos in flight; once more leaves at once.")
@@ -279,21 +286,3 @@ def _stop_on_signals(reporter: Reporter) -> Iterator[StopFlag]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def _print_plan(found: Found, out: Path, options: Options) -> None:
-    """What a run would do, without loading a model or writing anything."""
-    from carvana_batch.store import OutFolder
-
-    refuse_clashes(found.refs)
-    own = take_shard(found.refs, *options.shard)
-    folder = OutFolder(out, {}, options.shard, options.overwrite)
-    todo = own if options.overwrite else folder.find_missing(own)
-    click.echo(f"{len(own):,} photos, {len(own) - len(todo):,} of them done already, {len(todo):,} to do")
-    if found.ignored_line:
-        click.echo(f"passed over: {found.ignored_line}")
-    for ref in todo[:DRY_RUN_SHOWN]:
-        click.echo(f"  {shown(ref.path)} -> {shown(folder.mask_path(ref.key))}")
-    if len(todo) > DRY_RUN_SHOWN:
-        click.echo(f"  ... and {len(todo) - DRY_RUN_SHOWN:,} more")
-    click.echo("Dry run: nothing was written.")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,7 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from carvana_batch.inputs import shown
+from carvana_batch.inputs import shown, take_shard
+from carvana_batch.options import Options
+from carvana_batch.records import ImageRef
+from carvana_batch.store import OutFolder
 
 if TYPE_CHECKING:
     from carvana_batch.pipeline import Listener, Progress
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 30.0
 NAMES_SHOWN = 10
+PLANNED_SHOWN = 5
+SHOW_CURSOR = b"\x1b[?25h"
 STAGE_WORDS = {"decode": "waiting for photos", "predict": "network", "write": "waiting for writers"}
 
 
@@ -52,9 +61,14 @@ class Reporter:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             click.echo(line, err=self.to_stderr)
+
+    def restore_terminal(self) -> None:
+        """Give back the cursor that the progress bar hides, for a process that ends without further ado."""
+        if self._bar is not None:
+            os.write(sys.stderr.fileno(), SHOW_CURSOR)
 
     @property
     def listener(self) -> Listener:
@@ -88,10 +102,29 @@ class Reporter:
             self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = time.strftime("%H:%M:%S", time.gmtime((progress.total - finished) / rate))
+            left = timedelta(seconds=round((progress.total - finished) / rate))
             words = [f"{finished:,} of {progress.total:,} photos", f"{rate:.1f}/s", f"{left} left", failures]
             if not self.quiet:
                 click.echo(", ".join(word for word in words if word), err=True)
+
+
+def print_plan(
+    refs: Sequence[ImageRef], out: Path, mask_file: bool, options: Options, reporter: Reporter
+) -> None:
+    """What a run would do, without loading a model or writing anything."""
+    own = take_shard(refs, *options.shard)
+    folder = OutFolder(out, {}, options.shard, options.overwrite)
+    todo = own if mask_file else folder.find_missing(own)
+    done = len(own) - len(todo)
+    if reporter.to_stderr:
+        click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
+    reporter.say(f"{len(own):,} photos, {done:,} of them done already, {len(todo):,} to do")
+    for ref in todo[:PLANNED_SHOWN]:
+        mask = out if mask_file else folder.mask_path(ref.key)
+        reporter.say(f"  {shown(ref.path)} -> {shown(mask)}")
+    if len(todo) > PLANNED_SHOWN:
+        reporter.say(f"  ... and {len(todo) - PLANNED_SHOWN:,} more")
+    reporter.say("Dry run: nothing was written.")
 
 
 def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
@@ -114,7 +147,7 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
         counts.insert(1, f"{report.already_done:,} done before")
     reporter.say(", ".join(counts) + f" -> {shown(out)}")
     if report.foreign:
-        reporter.say(f"{shown(out)} also holds masks of {report.foreign:,} photos that are not in IN now")
+        reporter.say(f"{shown(out)} also holds masks of {report.foreign:,} other photos")
     if report.dice_summary is not None:
         dice = report.dice_summary
         reporter.say(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,12 +62,12 @@ def save_model(
 ) -> None:
     """Write weights of the network ``name`` of the registry, whole or not at all."""
     header = {
+        **notes,
         "format": FORMAT,
         "network": name,
         "mean": json.dumps(mean),
         "deviation": json.dumps(deviation),
         "digest": weights_digest(weights),
-        **notes,
     }
     content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
     with atomic_writer(path) as file:
@@ -108,16 +109,22 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
     name = header.pop("network", "")
     if name not in NETWORKS:
         raise ModelError(f"{path}: made for the network {name!r}; known are {', '.join(NETWORKS)}")
+    mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
+    if min(deviation) <= 0:
+        raise ModelError(f"{path}: the deviations {deviation} in the header are not positive")
+    return Model(name, _fill(path, name, weights), mean, deviation, digest, header)
+
+
+def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:
+    """Take the three numbers of an entry, one a channel, out of the header."""
+    text = header.pop(key, "")
     try:
-        mean, deviation = json.loads(header.pop("mean")), json.loads(header.pop("deviation"))
-        statistics = [float(value) for value in (*mean, *deviation)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"{path}: the input statistics in the header cannot be read ({error})") from error
-    if len(statistics) != 6:
-        raise ModelError(f"{path}: the header needs three means and three deviations")
-    network = _fill(path, name, weights)
-    red, green, blue, *deviations = statistics
-    return Model(name, network, (red, green, blue), (*deviations,), digest, header)  # type: ignore[arg-type]
+        red, green, blue = (float(value) for value in json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path}: the {key} {text!r} in the header is not three numbers") from error
+    if not all(math.isfinite(value) for value in (red, green, blue)):
+        raise ModelError(f"{path}: the {key} {text!r} in the header is not finite")
+    return red, green, blue
 
 
 def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
@@ -143,11 +150,14 @@ def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
 def _load_foreign(path: Path) -> Model:
     """A state dict saved by another tool; nothing but tensors is unpickled."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about odd pickles before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
+        # The error's own text is left out: it explains how to load the file unsafely.
         raise ModelError(
-            f"{path}: not a plain checkpoint of tensors, so it is not loaded ({reason})"
+            f"{path}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is not"
+            f" loaded; save the network's state_dict()"
         ) from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
@@ -160,7 +170,9 @@ def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
     """Weights without our header: the network whose tensors have these names and shapes."""
     shapes = {key: value.shape for key, value in weights.items()}
     for name, build in NETWORKS.items():
-        if shapes == {key: value.shape for key, value in build().state_dict().items()}:
-            network = _fill(path, name, weights)
-            return Model(name, network, PLAIN_MEAN, PLAIN_DEVIATION, weights_digest(weights))
+        with torch.device("meta"):  # shapes alone, no random weights
+            network = build()
+        if shapes == {key: value.shape for key, value in network.state_dict().items()}:
+            filled = _fill(path, name, weights)
+            return Model(name, filled, PLAIN_MEAN, PLAIN_DEVIATION, weights_digest(weights))
     raise ModelError(f"{path}: its tensors fit none of the networks {', '.join(NETWORKS)}")

@@ -13,9 +13,9 @@ import numpy as np
 
 from carvana_batch import __version__
 from carvana_batch.atomic import atomic_writer
+from carvana_batch.journal import Entry
 from carvana_batch.records import EXIT_SOME_FAILED
 from carvana_batch.scoring import defuse_formula
-from carvana_batch.store import Entry
 
 COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "height", "stage", "reason")
 
@@ -127,7 +127,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
                     entry.width or "",
                     entry.height or "",
                     entry.stage,
-                    entry.reason,
+                    defuse_formula(entry.reason),
                 )
             )
 

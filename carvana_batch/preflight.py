@@ -1,0 +1,103 @@
+"""What is refused before any work starts: photos, out folder and options that do not fit together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from carvana_batch.inputs import refuse_clashes, shown
+from carvana_batch.options import EXTRA_FILES, Options
+from carvana_batch.records import ImageRef, UsageError
+from carvana_batch.store import OutFolder, mask_id, not_writable
+from carvana_batch.submission import check_submission_name
+
+
+def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> None:
+    """Raise UsageError where options, photos and out folder do not fit together."""
+    if options.overwrite and options.shard[1] > 1:
+        raise UsageError(
+            "--overwrite would remove what the other shards wrote. Choose another OUT, or use --overwrite"
+            " without --shard."
+        )
+    if options.runs_file is not None:
+        check_submission_name(options.runs_file)
+    if options.truth is not None and options.truth.resolve() == root.resolve():
+        raise UsageError(
+            f"OUT and --gt are both {shown(root)}: the true masks would be lost. Choose another OUT."
+        )
+    refuse_clashes(refs)
+    refuse_overlooked(refs)
+    check_out_folder(root)
+    refuse_overwriting(refs, root, options)
+
+
+def check_out_folder(root: Path) -> None:
+    """Raise UsageError, before any work, where no out folder can be made or written at ``root``."""
+    nearest = root
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise not_writable(root, f"{shown(nearest)} is not a folder")
+    except OSError as error:
+        raise not_writable(root, error.strerror or str(error)) from error
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise not_writable(root, f"the folder {shown(nearest)} is not open to writing")
+
+
+def refuse_overlooked(refs: Iterable[ImageRef]) -> None:
+    """Raise UsageError for a photo whose mask ``submit`` and ``score`` would not find.
+
+    They pass over hidden files and over the folders of the extras, and take the masks ``x.png`` and
+    ``x_mask.png`` for two of the same photo.
+    """
+    extra_folders = tuple(f"{folder}/" for folder, _ in EXTRA_FILES.values())
+    by_id: dict[str, ImageRef] = {}
+    for ref in refs:
+        if ref.key.startswith(extra_folders):
+            raise UsageError(
+                f"The mask of {shown(ref.path)} would lie in the folder {ref.key.partition('/')[0]} of OUT,"
+                " where submit and score do not look for masks. Rename the photo's folder."
+            )
+        if ref.key.startswith(".") or "/." in ref.key:
+            raise UsageError(
+                f"The mask {shown(ref.key)}.png of {shown(ref.path)} would be hidden, and submit and score"
+                " pass over hidden files. Rename the photo or its folder, or give a path below it."
+            )
+        other = by_id.setdefault(mask_id(ref.key), ref)
+        if other is not ref:
+            raise UsageError(
+                f"{shown(other.path)} and {shown(ref.path)} would have masks that submit and score take for"
+                " two of the same photo. Move one of them away, or mask them into two out folders."
+            )
+
+
+def refuse_overwriting(refs: Sequence[ImageRef], root: Path, options: Options) -> None:
+    """Raise UsageError where the out folder ``root`` has, at the place of a mask or an extra, a photo.
+
+    So it does for any other file there, if no run has begun in the folder and ``--overwrite`` is not given.
+    """
+    out = OutFolder(root, {}, options.shard, options.overwrite)
+    existing: dict[tuple[int, int], Path] = {}
+    for ref in refs:
+        for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in options.extras)):
+            if (identity := _identity(path)) is not None:
+                existing[identity] = path
+    for ref in refs if existing else ():
+        identity = _identity(ref.path)
+        if identity in existing:
+            raise UsageError(f"{shown(existing[identity])} would overwrite a photo. Choose another OUT.")
+    if existing and not out.begun and not options.overwrite:
+        raise UsageError(
+            f"{shown(next(iter(existing.values())))} is there already, and not from an earlier run. Choose"
+            " another OUT, or use --overwrite."
+        )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

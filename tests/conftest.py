@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+from helpers import Zygote, write_photo
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The bundled network; on one thread, so that other work on the machine does not make its steps wait."""
+    import torch
+
+    from carvana_batch.models.checkpoints import load_model
+
+    torch.set_num_threads(1)
+    return load_model("segunet-s")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """images/<id>.jpg and masks/<id>_mask.gif of four small photos; to be read only."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for number in range(4):
+        write_photo(
+            folder / "images" / f"car{number}.jpg", folder / "masks" / f"car{number}_mask.gif", number
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    with Zygote(Path(__file__).with_name("zygote.py")) as started:
+        yield started

@@ -1,0 +1,129 @@
+"""What several test modules need: small photos, runs of the command line, what lies in a folder."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from carvana_batch.drawing import draw_photo
+
+TIMEOUT = 20
+
+
+def write_photo(path, mask_path=None, seed=0, size=(96, 64)):
+    """Draw a photo of ``size`` (width, height) and, if asked for, its true mask as the competition has it."""
+    photo, mask = draw_photo(seed, 1 + 5 * seed % 16, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo).save(path)
+    if mask_path is not None:
+        mask_path.parent.mkdir(parents=True, exist_ok=True)
+        truth = Image.frombytes("P", size, mask.tobytes())
+        truth.putpalette([0, 0, 0, 255, 255, 255])
+        truth.save(mask_path)
+
+
+def results_in(out):
+    """The files of an out folder that must not depend on how its run went: path below it -> bytes."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    kept = ((path.relative_to(out), path) for path in files)
+    return {
+        str(name): path.read_bytes()
+        for name, path in kept
+        if not any(part.startswith(".") for part in name.parts) and name.name != "run.json"
+    }
+
+
+def names_in(folder):
+    """Every file and folder below ``folder``, hidden ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@dataclass
+class Finished:
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Process:
+    """A process of the command line, started by the zygote."""
+
+    def __init__(self, zygote, pid, stdout, stderr):
+        self.zygote, self.pid, self.stdout, self.stderr = zygote, pid, stdout, stderr
+        self.code = None
+
+    def poll(self):
+        """The exit code, negative for a signal, or None."""
+        if self.code is None:
+            self.code = self.zygote.order({"poll": self.pid})
+        return self.code
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def send_to_all(self, number):
+        """To its workers as well, as a terminal does, or a batch system."""
+        os.killpg(self.pid, number)
+
+    def wait(self):
+        code = wait_for(self.poll, lambda code: code is not None)
+        return Finished(code, self.stdout.read_text(), self.stderr.read_text())
+
+
+class Zygote:
+    def __init__(self, script):
+        command = [sys.executable, "-W", "error", str(script)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "", "TERM": "xterm"}
+        environment.pop("COLUMNS")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._count = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def order(self, order):
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, folder, *arguments, stdin=os.devnull, tty=None, kill_at=None, tidy=False):
+        """Start ``carvana-batch ARGUMENTS`` in a folder; what it prints goes to files beside the folder."""
+        self._count += 1
+        files = {name: Path(f"{folder}-{self._count}.{name}") for name in ("stdout", "stderr")}
+        order = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(folder),
+            "stdin": str(stdin),
+            "tty": tty,
+            "kill_at": kill_at,
+            "tidy": tidy,
+            **{name: str(path) for name, path in files.items()},
+        }
+        return Process(self, self.order(order), **files)
+
+    def run(self, folder, *arguments, **options):
+        return self.start(folder, *arguments, **options).wait()
+
+
+def wait_for(ask, good=bool):
+    """What ``ask`` returns as soon as it is ``good``."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        answer = ask()
+        if good(answer):
+            return answer
+        time.sleep(0.01)
+    raise TimeoutError(f"still {answer!r} after {TIMEOUT} s")

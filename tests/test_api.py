@@ -1,0 +1,138 @@
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import carvana_batch
+from carvana_batch.drawing import draw_photo
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.records import Failure, ModelError, Prediction, UsageError
+
+SMALL = (192, 128)
+
+
+@pytest.fixture(scope="module")
+def masker():
+    return carvana_batch.Masker(device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three drawn photos, and one file that is none."""
+    for name, seed in (("b.png", 1), ("a/c.png", 2), ("a.b.png", 3)):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_photo(seed, 5, SMALL)[0]).save(path)
+    (tmp_path / "photos" / "a" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    return tmp_path / "photos"
+
+
+def example_of_the_docstring() -> str:
+    lines = carvana_batch.Masker.__doc__.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.strip() == "Example::")
+    end = next(place for place, line in enumerate(lines) if line.strip() == "Args:")
+    return textwrap.dedent("\n".join(lines[start + 1 : end]))
+
+
+def test_the_example_runs(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    names = {"pixels": draw_photo(0, 5, SMALL)[0]}
+    exec(compile(example_of_the_docstring(), "example", "exec"), names)
+    assert names["mask"].shape == (128, 192)
+    assert names["mask"].dtype == np.bool_
+    assert isinstance(names["result"], Prediction | Failure)
+
+
+def test_a_folder_gives_a_prediction_or_a_failure_for_each_file(masker, photos):
+    results = list(masker.mask_folder(photos))
+    assert len(results) == 4
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [(failure.ref.key, failure.stage) for failure in failures] == [("a/torn", "decode")]
+    predictions = [result for result in results if isinstance(result, Prediction)]
+    keys = [prediction.photo.ref.key for prediction in predictions]
+    assert sorted(keys) == ["a.b", "a/c", "b"]
+    assert keys == sorted(keys)
+    for prediction, seed in zip(
+        sorted(predictions, key=lambda one: one.photo.ref.key), (3, 2, 1), strict=True
+    ):
+        pixels = draw_photo(seed, 5, SMALL)[0]
+        np.testing.assert_array_equal(prediction.photo.pixels, pixels)
+        np.testing.assert_array_equal(prediction.mask.to_bool(), masker.mask(pixels))
+        assert 0 <= prediction.expected_dice <= 1
+        assert prediction.probability is None
+
+
+def test_one_photo_is_a_folder_too(masker, photos):
+    (result,) = masker.mask_folder(str(photos / "b.png"))
+    assert result.photo.ref.path == photos / "b.png"
+
+
+def test_a_folder_left_halfway_does_not_disturb_the_next_image(photos):
+    masker = carvana_batch.Masker(device="cpu", precision="fp32", batch=2)
+    pixels = draw_photo(0, 5, SMALL)[0]
+    expected = masker.mask(pixels)
+    for result in masker.mask_folder(photos):
+        if isinstance(result, Prediction):
+            break
+    np.testing.assert_array_equal(masker.mask(pixels), expected)
+
+
+def test_the_probability_comes_along_where_it_is_asked_for(photos):
+    masker = carvana_batch.Masker(device="cpu", precision="fp32", extras=("prob",), threshold=0.25)
+    (result,) = masker.mask_folder(photos / "b.png")
+    np.testing.assert_array_equal(result.mask.to_bool(), result.probability > 0.25)
+
+
+def test_a_mask_is_what_the_network_says_of_the_normalised_pixels(masker):
+    model = load_model("segunet-s")
+    pixels = draw_photo(2, 5, SMALL)[0]
+    images = torch.from_numpy((pixels / 255 - model.mean) / model.deviation).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        logits = model.network(images)[0, 0].numpy()
+    clear = np.abs(logits) > 0.001
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(masker.mask(pixels)[clear], logits[clear] > 0)
+
+
+def test_an_image_as_pillow_and_opencv_give_it(masker, photos):
+    with Image.open(photos / "b.png") as image:
+        pixels = np.asarray(image)  # read-only
+    expected = masker.mask(pixels.copy())
+    np.testing.assert_array_equal(masker.mask(pixels), expected)
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    np.testing.assert_array_equal(masker.mask(bgr[..., ::-1]), expected)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5, 3)),
+        np.zeros((4, 5, 3), np.uint16),
+        np.zeros((0, 5, 3), np.uint8),
+    ],
+    ids=lambda pixels: f"{pixels.shape} {pixels.dtype}",
+)
+def test_images_of_another_shape_or_dtype_are_refused(masker, pixels):
+    with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
+        masker.mask(pixels)
+
+
+def test_what_cannot_be_used_is_refused(masker, tmp_path):
+    with pytest.raises(ModelError, match="no-such-model"):
+        carvana_batch.Masker("no-such-model")
+    with pytest.raises(UsageError, match="--device tpu"):
+        carvana_batch.Masker(device="tpu")
+    with pytest.raises(TypeError, match="tresh"):
+        carvana_batch.Masker(tresh=0.4)
+    with pytest.raises(UsageError):
+        list(masker.mask_folder(tmp_path / "nowhere"))
+
+
+def test_the_public_names():
+    assert carvana_batch.__all__ == ["Masker", "__version__"]
+    with pytest.raises(AttributeError, match="masker"):
+        _ = carvana_batch.masker

@@ -1,0 +1,302 @@
+import os
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from carvana_batch import devices
+from carvana_batch.devices import (
+    CPU_SHARE,
+    GPU_BUDGET,
+    choose_precision,
+    free_memory,
+    is_out_of_memory,
+    memory_budget,
+    pick_device,
+)
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.footprint import measure_footprint
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.options import Options
+from carvana_batch.planning import default_workers, describe_choice, make_predictor
+from carvana_batch.predictor import Tiling
+from carvana_batch.records import UsageError
+
+CPU = torch.device("cpu")
+MEGABYTE = 10**6
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    network = SegUNet((16, 32), center=32, decoder_convolutions=1).eval()
+    return Model("test", network, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "digest")
+
+
+def plan(model, chosen=None, **options):
+    options = {"device": "cpu", "precision": "fp32", "memory": 500 * MEGABYTE, "overlap": 64} | options
+    return make_predictor(model, Options(**options), chosen or {})[0]
+
+
+# Devices
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "mps", "mps:0"])
+def test_devices_that_are_not_there_are_refused(name):
+    with pytest.raises(UsageError, match=f"--device {name}: .*--device cpu always works"):
+        pick_device(name)
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CPU", "0", "cuda:", "cuda:x", "cuda:-1", "meta", "xpu", "cpu,cuda"]
+)
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(UsageError, match=f"--device {name}: .*cuda:N"):
+        pick_device(name)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_the_best_device_is_picked(monkeypatch):
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == pick_device("mps").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto").type == "cuda"
+    assert pick_device("cpu") == CPU
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+def say_that_memory_is_free(monkeypatch, available, folder, **files):
+    """A machine with so many bytes, and a container whose limits are in these files of ``folder``."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(devices, "CONTROL_GROUP", folder)
+    for name, content in files.items():
+        (folder / f"memory.{name}").write_text(content)
+
+
+def test_free_memory_is_that_of_the_machine(monkeypatch, tmp_path):
+    say_that_memory_is_free(monkeypatch, 10_000, tmp_path)
+    assert free_memory(CPU) == 10_000
+    say_that_memory_is_free(monkeypatch, 10_000, tmp_path, max="max\n", current="9000\n")
+    assert free_memory(CPU) == 10_000
+
+
+def test_free_memory_is_within_the_limit_of_a_container(monkeypatch, tmp_path):
+    say_that_memory_is_free(monkeypatch, 10_000, tmp_path, max="8000\n", current="3000\n")
+    assert free_memory(CPU) == 5000
+    # The photos that were read stay in memory as long as nobody needs it, and count as used.
+    say_that_memory_is_free(monkeypatch, 10_000, tmp_path, stat="anon 900\ninactive_file 2000\nslab 7\n")
+    assert free_memory(CPU) == 7000
+    say_that_memory_is_free(monkeypatch, 6000, tmp_path)
+    assert free_memory(CPU) == 6000
+    say_that_memory_is_free(monkeypatch, 6000, tmp_path, current="9000\n", stat="inactive_file 0\n")
+    assert free_memory(CPU) == 0
+
+
+def test_memory_budget(monkeypatch, tmp_path):
+    say_that_memory_is_free(monkeypatch, 10_000, tmp_path)
+    assert memory_budget(CPU, None) == 10_000 * CPU_SHARE
+    assert memory_budget(CPU, 123) == 123
+    gpu = torch.device("cuda")
+    for free, budget in ((GPU_BUDGET * 10, GPU_BUDGET), (GPU_BUDGET // 2, GPU_BUDGET // 2)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, GPU_BUDGET * 20))
+        assert memory_budget(gpu, None) == budget
+        assert memory_budget(gpu, GPU_BUDGET * 2) == GPU_BUDGET * 2
+
+
+def raised_by(function) -> BaseException:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        function()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised_by(lambda: torch.empty(2**50, dtype=torch.uint8)),
+        raised_by(lambda: bytearray(2**60)),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
+        RuntimeError(
+            "[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+        ),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_errors_that_say_that_memory_ran_out(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised_by(lambda: nn.Conv2d(3, 4, 1)(torch.zeros(1, 2, 4, 4))),
+        raised_by(lambda: torch.zeros(2).reshape(3)),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError(""),
+        ValueError("CUDA error: out of memory"),
+        OSError(12, "Cannot allocate memory"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: repr(error)[:30],
+)
+def test_other_errors_do_not(error):
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
+def test_the_faster_precision_of_a_cpu_is_measured(monkeypatch, faster):
+    def prepare(_network, _device, dtype):
+        return lambda images: time.sleep(0.001 if dtype == faster else 0.01)
+
+    monkeypatch.setattr(devices, "prepare_network", prepare)
+    dtype, why = choose_precision(nn.Identity(), CPU)
+    assert dtype == faster
+    assert why.startswith("fp32 (" if faster == torch.float32 else "bf16 (")
+    assert choose_precision(nn.Identity(), torch.device("cuda"))[0] == torch.float16
+
+
+@pytest.mark.parametrize(("cores", "on_cpu", "on_gpu"), [(1, 1, 1), (2, 1, 2), (16, 4, 8), (None, 1, 1)])
+def test_default_workers(monkeypatch, cores, on_cpu, on_gpu):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert default_workers(CPU, 100) == on_cpu
+    assert default_workers(torch.device("cuda"), 100) == on_gpu
+    assert default_workers(torch.device("cuda"), 3) == 0
+
+
+# Plans
+
+
+def bytes_taken(model: Model, predictor, height: int, width: int) -> int:
+    """What a batch of tiles of a photo of this size takes: tensors inside the network, and its weights."""
+    tiles = predictor.tiling.plan(height, width, predictor.stride)
+    tile = measure_footprint(model.network, tiles.tile_height, tiles.tile_width, predictor.dtype)
+    weights = sum(parameter.numel() * 4 for parameter in model.network.parameters())
+    return predictor.batch * tile.activation_bytes + weights
+
+
+@pytest.mark.parametrize("size", [(1280, 1918), (3000, 4000), (200, 30_000), (30_000, 200)])
+@pytest.mark.parametrize(("precision", "batch"), [("fp32", None), ("bf16", None), ("fp32", 4)])
+def test_tiles_shrink_with_the_memory_and_stay_within_it(model, size, precision, batch):
+    tile_pixels, tile_counts = [], []
+    for megabytes in (10_000, 2000, 600, 200, 60):
+        predictor = plan(model, memory=megabytes * MEGABYTE, precision=precision, batch=batch)
+        assert predictor.batch == (batch or 1)
+        assert bytes_taken(model, predictor, *size) <= megabytes * MEGABYTE
+        tiles = predictor.tiling.plan(*size, predictor.stride)
+        tile_pixels.append(tiles.tile_height * tiles.tile_width)
+        tile_counts.append(tiles.tile_count)
+    assert tile_counts == sorted(tile_counts)
+    assert tile_pixels == sorted(tile_pixels, reverse=True)
+    assert tile_counts[0] == 1 or size != (1280, 1918)
+    assert tile_counts[-1] > 4
+
+
+def test_half_the_bytes_a_number_are_good_for_larger_tiles(model):
+    in_half = plan(model, precision="bf16").tiling.most_pixels
+    assert 1.3 * plan(model, precision="fp32").tiling.most_pixels < in_half
+
+
+def test_options_reach_the_predictor(model):
+    predictor = plan(model, threshold=0.3, flip=True, extras=("prob", "overlay"), tile=(128, 64), overlap=16)
+    assert (predictor.threshold, predictor.flip, predictor.keep_probability) == (0.3, True, True)
+    assert (predictor.tiling.tile, predictor.tiling.overlap) == ((128, 64), 16)
+    assert (predictor.device, predictor.dtype) == (CPU, torch.float32)
+    assert not plan(model, extras=("overlay",)).keep_probability
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_tiles_that_do_not_fit_the_memory_are_refused(model, batch):
+    def fits(side: int) -> bool:
+        try:
+            predictor = plan(model, memory=300 * MEGABYTE, tile=(side, 512), batch=batch)
+        except UsageError as error:
+            assert f"--tile {side}x512" in str(error)
+            assert "0.30 GB (--memory)" in str(error)
+            return False
+        assert bytes_taken(model, predictor, 5000, 5000) <= 300 * MEGABYTE
+        return True
+
+    answers = [fits(side) for side in range(256, 2400, 256)]
+    assert answers[0]
+    assert not answers[-1]
+    assert answers == sorted(answers, reverse=True)
+    # What is refused is not far from what cannot be.
+    largest = 256 * sum(answers)
+    activations = measure_footprint(model.network, 512, largest, torch.float32).activation_bytes
+    assert (batch or 1) * activations > 100 * MEGABYTE
+
+
+def test_tiles_count_as_large_as_the_network_sees_them(model):
+    # 1 x 1 becomes 4 x 4, of which a thousand at a time are too much.
+    with pytest.raises(UsageError, match="1000 such tiles"):
+        plan(model, memory=5 * MEGABYTE, tile=(1, 1), batch=1000, overlap=0)
+
+
+@pytest.mark.parametrize(("options", "words"), [({}, "one tile"), ({"batch": 50}, "50 tiles at a time")])
+def test_memory_that_is_not_enough_for_the_smallest_tile_is_refused(model, options, words):
+    with pytest.raises(UsageError, match=f"--memory: 0.002 GB .*{words}.* --overlap 64 "):
+        plan(model, memory=2 * MEGABYTE, **options)
+    plan(model, memory=2 * MEGABYTE, overlap=0)
+
+
+def test_an_overlap_that_leaves_no_step_is_refused_before_the_first_photo(model):
+    for tile in ((64, 128), (128, 64)):
+        with pytest.raises(UsageError, match="--overlap 64 is too much for tiles of 64 pixels"):
+            plan(model, tile=tile, overlap=64)
+        plan(model, tile=tile, overlap=56)
+
+
+def test_what_the_first_run_chose_is_used_again(model):
+    chosen = {"device": "cpu", "precision": "bf16", "batch": 3, "most_pixels": 123_456}
+    for memory in (60 * MEGABYTE, 6000 * MEGABYTE):
+        predictor = plan(model, chosen, precision="auto", memory=memory)
+        assert predictor.dtype == torch.bfloat16
+        assert predictor.batch == 3
+        assert predictor.tiling == Tiling(None, 123_456, 64)
+        assert describe_choice(predictor) == chosen
+
+
+def test_what_gave_way_during_a_run_is_what_is_described(model):
+    predictor = plan(model, batch=4)
+    assert describe_choice(predictor)["precision"] == "fp32"
+    assert describe_choice(predictor)["batch"] == 4
+    predictor.batch, predictor.dtype, predictor.tiling = 2, torch.float16, Tiling(None, 777, 64)
+    assert describe_choice(predictor) == {
+        "device": "cpu",
+        "precision": "fp16",
+        "batch": 2,
+        "most_pixels": 777,
+    }
+
+
+def test_a_job_goes_on_only_on_its_kind_of_device(model):
+    with pytest.raises(UsageError, match=r"began on cuda.*--device cuda"):
+        plan(model, {"device": "cuda", "precision": "fp16", "batch": 8, "most_pixels": 10**6})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_line_about_the_run_says_what_was_chosen(model, precision):
+    options = Options(device="cpu", precision=precision, memory=1500 * MEGABYTE)
+    _, line = make_predictor(model, options, {})
+    assert f"{torch.get_num_threads()} CPU threads" in line
+    assert f"{precision} (as asked)" in line
+    assert "1.5 GB" in line
+    assert "first run" in make_predictor(model, options, {"precision": precision})[1]

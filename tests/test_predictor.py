@@ -1,0 +1,698 @@
+import collections
+import contextlib
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from carvana_batch.models.blocks import AnySizeNetwork
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.predictor import Predictor, Tiling, expected_dice, pack_bits, pack_bits_on_device
+from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
+
+CPU = torch.device("cpu")
+WHOLE = Tiling(None, 10**9, 0)
+GAIN = 4.0
+"""Logit of a pixel whose red is 255; minus that for 0. No red value gives exactly 0."""
+
+GPU_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB."
+CPU_TEXT = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    " allocate 1125899906842624 bytes. Error code 12 (Cannot allocate memory)"
+)
+OUT_OF_MEMORY = [torch.OutOfMemoryError(GPU_TEXT), RuntimeError(CPU_TEXT), MemoryError()]
+
+
+class Redness(AnySizeNetwork):
+    """Logits that grow with the red of the same pixel and depend on nothing else."""
+
+    def __init__(self, stride: int = 4) -> None:
+        super().__init__(stride)
+        self.gain = nn.Parameter(torch.tensor(GAIN))
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        return self.gain * images[:, :1]
+
+
+class Limited(Redness):
+    """Runs out of memory above a number of images or of pixels of one image, in chosen precisions."""
+
+    def __init__(self, most_images=10**9, most_pixels=10**9, error=OUT_OF_MEMORY[0], dtypes=None) -> None:
+        super().__init__()
+        self.most_images, self.most_pixels, self.error, self.dtypes = most_images, most_pixels, error, dtypes
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        too_large = len(images) > self.most_images or images.shape[2] * images.shape[3] > self.most_pixels
+        if too_large and (self.dtypes is None or images.dtype in self.dtypes):
+            raise self.error
+        return super().padded_logits(images)
+
+
+def make_model(network: AnySizeNetwork, mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5)) -> Model:
+    return Model("test", network.eval(), mean, deviation, "digest")
+
+
+def make_predictor(network: AnySizeNetwork, tiling=WHOLE, dtype=torch.float32, **options) -> Predictor:
+    return Predictor(make_model(network), CPU, dtype, tiling, **options)
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """Random weights, and batch norms with statistics of their own, so that neighbours matter."""
+    torch.manual_seed(0)
+    network = SegUNet((4, 8), center=8, decoder_convolutions=1)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+def random_photo(height: int, width: int, seed: int = 0) -> Photo:
+    pixels = np.random.default_rng((seed, height, width)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    name = f"{height}x{width}_{seed}"
+    return Photo(ImageRef(name, Path(f"{name}.jpg")), pixels)
+
+
+def red_mask(photo: Photo) -> np.ndarray:
+    return photo.pixels[:, :, 0] >= 128
+
+
+def red_probability(photo: Photo) -> np.ndarray:
+    logits = GAIN * (photo.pixels[:, :, 0] / 255 - 0.5) / 0.5
+    return 1 / (1 + np.exp(-logits))
+
+
+def predict_one(predictor: Predictor, photo: Photo) -> Prediction:
+    (result,) = predictor.predict([photo])
+    assert isinstance(result, Prediction)
+    return result
+
+
+def assert_red_masks(results, photos) -> None:
+    """Each photo came back once, with the mask that a network without neighbours has to give."""
+    results = list(results)
+    assert sorted(result.photo.ref.key for result in results) == sorted(photo.ref.key for photo in photos)
+    for result in results:
+        np.testing.assert_array_equal(result.mask.to_bool(), red_mask(result.photo))
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int):
+    def stop(_number, _frame):
+        raise AssertionError(f"not done after {seconds} seconds")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# Tiles and stitching
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(12, 40),
+    st.integers(12, 40),
+    st.integers(0, 8),
+    st.integers(1, 3),
+)
+@example(1, 1, 12, 12, 8, 1)
+@example(64, 64, 16, 16, 0, 3)
+def test_stitched_tiles_equal_the_direct_computation(height, width, tile_height, tile_width, overlap, batch):
+    photo = random_photo(height, width)
+    tiling = Tiling((tile_width, tile_height), 0, overlap)
+    predictor = make_predictor(Redness(), tiling, batch=batch, keep_probability=True)
+    result = predict_one(predictor, photo)
+    assert result.photo is photo
+    np.testing.assert_array_equal(result.mask.to_bool(), red_mask(photo))
+    assert result.probability.shape == (height, width)
+    assert result.probability.dtype == np.float32
+    np.testing.assert_allclose(result.probability, red_probability(photo), rtol=0, atol=1e-6)
+
+
+def test_tiles_are_width_by_height():
+    plan = Tiling((64, 16), 0, 0).plan(32, 128, 4)
+    assert (plan.tile_width, plan.tile_height) == (64, 16)
+    assert (len(plan.lefts), len(plan.tops)) == (2, 2)
+
+
+def test_overlapping_tiles_are_blended_by_their_weights():
+    class Column(AnySizeNetwork):
+        """The logit is the pixel's column in the tile, so neighbouring tiles contradict each other."""
+
+        def padded_logits(self, images: Tensor) -> Tensor:
+            columns = torch.arange(images.shape[3], dtype=images.dtype)
+            return columns.expand(len(images), 1, *images.shape[2:])
+
+    predictor = make_predictor(Column(2), Tiling((4, 2), 0, 2), keep_probability=True)
+    left, right = 1 / (1 + np.exp(-np.arange(4.0))), 1 / (1 + np.exp(-np.arange(4.0)))
+    weights = np.array([0.5, 1, 1, 0.5])
+    # Windows start at 0 and 2: columns 2 and 3 of the first are 0 and 1 of the second.
+    middle = (weights[2:] * left[2:] + weights[:2] * right[:2]) / (weights[2:] + weights[:2])
+    expected = np.concatenate([left[:2], middle, right[2:]])
+    probability = predict_one(predictor, random_photo(2, 6)).probability
+    np.testing.assert_allclose(probability, np.stack([expected, expected]), atol=1e-6)
+
+
+def test_each_channel_is_normalised_by_its_own_statistics():
+    class Channels(AnySizeNetwork):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            return images[:, :1] + 10 * images[:, 1:2] - 5 * images[:, 2:]
+
+    mean, deviation = np.array([0.1, 0.2, 0.6]), np.array([0.5, 0.25, 0.3])
+    model = make_model(Channels(4), tuple(mean), tuple(deviation))
+    photo = random_photo(9, 7)
+    result = predict_one(Predictor(model, CPU, torch.float32, WHOLE, keep_probability=True), photo)
+    red, green, blue = np.moveaxis((photo.pixels / 255 - mean) / deviation, 2, 0)
+    expected = 1 / (1 + np.exp(-(red + 10 * green - 5 * blue)))
+    np.testing.assert_allclose(result.probability, expected, atol=2e-6)
+
+
+def test_a_photo_is_padded_with_its_last_row_and_column(small_network):
+    photo = random_photo(13, 6)
+    result = predict_one(make_predictor(small_network, keep_probability=True), photo)
+    padded = np.pad(photo.pixels, ((0, 3), (0, 2), (0, 0)), mode="edge")
+    images = torch.from_numpy((padded / 255 - 0.5) / 0.5).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        expected = torch.sigmoid(small_network.padded_logits(images))[0, 0, :13, :6].numpy()
+    np.testing.assert_allclose(result.probability, expected, atol=1e-5)
+
+
+# A photo's company
+
+
+SIZES = [(16, 24), (16, 24), (30, 24), (16, 24), (9, 5), (40, 47), (30, 24), (16, 24), (41, 47), (16, 23)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((24, 16), 0, 8)], ids=["whole", "tiles"])
+def test_results_do_not_depend_on_a_photos_company(small_network, batch, tiling, dtype):
+    photos = [random_photo(*size, seed) for seed, size in enumerate(SIZES)]
+
+    def predict(chosen):
+        predictor = make_predictor(small_network, tiling, dtype, batch=batch, keep_probability=True)
+        results = {result.photo.ref.key: result for result in predictor.predict(chosen)}
+        assert results.keys() == {photo.ref.key for photo in chosen}
+        assert predictor.dtype == dtype
+        return results
+
+    alone = {key: result for photo in photos for key, result in predict([photo]).items()}
+    assert len({result.mask.rows.tobytes() for result in alone.values()}) == len(photos)
+    for order in (range(10), range(9, -1, -1), np.random.default_rng(batch).permutation(10), [3, 4, 8]):
+        for key, result in predict([photos[place] for place in order]).items():
+            np.testing.assert_array_equal(result.mask.rows, alone[key].mask.rows)
+            np.testing.assert_array_equal(result.probability, alone[key].probability)
+            assert result.expected_dice == alone[key].expected_dice
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_batches_always_have_the_planned_shape(batch):
+    shapes = collections.Counter()
+
+    class Watching(Redness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            shapes[tuple(images.shape)] += 1
+            return super().padded_logits(images)
+
+    photos = [random_photo(20, 12, seed) for seed in range(25)] + [random_photo(8, 12)]
+    assert_red_masks(make_predictor(Watching(), batch=batch).predict(photos), photos)
+    assert shapes == {(batch, 3, 20, 12): -(-25 // batch), (batch, 3, 8, 12): 1}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.sampled_from([(16, 16), (12, 20), (33, 18), (4, 4), None]), max_size=14),
+    st.integers(1, 5),
+    st.sampled_from([WHOLE, Tiling((16, 16), 0, 4)]),
+)
+def test_every_photo_comes_back_once_and_failures_pass_by(sizes, batch, tiling):
+    stream = [
+        Failure(ImageRef(f"failure {place}", Path("f")), "decode", "no JPEG")
+        if size is None
+        else random_photo(*size, place)
+        for place, size in enumerate(sizes)
+    ]
+    failures = [item for item in stream if isinstance(item, Failure)]
+    results = list(make_predictor(Redness(), tiling, batch=batch).predict(iter(stream)))
+    assert [result for result in results if isinstance(result, Failure)] == failures
+    photos = [item for item in stream if isinstance(item, Photo)]
+    assert_red_masks([result for result in results if isinstance(result, Prediction)], photos)
+
+
+def test_photos_of_one_size_keep_their_order():
+    photos = [random_photo(40, 30, seed) for seed in range(11)]
+    results = make_predictor(Redness(), Tiling((16, 16), 0, 4), batch=5).predict(photos)
+    assert [result.photo.ref.key for result in results] == [photo.ref.key for photo in photos]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 4)], ids=["whole", "tiles"])
+def test_photos_of_many_sizes_do_not_pile_up(batch, tiling):
+    waiting = most_waiting = 0
+
+    def photos():
+        nonlocal waiting, most_waiting
+        for place in range(60):
+            photo = random_photo(20 + 4 * (place % 10), 20 + 4 * (place // 10))
+            waiting += photo.pixels[:, :, 0].size
+            most_waiting = max(most_waiting, waiting)
+            yield photo
+
+    largest = 56 * 40
+    for result in make_predictor(Redness(), tiling, batch=batch).predict(photos()):
+        waiting -= result.photo.pixels[:, :, 0].size
+    assert waiting == 0
+    # What fills two batches, and the photo that came on top.
+    assert most_waiting <= 2 * batch * (largest if tiling is WHOLE else 16 * 16) + largest
+    if batch == 1:
+        assert most_waiting == largest
+
+
+def test_the_first_result_does_not_wait_for_the_whole_folder():
+    pulled = 0
+
+    def photos():
+        nonlocal pulled
+        for place in range(1000):
+            pulled += 1
+            yield random_photo(40, 4 * (place + 10))
+
+    next(make_predictor(Redness(), batch=4).predict(photos()))
+    # Two batches of the largest so far have 8 x 40 x 4 (9 + pulled) pixels; 15 photos together have more.
+    assert pulled <= 15
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_left_halfway_does_not_mix_with_the_next(batch):
+    photos = [random_photo(16, 16, seed) for seed in range(9)]
+    predictor = make_predictor(Redness(), batch=batch)
+    for _ in predictor.predict(photos):
+        break
+    other = random_photo(16, 16, 99)
+    np.testing.assert_array_equal(predictor.mask(other.pixels), red_mask(other))
+    assert_red_masks(predictor.predict(photos), photos)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_image_can_be_masked_while_a_stream_is_going_on(batch):
+    photos = [random_photo(16, 16 + 4 * (seed % 2), seed) for seed in range(9)]
+    predictor = make_predictor(Redness(), batch=batch)
+    other = random_photo(16, 16, 99)
+    results = []
+    for result in predictor.predict(photos):
+        results.append(result)
+        np.testing.assert_array_equal(predictor.mask(other.pixels), red_mask(other))
+    assert_red_masks(results, photos)
+
+
+def test_photos_are_not_changed_and_inference_mode_does_not_leak(small_network):
+    photos = [random_photo(30, 22, seed) for seed in range(3)]
+    before = [photo.pixels.copy() for photo in photos]
+    for _ in make_predictor(small_network, Tiling((16, 16), 0, 4), flip=True).predict(photos):
+        assert not torch.is_inference_mode_enabled()
+    for photo, pixels in zip(photos, before, strict=True):
+        np.testing.assert_array_equal(photo.pixels, pixels)
+
+
+# Thresholds and packing
+
+
+class Half(AnySizeNetwork):
+    """A probability of exactly one half everywhere."""
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        return images[:, :1] * 0
+
+
+@pytest.mark.parametrize(("threshold", "is_car"), [(0.4999, True), (0.5, False), (0.5001, False), (0, True)])
+def test_a_pixel_is_car_above_the_threshold_not_at_it(threshold, is_car):
+    mask = make_predictor(Half(4), threshold=threshold).mask(random_photo(5, 6).pixels)
+    assert mask.dtype == np.bool_
+    assert mask.shape == (5, 6)
+    assert (mask == is_car).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.booleans())
+@example(5, 9, 1.0, False)
+@example(5, 9, 0.0, True)
+def test_packed_rows_are_the_thresholded_probabilities(height, width, threshold, tiled):
+    tiling = Tiling((8, 8), 0, 4) if tiled else WHOLE
+    predictor = make_predictor(Redness(), tiling, threshold=threshold, keep_probability=True)
+    result = predict_one(predictor, random_photo(height, width))
+    expected = np.packbits(result.probability > np.float32(threshold), axis=1)
+    assert result.mask.rows.dtype == np.uint8
+    assert result.mask.width == width
+    np.testing.assert_array_equal(result.mask.rows, expected)
+
+
+def test_the_probability_is_kept_only_where_it_is_asked_for():
+    assert predict_one(make_predictor(Redness()), random_photo(5, 5)).probability is None
+
+
+@settings(deadline=None)
+@given(st.tuples(st.integers(1, 6), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape)))
+def test_bits_are_packed_alike_on_every_device(mask):
+    expected = np.packbits(mask, axis=1)
+    for packed in (pack_bits(torch.from_numpy(mask)), pack_bits_on_device(torch.from_numpy(mask)).numpy()):
+        assert packed.dtype == np.uint8
+        np.testing.assert_array_equal(packed, expected)
+
+
+# Running out of memory
+
+
+TILED = Tiling((32, 32), 0, 4)
+PHOTO_SIZES = [(64, 64), (64, 64), (30, 70), (64, 64), (9, 9), (64, 60)]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+@pytest.mark.parametrize("most_images", [1, 2, 3])
+def test_fewer_images_at_a_time_when_memory_runs_out(most_images, error):
+    photos = [random_photo(*size, seed) for seed, size in enumerate(PHOTO_SIZES)]
+    predictor = make_predictor(Limited(most_images, error=error), TILED, batch=8)
+    with time_limit(60):
+        assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.batch == (2 if most_images == 3 else most_images)
+    assert predictor.warnings == [
+        f"out of memory: going on with batches of {batch}" for batch in (4, 2, 1) if batch >= predictor.batch
+    ]
+    assert predictor.tiling == TILED
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+@pytest.mark.parametrize("most_pixels", [1000, 300, 64])
+@pytest.mark.parametrize("tiling", [TILED, WHOLE, Tiling(None, 32 * 32, 4)], ids=["size", "whole", "auto"])
+def test_smaller_tiles_when_memory_runs_out(tiling, most_pixels, error):
+    tiling = Tiling(tiling.tile, tiling.most_pixels, 4)
+    photos = [random_photo(*size, seed) for seed, size in enumerate(PHOTO_SIZES)]
+    predictor = make_predictor(Limited(most_pixels=most_pixels, error=error), tiling, batch=2)
+    with time_limit(60):
+        assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.batch == 1
+    assert predictor.warnings[0] == "out of memory: going on with batches of 1"
+    assert "going on with tiles of at most" in predictor.warnings[-1]
+    # Halving goes no further than it has to.
+    assert predictor.tiling.most_pixels <= most_pixels or predictor.tiling.most_pixels < 2 * most_pixels
+    assert predictor.tiling.most_pixels > most_pixels // 4
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_memory_that_runs_out_once_at_any_call_costs_no_photo(call):
+    calls = []
+
+    class Once(Redness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            calls.append(images.shape)
+            if len(calls) == call + 1:
+                raise torch.OutOfMemoryError(GPU_TEXT)
+            return super().padded_logits(images)
+
+    photos = [random_photo(*size, seed) for seed, size in enumerate([(40, 40), (40, 40), (20, 50), (40, 40)])]
+    predictor = make_predictor(Once(), Tiling((32, 32), 0, 4), batch=1)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert len(predictor.warnings) == 1
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("tiling", [TILED, WHOLE, Tiling(None, 32 * 32, 256)], ids=["size", "whole", "auto"])
+def test_memory_that_never_suffices_ends_the_run_with_advice(tiling, batch, error):
+    photos = [random_photo(*size, seed) for seed, size in enumerate(PHOTO_SIZES)]
+    predictor = make_predictor(Limited(most_pixels=0, error=error), tiling, batch=batch)
+    with time_limit(60), pytest.raises(CarvanaBatchError, match=r"not enough memory on cpu .* --overlap"):
+        list(predictor.predict(photos))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another shape"), ValueError("x"), KeyError("out of memory")])
+def test_other_errors_are_not_taken_for_a_lack_of_memory(error):
+    predictor = make_predictor(Limited(most_images=0, error=error), TILED, batch=4)
+    with pytest.raises(type(error)) as caught:
+        list(predictor.predict([random_photo(64, 64)]))
+    assert str(caught.value) == str(error)
+    assert predictor.warnings == []
+
+
+# Precision
+
+
+class WrongInHalf(Redness):
+    """In half precision something becomes of the logits where the photo is bright."""
+
+    def __init__(self, spoil, level: float = -2.0) -> None:
+        super().__init__()
+        self.spoil, self.level = spoil, level
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        logits = super().padded_logits(images)
+        if images.dtype == torch.bfloat16:
+            logits = torch.where(images[:, :1] > self.level, self.spoil(logits), logits)
+        return logits
+
+
+def red_photo(reds: list[int], seed: int) -> Photo:
+    """20 x 24 pixels of these values of red."""
+    pixels = np.random.default_rng(seed).choice(np.array(reds, np.uint8), (20, 24, 3))
+    return Photo(ImageRef(f"red {seed}", Path(f"{seed}.jpg")), pixels)
+
+
+NOT_FINITE = {
+    "inf": lambda logits: logits * float("inf"),
+    "minus inf": lambda logits: logits.abs() * -float("inf"),
+    "nan": lambda logits: logits * float("nan"),
+    "both": lambda logits: torch.where(logits.cumsum(3) > 200, float("inf"), -float("inf")).to(logits.dtype),
+}
+
+
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((12, 12), 0, 4)], ids=["whole", "tiles"])
+@pytest.mark.parametrize("spoil", NOT_FINITE.values(), ids=NOT_FINITE)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_output_that_is_not_finite_in_bfloat16_is_tried_again_in_float32(spoil, tiling, batch):
+    photos = [red_photo([50, 200] if seed % 3 else [50, 200, 250], seed) for seed in range(1, 8)]
+    model = WrongInHalf(spoil, level=0.9)
+    predictor = make_predictor(model, tiling, torch.bfloat16, batch=batch, keep_probability=True)
+    # The first batch is harmless, so that bfloat16 itself is not given up.
+    harmless = [red_photo([50, 200], seed) for seed in range(100, 100 + batch)]
+    results = list(predictor.predict(harmless + photos))
+    assert predictor.dtype == torch.bfloat16
+    assert_red_masks(results, harmless + photos)
+    exact = make_predictor(Redness(), tiling, keep_probability=True)
+    for result in results:
+        expected = predict_one(exact, result.photo).probability
+        if (result.photo.pixels[:, :, 0] == 250).any():
+            np.testing.assert_array_equal(result.probability, expected)
+        else:
+            assert np.abs(result.probability - expected).max() < 0.01
+
+
+class NeverFinite(Redness):
+    """One logit of every photo with a red of 255 is not finite."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        return torch.where(images[:, :1] > 0.99, self.value, super().padded_logits(images))
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"batch": 3}])
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((12, 12), 0, 4)], ids=["whole", "tiles"])
+def test_output_that_is_never_finite_is_a_failure_not_a_mask(value, dtype, options, tiling):
+    photos = [red_photo([50, 200], seed) for seed in range(6)]
+    bad = [photos[2], photos[5]]
+    for photo in bad:
+        photo.pixels[17, 3, 0] = 255
+    predictor = make_predictor(NeverFinite(value), tiling, dtype, **options)
+    results = list(predictor.predict(photos))
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert sorted(failure.ref.key for failure in failures) == ["red 2", "red 5"]
+    assert {failure.stage for failure in failures} == {"predict"}
+    assert all("not finite" in failure.reason for failure in failures)
+    good = [photo for photo in photos if photo not in bad]
+    assert_red_masks([result for result in results if isinstance(result, Prediction)], good)
+    with pytest.raises(CarvanaBatchError, match="not finite"):
+        predictor.mask(bad[0].pixels)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_mirrored_pass_is_checked_too(place):
+    class OneSided(Redness):
+        """Not finite where the first pixel of the photo, or of the mirrored one, has a red of 255."""
+
+        def padded_logits(self, images: Tensor) -> Tensor:
+            logits = super().padded_logits(images)
+            spoilt = images[:, 0, 0, 0].reshape(-1, 1, 1, 1) > 0.999
+            return torch.where(spoilt, float("inf"), logits)
+
+    photo = red_photo([50, 200], 0)
+    photo.pixels[0, [0, -1][place], 0] = 255
+    (result,) = make_predictor(OneSided(), flip=True).predict([photo])
+    assert isinstance(result, Failure)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    "spoil", [lambda logits: -logits, lambda logits: logits * float("nan"), torch.zeros_like]
+)
+def test_a_network_that_goes_wrong_in_bfloat16_is_run_in_float32(spoil, batch):
+    photos = [random_photo(20, 24, seed) for seed in range(6)]
+    predictor = make_predictor(WrongInHalf(spoil), WHOLE, torch.bfloat16, batch=batch, keep_probability=True)
+    results = list(predictor.predict(photos))
+    assert predictor.dtype == torch.float32
+    assert len(predictor.warnings) == 1
+    assert "using float32" in predictor.warnings[0]
+    assert_red_masks(results, photos)
+    exact = make_predictor(Redness(), WHOLE, batch=batch, keep_probability=True)
+    for result, expected in zip(results, exact.predict(photos), strict=True):
+        np.testing.assert_array_equal(result.probability, expected.probability)
+
+
+def test_a_network_that_is_right_in_bfloat16_stays_there():
+    photos = [red_photo([50, 200], seed) for seed in range(6)]
+    predictor = make_predictor(Redness(), WHOLE, torch.bfloat16, batch=4)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.dtype == torch.bfloat16
+    assert predictor.warnings == []
+
+
+def test_the_empty_places_of_a_batch_do_not_take_part_in_the_check():
+    # Black is wrong in bfloat16 here, and the empty places are grey, which is right.
+    spoil = WrongInHalf(lambda logits: -logits, level=0.5)
+    photos = [red_photo([250], 0)]
+    predictor = make_predictor(spoil, WHOLE, torch.bfloat16, batch=64)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("limits", [{"most_images": 1}, {"most_pixels": 300}])
+def test_a_check_for_which_memory_did_not_suffice_is_made_up_for(limits):
+    class LimitedAndWrong(Limited):
+        """float32 takes too much memory at first, and bfloat16 is wrong."""
+
+        def padded_logits(self, images: Tensor) -> Tensor:
+            logits = super().padded_logits(images)
+            return -logits if images.dtype == torch.bfloat16 else logits
+
+    photos = [random_photo(32, 32, seed) for seed in range(6)]
+    network = LimitedAndWrong(**limits, dtypes=[torch.float32])
+    predictor = make_predictor(network, Tiling((32, 32), 0, 4), torch.bfloat16, batch=4)
+    with time_limit(60):
+        assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.dtype == torch.float32
+
+
+def test_the_check_takes_no_more_float32_images_at_a_time_than_one():
+    network = Limited(most_images=1, dtypes=[torch.float32])
+    photos = [red_photo([50, 200], seed) for seed in range(6)]
+    predictor = make_predictor(network, WHOLE, torch.bfloat16, batch=4)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert (predictor.batch, predictor.warnings) == (4, [])
+
+
+# Mirrored photos
+
+
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 8)], ids=["whole", "tiles"])
+def test_flip_averages_the_photo_and_its_mirror_image(small_network, tiling):
+    photo = random_photo(20, 16)
+    plain = predict_one(make_predictor(small_network, tiling, keep_probability=True), photo)
+    flipped = predict_one(make_predictor(small_network, tiling, flip=True, keep_probability=True), photo)
+    mirrored_photo = Photo(photo.ref, np.ascontiguousarray(photo.pixels[:, ::-1]))
+    mirrored = predict_one(make_predictor(small_network, tiling, keep_probability=True), mirrored_photo)
+    expected = (plain.probability + mirrored.probability[:, ::-1]) / 2
+    assert np.abs(plain.probability - expected).mean() > 0.01
+    np.testing.assert_allclose(flipped.probability, expected, atol=1e-5)
+    np.testing.assert_array_equal(flipped.mask.to_bool(), flipped.probability > 0.5)
+
+
+# Single images
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((1, 4, 5, 3), np.uint8),
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((4, 5, 3), np.int8),
+        np.zeros((4, 5, 3), bool),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((4, 0, 3), np.uint8),
+    ],
+    ids=lambda pixels: f"{pixels.shape} {pixels.dtype}",
+)
+def test_images_of_another_shape_or_dtype_are_refused(pixels):
+    with pytest.raises(ValueError, match="expected"):
+        make_predictor(Redness()).mask(pixels)
+
+
+def test_read_only_turned_and_mirrored_arrays_are_taken():
+    photo = random_photo(12, 9)
+    predictor = make_predictor(Redness())
+    read_only = photo.pixels.copy()
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(predictor.mask(read_only), red_mask(photo))
+    backwards = np.ascontiguousarray(photo.pixels[..., ::-1])
+    np.testing.assert_array_equal(predictor.mask(backwards[..., ::-1]), red_mask(photo))
+    np.testing.assert_array_equal(predictor.mask(photo.pixels[::-1, ::2]), red_mask(photo)[::-1, ::2])
+    turned = predictor.mask(photo.pixels.transpose(1, 0, 2))
+    np.testing.assert_array_equal(turned, red_mask(photo).T)
+
+
+# Expected Dice
+
+
+def dice_of(probabilities, mask) -> float:
+    return expected_dice(torch.tensor(probabilities, dtype=torch.float32), torch.tensor(mask))
+
+
+def test_expected_dice_by_hand():
+    # 2 x (0.9 + 0.6) / (2 + 0.9 + 0.2 + 0.6 + 0.4)
+    assert dice_of([[0.9, 0.2], [0.6, 0.4]], [[True, False], [True, False]]) == pytest.approx(3 / 4.1)
+    assert dice_of([[1.0, 0.0, 1.0]], [[True, False, True]]) == 1
+    assert dice_of([[1.0, 0.0]], [[False, True]]) == 0
+    assert dice_of([[0.3, 0.2]], [[False, False]]) == 0
+    assert dice_of([[0.0, 0.0]], [[False, False]]) == 1
+
+
+def test_a_prediction_tells_its_expected_dice():
+    photo = random_photo(40, 30)
+    for tiling in (WHOLE, Tiling((16, 16), 0, 4)):
+        probability, mask = red_probability(photo), red_mask(photo)
+        expected = 2 * probability[mask].sum() / (mask.sum() + probability.sum())
+        result = predict_one(make_predictor(Redness(), tiling), photo)
+        assert result.expected_dice == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("doubt", [0.05, 0.5, 2.0])
+def test_expected_dice_is_the_mean_dice_of_many_possible_truths(doubt):
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:60j, -1:1:80j]
+    distance = 0.6 - np.hypot(rows, columns) + 0.1 * rng.standard_normal((60, 80))
+    probability = 1 / (1 + np.exp(-distance / (0.1 * doubt)))
+    mask = probability > 0.5
+    truths = rng.random((300, 60, 80)) < probability
+    dices = 2 * (truths & mask).sum((1, 2)) / (truths.sum((1, 2)) + mask.sum())
+    assert dice_of(probability, mask) == pytest.approx(dices.mean(), abs=0.01)

@@ -25,6 +25,9 @@ from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 PREFETCHED_PHOTOS = 2
 """Decoded photos that each worker keeps ready."""
 
+FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
+"""Signals that a terminal or a batch system may send to all processes, but that are for the main one."""
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -89,24 +92,35 @@ class _Decoding(Dataset[_Decoded]):
                 read_image(path, pixel_limit=self.options.pixel_limit, apply_exif=self.options.apply_exif)
             )
         except ImageError as error:
-            pixels = str(error)
+            pixels = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
         except MemoryError:
-            pixels = f"{shown(path)} does not fit into the memory that is free"
+            pixels = "does not fit into the memory that is free"
         return _Decoded(index, pixels, size, changed, time.perf_counter() - start)
+
+
+def _heed_main_process(_worker: int) -> None:
+    """In a worker: SIGTERM is blocked, but from the main process it means to end."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    if signal.SIGTERM in FOR_MAIN_PROCESS:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager
 def _workers_starting() -> Iterator[None]:
-    """Keep Ctrl-C and SIGTERM, which may go to all processes at once, from the workers that start meanwhile,
-    and torch from raising errors at any line.
+    """Keep signals for the main process from the workers that start meanwhile, which inherit that they are
+    blocked; and torch from raising errors at any line.
 
-    Both signals are for the main process to act on; workers inherit that they are blocked. torch's handler of
-    SIGCHLD would raise in the midst of whatever the main thread does when a worker dies. Without it the death
-    shows when the next photo does not come.
+    torch's handler of SIGCHLD would raise in the midst of whatever the main thread does when a worker dies.
+    Without it the death shows when the next photo does not come.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_MAIN_PROCESS)
     try:
         yield
     finally:
@@ -144,9 +158,8 @@ class PhotoLoader:
         """Decode one photo in a worker of its own."""
         for decoded in self._decode(range(position, position + 1), 1):
             return self._result(decoded)
-        ref = self.table[position]
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
-        return Failure(ref, "decode", f"{shown(ref.path)}: {reason}")
+        return Failure(self.table[position], "decode", reason)
 
     def _decode(self, indexes: range, workers: int) -> Iterator[_Decoded]:
         """Decode in the order of the indexes; ends early if a worker dies."""
@@ -159,6 +172,7 @@ class PhotoLoader:
                 sampler=indexes,
                 num_workers=workers,
                 prefetch_factor=PREFETCHED_PHOTOS if workers else None,
+                worker_init_fn=_heed_main_process,
             )
             with _workers_starting():
                 photos = iter(loader)

@@ -16,7 +16,6 @@ from PIL import Image
 from carvana_batch import rle
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.images import read_mask
-from carvana_batch.inputs import shown
 from carvana_batch.journal import Entry, write_error
 from carvana_batch.metrics import SizeError, count
 from carvana_batch.png import encode_mask
@@ -139,10 +138,8 @@ def encode_extra(kind: str, prediction: Prediction, threshold: float) -> bytes:
         draw = {"overlay": draw_overlay, "panel": draw_panel}[kind]
         picture = draw(pixels, prediction.mask.to_bool())
         if max(picture.shape) > JPEG_LONGEST_SIDE:
-            raise ImageError(
-                f"{shown(prediction.photo.ref.path)} is too large for {kind}: a JPEG cannot have"
-                f" {picture.shape[1]}x{picture.shape[0]} pixels"
-            )
+            size = f"{picture.shape[1]}x{picture.shape[0]}"
+            raise ImageError(f"is too large for --save {kind}: a JPEG cannot have {size} pixels")
         Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 

@@ -1,5 +1,6 @@
 import collections
 import io
+import json
 import os
 import pickle
 import random
@@ -61,9 +62,9 @@ def write_with_header(path: Path, weights, **changes) -> None:
         "network": "tiny",
         "mean": "[0.5, 0.5, 0.5]",
         "deviation": "[0.5, 0.5, 0.5]",
-        "digest": weights_digest(weights),
         **changes,
     }
+    header.setdefault("digest", weights_digest(weights, {key: text for key, text in header.items() if text}))
     kept = {key: value for key, value in header.items() if value is not None}
     safetensors.torch.save_file(weights, path, kept)
 
@@ -81,7 +82,8 @@ def test_round_trip(saved, weights):
     assert model.mean == MEAN
     assert model.deviation == DEVIATION
     assert model.notes == {"licence": "CC0", "val": "0.99"}
-    assert model.digest == weights_digest(weights)
+    header = {"network": "tiny", "mean": json.dumps(MEAN), "deviation": json.dumps(DEVIATION)}
+    assert model.digest == weights_digest(weights, header)
     assert not model.network.training
     assert_same_weights(model.network, weights)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
@@ -98,6 +100,9 @@ def test_the_digest_tells_apart_what_differs_and_nothing_else(weights):
         {**weights, "renamed": weights[key]},
     ):
         assert weights_digest(changed) != digest
+    for entry in ("network", "mean", "deviation"):
+        assert weights_digest(weights, {entry: "[0.5, 0.5, 0.4]"}) != digest
+    assert weights_digest(weights, {"val": "0.99"}) == digest
     turned = weights[key].expand(2, -1, -1, -1).transpose(0, 1)
     assert weights_digest({key: turned}) == weights_digest({key: turned.contiguous()})
 
@@ -292,11 +297,14 @@ def test_the_message_does_not_explain_how_to_run_the_code(tmp_path):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("suffix", [".pt", ".PTH"])
-def test_a_foreign_state_dict_is_recognised_by_its_tensors(tmp_path, weights, wrapped, zipped, suffix):
+def test_a_foreign_state_dict_is_recognised_by_its_tensors(
+    tmp_path, weights, wrapped, zipped, protocol, suffix
+):
     path = tmp_path / f"weights{suffix}"
     content = {"epoch": 3, "state_dict": weights, "lr": [0.1]} if wrapped else weights
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     model = load_model(path)
     assert model.name == "tiny"
     assert (model.mean, model.deviation) == (PLAIN_MEAN, PLAIN_DEVIATION)

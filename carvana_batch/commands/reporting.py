@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from carvana_batch.report.run_report import RunReport
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_DRAWINGS = 0.1
 NAMES_SHOWN = 10
 PLANNED_SHOWN = 5
 SHOW_CURSOR = b"\x1b[?25h"
@@ -45,7 +46,7 @@ class Reporter:
         self.quiet, self.to_stderr = quiet, to_stderr
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
-        self._began = self._last_line = time.monotonic()
+        self._began = self._last_told = time.monotonic()
 
     def __enter__(self) -> Reporter:
         return self
@@ -78,7 +79,7 @@ class Reporter:
 
     def _start(self, line: str, progress: Progress) -> None:
         self.say(line)
-        self._began = self._last_line = time.monotonic()
+        self._began = self._last_told = time.monotonic()
         if self.quiet or not sys.stderr.isatty():
             return
         self._bar = RichProgress(
@@ -89,6 +90,7 @@ class Reporter:
             TextColumn("{task.fields[failures]}"),
             console=Console(stderr=True),
             expand=True,
+            auto_refresh=False,  # a thread that draws could hold a lock while a worker is forked
         )
         self._task = self._bar.add_task("", total=progress.total, rate="", failures="")
         self._bar.start()
@@ -100,8 +102,11 @@ class Reporter:
         failures = f"{progress.failed:,} failed" if progress.failed else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
+            if now - self._last_told >= SECONDS_BETWEEN_DRAWINGS:
+                self._last_told = now
+                self._bar.refresh()
+        elif now - self._last_told >= SECONDS_BETWEEN_LINES:
+            self._last_told = now
             left = timedelta(seconds=round((progress.total - finished) / rate))
             words = [f"{finished:,} of {progress.total:,} photos", f"{rate:.1f}/s", f"{left} left", failures]
             if not self.quiet:

@@ -20,6 +20,9 @@ from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.records import ModelError
 
 FORMAT = "carvana-batch weights 1"
+DESCRIBING = ("network", "mean", "deviation")
+"""What the digest covers of the header: a change of these changes every mask."""
+
 PLAIN_MEAN = (0.5, 0.5, 0.5)
 PLAIN_DEVIATION = (0.5, 0.5, 0.5)
 FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
@@ -30,7 +33,7 @@ class Model:
     """A network with its weights (float32, in evaluation mode) and what its input must look like.
 
     ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1].
-    ``digest`` is the SHA-256 of the weights, by which a resumed run recognises them; ``notes`` holds the
+    ``digest`` is a SHA-256 of all that, by which a resumed run recognises the model; ``notes`` holds the
     rest of the header: training data, val result, licence.
     """
 
@@ -42,9 +45,11 @@ class Model:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def weights_digest(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of the tensors, in the order of their names."""
-    digest = hashlib.sha256()
+def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
+    """SHA-256 over network, mean and deviation of the header, and over the names, dtypes, shapes and bytes of
+    the tensors, in the order of their names."""
+    described = [(header or {}).get(key, "") for key in DESCRIBING]
+    digest = hashlib.sha256("\n".join(described).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -67,8 +72,8 @@ def save_model(
         "network": name,
         "mean": json.dumps(mean),
         "deviation": json.dumps(deviation),
-        "digest": weights_digest(weights),
     }
+    header["digest"] = weights_digest(weights, header)
     content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
     with atomic_writer(path) as file:
         file.write(content)
@@ -103,9 +108,11 @@ def load_model(name_or_path: str | Path) -> Model:
 def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) -> Model:
     if header.pop("format", None) != FORMAT:
         return _recognise(path, weights)
-    digest = weights_digest(weights)
+    digest = weights_digest(weights, header)
     if header.pop("digest", None) != digest:
-        raise ModelError(f"{path}: the weights do not match the checksum in the header; the file is damaged")
+        raise ModelError(
+            f"{path}: its content does not match the checksum in the header; the file is damaged"
+        )
     name = header.pop("network", "")
     if name not in NETWORKS:
         raise ModelError(f"{path}: made for the network {name!r}; known are {', '.join(NETWORKS)}")

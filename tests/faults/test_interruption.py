@@ -1,0 +1,259 @@
+"""Real processes that are killed, stopped and started beside each other."""
+
+import fcntl
+import itertools
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import struct
+import termios
+
+import pytest
+from helpers import results_in, wait_for, write_photo
+from PIL import Image
+
+PREDICT = ("predict", "images", "out", "--precision", "fp32")
+
+
+@pytest.fixture
+def here(tmp_path, drawn):
+    """A folder with two small photos in ``images``."""
+    folder = tmp_path / "here"
+    (folder / "images").mkdir(parents=True)
+    for name in ("car0.jpg", "car1.jpg"):
+        shutil.copy2(drawn / "images" / name, folder / "images")
+    return folder
+
+
+@pytest.fixture
+def crowd(tmp_path, drawn):
+    """A folder with sixty small photos in ``images``, enough to be interrupted among them."""
+    folder = tmp_path / "crowd"
+    for number in range(60):
+        target = folder / "images" / f"{number % 3}" / f"{number:02}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", target)
+    return folder
+
+
+def undisturbed(zygote, folder, *options):
+    """The results of a run that nothing disturbs, in a copy of ``folder``."""
+    copy = folder.with_name("undisturbed")
+    shutil.copytree(folder, copy)
+    finished = zygote.run(copy, *PREDICT, *options)
+    assert finished.code == 0, finished
+    return results_in(copy / "out")
+
+
+def journaled(out):
+    """The keys of the whole lines of the journals."""
+    keys = set()
+    for journal in (out / ".carvana-batch").glob("journal-*"):
+        for line in journal.read_text().splitlines():
+            if line.endswith("}"):
+                keys.add(json.loads(line)["key"])
+    return keys
+
+
+def masks_in(folder):
+    return list((folder / "out").rglob("[!.]*.png"))
+
+
+@pytest.mark.slow
+def test_killed_before_any_change_it_makes_and_started_again(zygote, here):
+    options = ("--workers", "0", "--save", "overlay", "--rle", "out/rows.csv")
+    expected = undisturbed(zygote, here, *options)
+    assert {"car0.png", "_overlay/car1.jpg", "report.csv", "rows.csv"} <= expected.keys()
+    for number in itertools.count(1):
+        shutil.rmtree(here / "out", ignore_errors=True)
+        killed = zygote.run(here, *PREDICT, *options, kill_at=number)
+        if killed.code == 0:
+            break
+        assert (killed.code, killed.stderr) == (-signal.SIGKILL, "")
+        done = journaled(here / "out")
+        resumed = zygote.run(here, *PREDICT, *options, "--json")
+        assert resumed.code == 0, (number, resumed)
+        told = json.loads(resumed.stdout)
+        assert (told["already_done"], told["done"]) == (len(done), 2 - len(done)), number
+        assert results_in(here / "out") == expected, number
+    assert number > 20
+
+
+@pytest.mark.slow
+def test_killed_while_it_overwrites_and_started_again(zygote, here):
+    expected = undisturbed(zygote, here, "--workers", "0")
+    earlier = ("--workers", "0", "--threshold", "0.1", "--save", "overlay")
+    assert zygote.run(here, *PREDICT, *earlier).code == 0
+    (here / "out" / "mine.png").write_bytes(b"not of a run")
+    shutil.copytree(here / "out", here / "earlier")
+    expected["mine.png"] = b"not of a run"
+    for number in itertools.count(1):
+        shutil.rmtree(here / "out")
+        shutil.copytree(here / "earlier", here / "out")
+        killed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite", kill_at=number)
+        if killed.code == 0:
+            break
+        resumed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite")
+        assert resumed.code == 0, (number, resumed)
+        assert results_in(here / "out") == expected, number
+    assert results_in(here / "out") == expected
+    assert number > 12
+
+
+def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd):
+    expected = undisturbed(zygote, crowd)
+    for masks in (1, 20):
+        process = zygote.start(crowd, *PREDICT, "--workers", "2")
+        wait_for(lambda masks=masks: len(masks_in(crowd)) >= masks)
+        process.send(signal.SIGKILL)
+        assert process.wait().code == -signal.SIGKILL
+    done = journaled(crowd / "out")
+    resumed = zygote.run(crowd, *PREDICT, "--workers", "1", "--json")
+    assert resumed.code == 0, resumed
+    assert json.loads(resumed.stdout)["done"] == 60 - len(done) > 0
+    assert results_in(crowd / "out") == expected
+
+
+def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd):
+    first = zygote.start(crowd, *PREDICT, "--workers", "1")
+    wait_for(lambda: masks_in(crowd))
+    first.send_to_all(signal.SIGSTOP)
+    try:
+        before = results_in(crowd / "out")
+        for options in ((), ("--shard", "1/2"), ("--overwrite",), ("--threshold", "0.1")):
+            second = zygote.run(crowd, *PREDICT, *options)
+            assert (second.code, second.stdout.count("\n")) == (11, 1), options
+            assert re.fullmatch(rf"Error: out is in use by process {first.pid} on .*\n", second.stderr), (
+                options
+            )
+        assert results_in(crowd / "out") == before
+    finally:
+        first.send_to_all(signal.SIGCONT)
+    assert first.wait().code == 0
+
+
+def test_shards_share_a_folder_and_make_what_one_run_makes(zygote, crowd):
+    expected = undisturbed(zygote, crowd)
+    # Its lock file stays: all shards look at the same moment whether it is free.
+    assert zygote.run(crowd, *PREDICT, "--limit", "1").code == 0
+    shards = [zygote.start(crowd, *PREDICT, "--shard", f"{i}/3", "--workers", "0") for i in (1, 2, 3)]
+    for shard in shards:
+        finished = shard.wait()
+        assert finished.code == 0, finished
+    assert results_in(crowd / "out") == expected
+
+
+def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd):
+    shard = zygote.start(crowd, *PREDICT, "--shard", "1/2", "--workers", "0")
+    wait_for(lambda: masks_in(crowd))
+    shard.send(signal.SIGSTOP)
+    try:
+        for options in ((), ("--shard", "1/3"), ("--shard", "1/2")):
+            refused = zygote.run(crowd, *PREDICT, *options)
+            assert (refused.code, f"process {shard.pid} on" in refused.stderr) == (11, True), options
+        other = zygote.run(crowd, *PREDICT, "--shard", "2/2", "--limit", "2")
+        assert other.code == 0, other
+    finally:
+        shard.send(signal.SIGCONT)
+    assert shard.wait().code == 0
+
+
+def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd):
+    process = zygote.start(crowd, *PREDICT, "--workers", "2", tidy=True)
+    wait_for(lambda: masks_in(crowd))
+    process.send_to_all(signal.SIGTERM)
+    finished = process.wait()
+    assert finished.code == 143
+    assert finished.stderr == ""
+    assert finished.stdout.endswith(
+        "Stopped. To go on: carvana-batch predict images out --precision fp32 --workers 2\n"
+    )
+    done = masks_in(crowd)
+    assert 0 < len(done) < 60
+    assert {path.relative_to(crowd / "out").with_suffix("").as_posix() for path in done} == journaled(
+        crowd / "out"
+    )
+    rows = (crowd / "out" / "report.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(done)
+
+
+class Terminal:
+    """A pseudo-terminal of 80 columns: what a process printed there, and keys to press."""
+
+    def __init__(self):
+        self.keys, self.screen = os.openpty()
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.name = os.ttyname(self.screen)
+        self._bytes = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.keys)
+        os.close(self.screen)
+
+    def press(self, key):
+        os.write(self.keys, key)
+
+    @property
+    def printed(self):
+        while select.select([self.keys], [], [], 0)[0]:
+            self._bytes += os.read(self.keys, 65536)
+        return self._bytes.decode()
+
+
+def without_escapes(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_ctrl_c_on_a_terminal(zygote, crowd):
+    expected = undisturbed(zygote, crowd)
+    with Terminal() as terminal:
+        process = zygote.start(crowd, *PREDICT, "--workers", "2", "--overwrite", tty=terminal.name, tidy=True)
+        wait_for(lambda: masks_in(crowd))
+        terminal.press(b"\x03")
+        wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code == 130)
+        printed = terminal.printed
+    lines = without_escapes(printed).replace("\r", "\n").split("\n")
+    assert max(len(line.replace("^C", "")) for line in lines if "━" in line) <= 80
+    assert any(re.search(r"━.* \d+/60 .*/s ", line) for line in lines)
+    assert printed.count("Stopping") == 1
+    assert "Traceback" not in printed
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l") >= 0
+    (resume,) = (line for line in lines if line.startswith("Stopped. To go on: "))
+    program, *arguments = shlex.split(resume.removeprefix("Stopped. To go on: "))
+    assert (program, arguments) == ("carvana-batch", [*PREDICT, "--workers", "2"])
+    done = journaled(crowd / "out")
+    assert len(done) == len(masks_in(crowd)) < 60
+    resumed = zygote.run(crowd, *arguments, "--json")
+    assert (resumed.code, json.loads(resumed.stdout)["done"]) == (0, 60 - len(done))
+    assert results_in(crowd / "out") == expected
+
+
+def test_ctrl_c_pressed_twice_leaves_at_once(zygote, here):
+    write_photo(here / "small.jpg")
+    photo = Image.open(here / "small.jpg").resize((1500, 1000))
+    for number in range(8):
+        photo.save(here / "images" / f"large{number}.jpg")
+    with Terminal() as terminal:
+        process = zygote.start(here, *PREDICT, "--workers", "1", tty=terminal.name)
+        wait_for(lambda: len(masks_in(here)) == 2)  # the large ones are next
+        terminal.press(b"\x03")
+        wait_for(lambda: "Stopping" in terminal.printed)
+        terminal.press(b"\x03")
+        wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code == 130)
+        printed = terminal.printed
+    assert "Traceback" not in printed
+    assert "To go on" not in printed
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l") >= 0
+    done = journaled(here / "out")
+    assert {"car0"} <= done <= {"car0", "car1"}
+    for path in (here / "images").glob("large*"):
+        path.unlink()
+    resumed = zygote.run(here, *PREDICT, "--json")
+    assert (resumed.code, json.loads(resumed.stdout)["already_done"]) == (0, len(done))

@@ -1,0 +1,65 @@
+"""The whole way on real photos: predict, submit, score. Skipped where CARVANA_DATA names no photos."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from carvana_batch.commands import group
+
+DATA = Path(os.environ.get("CARVANA_DATA", ""))
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA / "val" / "images").is_dir(), reason="CARVANA_DATA names no folder with real photos"
+    ),
+]
+
+EVERY = 40
+"""Of 240 photos, 8 a car, these are six of different cars."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Links to a few val photos and their true masks."""
+    folder = tmp_path_factory.mktemp("real")
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for image in sorted((DATA / "val" / "images").glob("*.jpg"))[::EVERY]:
+        (folder / "images" / image.name).symlink_to(image.resolve())
+        mask = (DATA / "val" / "masks" / f"{image.stem}_mask.gif").resolve()
+        (folder / "masks" / mask.name).symlink_to(mask)
+    return folder
+
+
+def run(*arguments):
+    result = CliRunner().invoke(group, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def mean_dice(out, photos, scores):
+    return json.loads(run("score", out, "--gt", photos / "masks", "-o", scores, "--json"))["summary"]["dice"]
+
+
+def test_real_photos_are_masked_well_and_tiles_cost_little(photos, tmp_path):
+    report = json.loads(
+        run(
+            "predict",
+            photos / "images",
+            tmp_path / "out",
+            "--follow-links",
+            "--json",
+            "--gt",
+            photos / "masks",
+        )
+    )
+    whole = mean_dice(tmp_path / "out", photos, tmp_path / "scores.csv")
+    assert whole > 0.99
+    assert report["dice"]["mean"] == pytest.approx(whole, abs=1e-9)
+    tiles = ("--tile", "1024", "--overlap", "256")
+    run("predict", images, tmp_path / "tiles", "--follow-links", *tiles)
+    assert mean_dice(tmp_path / "tiles", photos, tmp_path / "scores.csv") > whole - 0.001

@@ -1,0 +1,282 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import dataloader
+
+from carvana_batch import loader
+from carvana_batch.loader import DecodeOptions, PathTable, PhotoLoader
+from carvana_batch.records import Failure, ImageRef, Photo
+
+OPTIONS = DecodeOptions(pixel_limit=10_000, apply_exif=False)
+
+
+def write_photo(path, value, size=(5, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path, "PNG")
+    return ImageRef(path.stem, path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve photos, whose first pixel's red is their number; 3 and 7 are no photos."""
+    refs = [write_photo(tmp_path / f"{number:02}.png", number) for number in range(12)]
+    refs[3].path.write_text("text")
+    refs[7].path.unlink()
+    return refs
+
+
+def describe(result):
+    """(key, red of the first pixel), or (key, reason) of a failure."""
+    if isinstance(result, Failure):
+        assert result.stage == "decode"
+        return result.ref.key, result.reason
+    return result.ref.key, int(result.pixels[0, 0, 0])
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Look every 0.1 s whether a worker has died, instead of every 5 s."""
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_photos_and_failures_come_in_order(photos, workers):
+    results = list(PhotoLoader(photos, OPTIONS, workers))
+    told = [describe(result) for result in results]
+    assert [key for key, _ in told] == [ref.key for ref in photos]
+    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert told[3][1].startswith("is not an image in a supported format")
+    assert told[7][1] == "does not exist"
+    assert all(result.pixels.shape == (3, 5, 3) for result in results if isinstance(result, Photo))
+    assert all(result.pixels.dtype == np.uint8 for result in results if isinstance(result, Photo))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_options_reach_the_decoder(tmp_path, workers):
+    turned = Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    refs = [ImageRef("turned", tmp_path / "turned.jpg"), write_photo(tmp_path / "large.png", 0, (101, 100))]
+    first, second = PhotoLoader(refs, DecodeOptions(10_000, apply_exif=True), workers)
+    assert first.pixels.shape == (4, 2, 3)
+    assert "more than the limit of 10,000" in second.reason
+    first, second = PhotoLoader(refs, DecodeOptions(10_100, apply_exif=False), workers)
+    assert first.pixels.shape == (2, 4, 3)
+    assert second.pixels.shape == (100, 101, 3)
+
+
+def test_a_photo_knows_the_state_of_its_file_before_it_was_read(tmp_path, monkeypatch):
+    ref = write_photo(tmp_path / "a.png", 1)
+    before = ref.path.stat()
+    read_image = loader.read_image
+
+    def read_and_change(path, **options):
+        pixels = read_image(path, **options)
+        write_photo(path, 2, (50, 30))
+        return pixels
+
+    monkeypatch.setattr(loader, "read_image", read_and_change)
+    (photo,) = PhotoLoader([ref], OPTIONS, 0)
+    assert describe(photo) == ("a", 1)
+    assert (photo.file_bytes, photo.file_time) == (before.st_size, before.st_mtime_ns)
+    assert ref.path.stat().st_size != before.st_size
+
+
+def test_a_photo_that_does_not_fit_into_memory_is_a_failure(tmp_path, monkeypatch):
+    def fail(path, **_options):
+        if path.stem == "b":
+            raise MemoryError
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(loader, "read_image", fail)
+    refs = [write_photo(tmp_path / f"{name}.png", 0) for name in "abc"]
+    told = [describe(result) for result in PhotoLoader(refs, OPTIONS, 0)]
+    assert told[1][1] == "does not fit into the memory that is free"
+    assert [told[0][1], told[2][1]] == [0, 0]
+
+
+def test_the_seconds_of_all_workers_are_added_up(photos, monkeypatch):
+    def slow(_path, **_options):
+        threading.Event().wait(0.02)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(loader, "read_image", slow)
+    for workers in (0, 2):
+        photo_loader = PhotoLoader(photos, OPTIONS, workers)
+        assert len(list(photo_loader)) == 12
+        assert photo_loader.seconds >= 12 * 0.02
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_photo_that_kills_its_worker_costs_itself_alone(photos, monkeypatch, workers):
+    read_image = loader.read_image
+    main = os.getpid()
+
+    def die(path, **options):
+        if path.stem in ("02", "09", "11"):
+            assert os.getpid() != main
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", die)
+    told = [describe(result) for result in PhotoLoader(photos, OPTIONS, workers)]
+    assert [key for key, _ in told] == [ref.key for ref in photos]
+    reasons = {key: value for key, value in told if not isinstance(value, int)}
+    assert list(reasons) == ["02", "03", "07", "09", "11"]
+    assert all(reasons[key].startswith("the process that decoded it died") for key in ("02", "09", "11"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_is_killed_costs_no_photo(photos, monkeypatch, tmp_path):
+    read_image = loader.read_image
+    killed = tmp_path / "killed"
+
+    def die_once(path, **options):
+        if path.stem == "05" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", die_once)
+    told = [describe(result) for result in PhotoLoader(photos, OPTIONS, 2)]
+    assert killed.exists()
+    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+
+
+def test_an_error_in_the_program_is_not_taken_for_a_dead_worker(photos, monkeypatch):
+    def fail(_path, **_options):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(loader, "read_image", fail)
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match="a mistake"):
+            list(PhotoLoader(photos, OPTIONS, workers))
+
+
+def test_more_workers_than_cores_are_no_reason_to_warn(photos):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photo_loader = PhotoLoader(photos[:1], OPTIONS, (os.cpu_count() or 1) + 1)
+        assert len(list(photo_loader)) == 1
+
+
+def test_workers_leave_signals_to_the_main_process(photos, monkeypatch):
+    """They may go to all processes at once: Ctrl-C on a terminal, SIGTERM of a batch system."""
+    read_image = loader.read_image
+
+    def signal_itself(path, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", signal_itself)
+    handler = signal.getsignal(signal.SIGCHLD)
+    results = list(PhotoLoader(photos, OPTIONS, 2))
+    assert sum(isinstance(result, Photo) for result in results) == 10
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_stopping_in_the_midst_ends_the_workers(photos):
+    results = iter(PhotoLoader(photos, OPTIONS, 2))
+    next(results)
+    import multiprocessing
+
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    results.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_it_works_outside_of_the_main_thread(photos):
+    told = []
+
+    def load():
+        told.extend(describe(result)[0] for result in PhotoLoader(photos, OPTIONS, 1))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    assert told == [ref.key for ref in photos]
+
+
+def test_a_table_gives_back_any_name():
+    refs = [
+        ImageRef("a", Path("in/a.jpg")),
+        ImageRef("", Path()),
+        ImageRef("ä\n日", Path("/in/ä\n日.jpg")),
+        ImageRef("\udcff\udc80", Path(os.fsdecode(b"in/\xff\x80.jpg"))),
+    ]
+    table = PathTable(refs)
+    assert len(table) == 4
+    assert [table[index] for index in range(4)] == refs
+    copy = pickle.loads(pickle.dumps(table))  # noqa: S301
+    assert [copy[index] for index in range(4)] == refs
+    assert len(PathTable([])) == 0
+
+
+def test_a_table_of_100_000_photos_is_little_more_than_the_bytes_of_their_names():
+    refs = [ImageRef(f"folder/{n:06}_01", Path(f"/data/photos/folder/{n:06}_01.jpg")) for n in range(100_000)]
+    names = sum(len(ref.key) + len(str(ref.path)) for ref in refs)
+    table = PathTable(refs)
+    assert len(pickle.dumps(table)) < names + 17 * len(refs)
+    assert [table[index] for index in (0, 1, 54_321, 99_999)] == [refs[i] for i in (0, 1, 54_321, 99_999)]
+
+
+def run_python(code, *arguments):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_interrupted_while_they_start_workers_print_nothing(photos):
+    """Forked from a process with handlers of its own, each would print a stack trace."""
+    code = """
+        import os, signal, sys
+        from multiprocessing.process import BaseProcess
+        from pathlib import Path
+        from carvana_batch.loader import DecodeOptions, PhotoLoader
+        from carvana_batch.records import ImageRef
+
+        run = BaseProcess._bootstrap
+
+        def interrupted(self, *arguments, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return run(self, *arguments, **options)
+
+        BaseProcess._bootstrap = interrupted
+        refs = [ImageRef(name, Path(name)) for name in sys.argv[1:]]
+        print(len(list(PhotoLoader(refs, DecodeOptions(1000, False), 2))))
+    """
+    result = run_python(code, *(ref.path for ref in photos))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "12\n", "")
+
+
+def test_workers_of_a_loader_that_nobody_closes_do_not_keep_the_program_from_ending(photos):
+    code = """
+        import sys
+        from pathlib import Path
+        from carvana_batch.loader import DecodeOptions, PhotoLoader
+        from carvana_batch.records import ImageRef
+
+        refs = [ImageRef(name, Path(name)) for name in sys.argv[1:]]
+        results = iter(PhotoLoader(refs, DecodeOptions(1000, False), 2))
+        print(next(results).pixels.shape)
+        held_by_itself = [results]
+        held_by_itself.append(held_by_itself)
+        sys.modules["multiprocessing"].held = held_by_itself
+    """
+    result = run_python(code, *(ref.path for ref in photos))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "(3, 5, 3)\n", "")

@@ -1,0 +1,85 @@
+"""Forks processes of the command line that have imported everything already, as torch takes seconds.
+
+Reads one JSON order a line. {"poll": id} answers the exit code of a process, negative for a signal, or null.
+Any other starts a process and answers its id:
+
+arguments, folder   of the command line, and where it runs
+stdin, stdout, stderr   files; or tty, the name of a terminal that the process shall be alone on
+kill_at   N: it kills itself just before the N-th time that it makes, opens for writing, renames or removes
+          something below its folder
+tidy      whether the interpreter is shut down at the end, for which torch takes longer than for a small run
+"""
+
+import json
+import os
+import signal
+import sys
+
+import carvana_batch.pipeline  # noqa: F401
+from carvana_batch.commands import main
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.options import Options
+from carvana_batch.planning import make_predictor
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = {"os.mkdir", "os.rename"}
+
+
+def kill_at(number, folder):
+    count = 0
+
+    def notice(event, arguments):
+        nonlocal count
+        writing = event == "open" and arguments[2] & WRITING
+        removing = event == "os.remove" and os.path.lexists(arguments[0])
+        if writing or removing or event in CHANGES:
+            path = arguments[0]
+            if isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(folder):  # noqa: PTH100
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(notice)
+
+
+def answer(value):
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def become(order):
+    os.setsid()
+    if order.get("tty"):
+        terminal = os.open(order["tty"], os.O_RDWR)  # the first one that a new session opens is its own
+        files = [terminal, terminal, terminal]
+    else:
+        files = [os.open(order["stdin"], os.O_RDONLY)]
+        files += [os.open(order[name], os.O_WRONLY | os.O_CREAT, 0o644) for name in ("stdout", "stderr")]
+    for descriptor, file in enumerate(files):
+        os.dup2(file, descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    os.chdir(order["folder"])
+    sys.argv = ["carvana-batch", *order["arguments"]]
+    if order.get("kill_at"):
+        kill_at(order["kill_at"], order["folder"])
+
+
+make_predictor(load_model("segunet-s"), Options(precision="fp32"), {})  # imports what is imported late
+while line := sys.stdin.readline():
+    order = json.loads(line)
+    if "poll" in order:
+        child, status = os.waitpid(order["poll"], os.WNOHANG)
+        answer(os.waitstatus_to_exitcode(status) if child else None)
+        continue
+    child = os.fork()
+    if child == 0:
+        become(order)
+        try:
+            main()
+        except SystemExit as end:
+            if not order["tidy"]:
+                sys.stdout.flush()
+                os._exit(end.code or 0)
+            raise
+    answer(child)

@@ -44,6 +44,9 @@ SIGNATURES = (
     (b"MM\0+", "TIFF"),
 )
 
+MASK_PIXEL_LIMIT = 2**31
+"""Masks are the user's own, so none that a raised --pixel-limit has made is refused."""
+
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 DAMAGE = (
@@ -82,7 +85,7 @@ def read_image(
         return _upright(pixels, _orientation(image)) if apply_exif else pixels
 
 
-def read_mask(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> PackedMask:
+def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> PackedMask:
     """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
 
     Which pixels are car, the first rule that fits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +16,8 @@ from carvana_batch.records import CarvanaBatchError, OutOfSpaceError
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the journal. ``source_bytes`` and ``source_time`` (ns) tell whether the photo has changed
-    since; ``mask_bytes`` whether the mask is still whole. A failed photo has a ``stage`` and a ``reason``."""
+    since; ``mask_bytes`` whether the mask is still whole. A failed photo has a ``stage`` and a ``reason``.
+    ``committed`` is when the line was written (ns), which tells the order of lines in several journals."""
 
     key: str
     source: str
@@ -30,6 +31,7 @@ class Entry:
     mask_bytes: int = 0
     stage: str = ""
     reason: str = ""
+    committed: int = field(default=0, compare=False)
 
     @property
     def failed(self) -> bool:
@@ -37,11 +39,13 @@ class Entry:
 
 
 def read_entries(state: Path) -> Iterator[Entry]:
-    """The entries of all shards' journals; of one key the last line counts. Torn lines are passed over."""
+    """The entries of all shards' journals; of one key the latest counts. Torn lines are passed over."""
     latest: dict[str, Entry] = {}
-    for path in sorted(state.glob("journal-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(state.glob("journal-*.jsonl")):
         with path.open(encoding="utf-8", errors="replace") as file:
-            latest.update((entry.key, entry) for entry in _parse(file))
+            for entry in _parse(file):
+                if entry.key not in latest or latest[entry.key].committed <= entry.committed:
+                    latest[entry.key] = entry
     yield from latest.values()
 
 
@@ -51,7 +55,12 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
             entry = Entry(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        if isinstance(entry.key, str) and isinstance(entry.mask_bytes, int) and _is_below(entry.key):
+        if (
+            isinstance(entry.key, str)
+            and isinstance(entry.mask_bytes, int)
+            and isinstance(entry.committed, int)
+            and _is_below(entry.key)
+        ):
             yield entry
 
 

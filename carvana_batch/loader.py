@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from carvana_batch.images import read_image
 from carvana_batch.inputs import shown
@@ -64,7 +65,7 @@ class _Decoded(NamedTuple):
     of the file, and the seconds that it took."""
 
     place: int
-    pixels: Tensor | str
+    pixels: Tensor | NDArray[np.uint8] | str
     file_bytes: int
     file_time: int
     seconds: float
@@ -87,8 +88,9 @@ class _Decoding(Dataset[_Decoded]):
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # what is wrong with the file, read_image says better
             pass
+        pixels: Tensor | NDArray[np.uint8] | str
         try:
-            pixels: Tensor | str = torch.from_numpy(
+            pixels = _share(
                 read_image(path, pixel_limit=self.options.pixel_limit, apply_exif=self.options.apply_exif)
             )
         except ImageError as error:
@@ -96,6 +98,27 @@ class _Decoding(Dataset[_Decoded]):
         except MemoryError:
             pixels = "does not fit into the memory that is free"
         return _Decoded(index, pixels, size, changed, time.perf_counter() - start)
+
+
+def _share(pixels: NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
+    """In a worker, pixels in memory that the main process shares; where /dev/shm has no room, as they are.
+
+    An array goes through a pipe, which is slower. A tensor without room would be lost on its way, and the
+    main process would wait for it for ever.
+    """
+    tensor = torch.from_numpy(pixels)
+    if get_worker_info() is None:
+        return tensor
+    try:
+        tensor.share_memory_()
+    except RuntimeError:
+        return pixels
+    return tensor
+
+
+def _keep(decoded: Any) -> Any:
+    """Instead of torch's own function, which would make a tensor of the array again."""
+    return decoded
 
 
 def _heed_main_process(_worker: int) -> None:
@@ -172,26 +195,25 @@ class PhotoLoader:
                 sampler=indexes,
                 num_workers=workers,
                 prefetch_factor=PREFETCHED_PHOTOS if workers else None,
+                collate_fn=_keep,
                 worker_init_fn=_heed_main_process,
             )
             with _workers_starting():
                 photos = iter(loader)
-        while True:
-            try:
-                decoded = next(photos)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
-                    raise
-                return
-            except (OSError, EOFError):  # it died while it sent a photo
-                return
-            yield decoded
+        try:
+            yield from photos
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+        except (OSError, EOFError):  # it died while it sent a photo
+            pass
+        finally:
+            if workers:  # not left to the garbage collector: it comes late, and may break the queues first
+                photos._shutdown_workers()  # type: ignore[attr-defined]
 
     def _result(self, decoded: _Decoded) -> Photo | Failure:
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
         if isinstance(decoded.pixels, str):
             return Failure(ref, "decode", decoded.pixels)
-        return Photo(ref, decoded.pixels.numpy(), decoded.file_bytes, decoded.file_time)
+        return Photo(ref, np.asarray(decoded.pixels), decoded.file_bytes, decoded.file_time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,3 +92,19 @@ def count(predicted: PackedMask, true: PackedMask) -> Counts:
 
 def _count_bits(rows: NDArray[np.uint8]) -> int:
     return int(np.bitwise_count(rows).sum(dtype=np.int64))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's correlation: that of the ranks, equal values sharing their mean rank; -1 to 1.
+
+    None where it is not defined: fewer than two pairs, or all values of one side equal.
+    """
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[places]

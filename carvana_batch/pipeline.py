@@ -19,6 +19,7 @@ from carvana_batch.inputs import take_shard
 from carvana_batch.journal import Entry, read_entries
 from carvana_batch.loader import DecodeOptions, PhotoLoader
 from carvana_batch.masks import find_masks, map_in_order
+from carvana_batch.metrics import rank_correlation
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, describe_choice, make_predictor
@@ -224,7 +225,11 @@ def _tell(
         report.failures = [entry for entry in entries if entry.failed]
         report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
         if options.truth is not None:
-            report.dice = [entry.dice for entry in masked if entry.dice is not None]
+            scored = [entry for entry in masked if entry.dice is not None]
+            report.dice = [entry.dice or 0.0 for entry in scored]
+            report.correlation = rank_correlation(
+                [entry.expected_dice or 0.0 for entry in scored], report.dice
+            )
             report.without_truth = [entry for entry in masked if entry.dice is None]
         write_table(out.root / "report.csv", journal.values())
         report.write(out.root / "run.json")

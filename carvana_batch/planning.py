@@ -35,7 +35,8 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
     Raises:
         UsageError: a device that is not there, or tiles that the memory does not allow.
     """
-    device = pick_device(options.device)
+    began_on_auto = options.device == "auto" and "device" in chosen
+    device = pick_device(chosen["device"] if began_on_auto else options.device)
     if chosen.get("device", device.type) != device.type:
         raise UsageError(
             f"this job began on {chosen['device']}, and its masks would not come out quite the same on"
@@ -53,7 +54,8 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
     tile_pixels = TYPICAL_PIXELS if options.tile is None else options.tile[0] * options.tile[1]
     most = 1 if device.type == "cpu" else LARGEST_GPU_BATCH
     batch = chosen.get("batch") or options.batch or max(1, min(most, affordable // tile_pixels))
-    tiling = Tiling(options.tile, chosen.get("most_pixels") or affordable // batch, options.overlap)
+    tile = options.tile if chosen.get("tile", True) else None
+    tiling = Tiling(tile, chosen.get("most_pixels") or affordable // batch, options.overlap)
     predictor = Predictor(
         model,
         device,
@@ -68,12 +70,16 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
 
 
 def describe_choice(predictor: Predictor) -> dict[str, Any]:
-    """What a later run of the same job has to reuse so that its masks come out the same."""
+    """What a later run of the same job has to reuse so that its masks come out the same.
+
+    ``tile`` says whether tiles have the size that was asked for: they give way when memory runs out.
+    """
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == predictor.dtype)
     return {
         "device": predictor.device.type,
         "precision": precision,
         "batch": predictor.batch,
+        "tile": predictor.tiling.tile is not None,
         "most_pixels": predictor.tiling.most_pixels,
     }
 

@@ -13,8 +13,9 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +137,7 @@ class OutFolder:
         """Append to the journal, after the mask has its final name."""
         if not self._lock.is_locked:
             raise RuntimeError("the out folder is not open")
+        entry = replace(entry, committed=time.time_ns())
         # A line break first: it parts a new line from one that a killed run left torn.
         line = b"\n" + json.dumps(asdict(entry)).encode("ascii")
         try:

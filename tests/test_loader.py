@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
@@ -163,6 +165,7 @@ def test_an_error_in_the_program_is_not_taken_for_a_dead_worker(photos, monkeypa
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match="a mistake"):
             list(PhotoLoader(photos, OPTIONS, workers))
+        assert multiprocessing.active_children() == []
 
 
 def test_more_workers_than_cores_are_no_reason_to_warn(photos):
@@ -192,8 +195,6 @@ def test_workers_leave_signals_to_the_main_process(photos, monkeypatch):
 def test_stopping_in_the_midst_ends_the_workers(photos):
     results = iter(PhotoLoader(photos, OPTIONS, 2))
     next(results)
-    import multiprocessing
-
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     results.close()
@@ -280,3 +281,20 @@ def test_workers_of_a_loader_that_nobody_closes_do_not_keep_the_program_from_end
     """
     result = run_python(code, *(ref.path for ref in photos))
     assert (result.returncode, result.stdout, result.stderr) == (0, "(3, 5, 3)\n", "")
+
+
+def test_without_room_in_shared_memory_photos_come_all_the_same(photos, monkeypatch):
+    """/dev/shm is small in containers: torch then fails while it sends a photo, here every one."""
+
+    def refuse(_storage):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device"
+        )
+
+    expected = [describe(result) for result in PhotoLoader(photos, OPTIONS, 0)]
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    signal.alarm(60)  # without the remedy, the main process would wait for ever
+    try:
+        assert [describe(result) for result in PhotoLoader(photos, OPTIONS, 2)] == expected
+    finally:
+        signal.alarm(0)

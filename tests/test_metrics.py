@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from carvana_batch.metrics import Counts, SizeError, count
+from carvana_batch.metrics import Counts, SizeError, count, rank_correlation
 from carvana_batch.records import CarvanaBatchError, PackedMask
 
 
@@ -87,3 +87,17 @@ def test_masks_of_different_sizes_are_refused(shape):
         count(pack(np.ones((4, 10))), pack(np.ones(shape)))
     assert issubclass(SizeError, ValueError)
     assert issubclass(SizeError, CarvanaBatchError)
+
+
+def test_rank_correlation_by_hand():
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # 1 - 6 * (1 + 1) / (4 * 15) with ranks 1 2 3 4 and 2 1 3 4
+    assert rank_correlation([5, 6, 7, 8], [2, 1, 3, 4]) == pytest.approx(0.8)
+    # ranks 1.5 1.5 3 against 1 2 3: covariance 0.5, variances 0.5 and 2 / 3
+    assert rank_correlation([7, 7, 9], [1, 2, 3]) == pytest.approx(0.5 / (0.5 * 2 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1], [2]), ([1, 1], [1, 2]), ([1, 2], [3, 3])])
+def test_rank_correlation_may_be_undefined(first, second):
+    assert rank_correlation(first, second) is None

@@ -266,7 +266,7 @@ def test_an_overlap_that_leaves_no_step_is_refused_before_the_first_photo(model)
 
 def test_what_the_first_run_chose_is_used_again(model):
     # Nothing here would choose fp16 on a CPU, three at a time.
-    chosen = {"device": "cpu", "precision": "fp16", "batch": 3, "most_pixels": 123_456}
+    chosen = {"device": "cpu", "precision": "fp16", "batch": 3, "tile": False, "most_pixels": 123_456}
     for memory in (60 * MEGABYTE, 6000 * MEGABYTE):
         predictor = plan(model, chosen, precision="auto", memory=memory)
         assert predictor.dtype == torch.float16
@@ -284,8 +284,21 @@ def test_what_gave_way_during_a_run_is_what_is_described(model):
         "device": "cpu",
         "precision": "fp16",
         "batch": 2,
+        "tile": False,
         "most_pixels": 777,
     }
+
+
+def test_tiles_that_gave_way_stay_given_up(model):
+    chosen = {"device": "cpu", "precision": "fp32", "batch": 1, "tile": False, "most_pixels": 64**2}
+    assert plan(model, chosen, tile=(128, 128)).tiling.tile is None
+    assert plan(model, chosen | {"tile": True}, tile=(128, 128)).tiling.tile == (128, 128)
+
+
+def test_an_automatic_device_is_that_of_the_first_run(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = {"device": "cpu", "precision": "fp32", "batch": 1, "tile": False, "most_pixels": 64**2}
+    assert plan(model, chosen, device="auto").device.type == "cpu"
 
 
 def test_a_job_goes_on_only_on_its_kind_of_device(model):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
-from carvana_batch.predictor import Predictor, Tiling, expected_dice, pack_bits, pack_bits_on_device
+from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.probability import expected_dice, pack_bits, pack_bits_on_device
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
 
 CPU = torch.device("cpu")

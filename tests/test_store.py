@@ -425,3 +425,16 @@ def test_the_id_of_a_mask_is_that_of_submit_and_score(tmp_path, key, expected):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     assert list(find_masks(tmp_path)) == [expected]
+
+
+def test_of_several_journals_the_latest_line_counts_whichever_file_was_touched_last(tmp_path):
+    failed = Entry("p", "in/p.jpg", 1, 1, stage="decode", reason="is cut short")
+    masked = Entry("p", "in/p.jpg", 1, 1, mask_bytes=5)
+    with open_folder(tmp_path) as out:
+        out.commit(failed)
+    with open_folder(tmp_path, shard=(1, 2)) as out:
+        out.commit(masked)
+    with open_folder(tmp_path) as out:
+        out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
+    assert masked in list(read_entries(out.state))
+    assert failed not in list(read_entries(out.state))

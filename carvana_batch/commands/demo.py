@@ -12,7 +12,6 @@ from rich.progress import track
 
 from carvana_batch.commands import group
 from carvana_batch.inputs import shown
-from carvana_batch.preflight import check_out_folder
 from carvana_batch.records import UsageError
 
 MARKER = ".carvana-batch-demo"
@@ -67,6 +66,8 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
 
 def _clear(folder: Path, images: Path, masks: Path) -> None:
     """Make the folder, and remove what an earlier demo drew; nothing that lies in any other folder."""
+    from carvana_batch.preflight import check_out_folder
+
     check_out_folder(folder)
     marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()) and not marker.exists():

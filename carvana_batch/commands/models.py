@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ if TYPE_CHECKING:
     from carvana_batch.models.checkpoints import Model
 
 
-@click.group("models")
-def command() -> None:
+@click.group("models", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """List what can be used, what it costs, how good it is."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_models)
 
 
 @command.command("list")
@@ -22,18 +26,23 @@ def list_models() -> None:
     import torch
 
     from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
+    from carvana_batch.models.checkpoints import load_model
     from carvana_batch.models.footprint import measure_footprint
 
-    click.echo(f"{'network':<12}{'parameters':>12}{'GMAC':>8}{'memory':>10}  weights")
+    click.echo(f"{'network':<10}{'parameters':>12}{'GMAC':>7}{'memory':>10}{'val Dice':>10}  weights")
     for name, build in NETWORKS.items():
         network = build()
         parameters = sum(parameter.numel() for parameter in network.parameters())
         footprint = measure_footprint(network, 1280, 1918, torch.float16)
         memory = f"{footprint.activation_bytes / 1e6:,.0f} MB"
         weights = BUNDLED_WEIGHTS.get(name)
+        dice = json.loads(load_model(name).notes.get("val", "{}")).get("val_dice") if weights else None
+        quality = f"{dice:.4f}" if dice is not None else "-"
         size = f"bundled, {weights.stat().st_size / 1e6:.1f} MB" if weights else "none: train your own"
-        click.echo(f"{name:<12}{parameters:>12,}{footprint.multiply_adds / 1e9:>8.0f}{memory:>10}  {size}")
-    click.echo("GMAC: billions of multiply-adds a photo; memory: activations of a whole photo in 16 bits.")
+        gmac = footprint.multiply_adds / 1e9
+        click.echo(f"{name:<10}{parameters:>12,}{gmac:>7.0f}{memory:>10}{quality:>10}  {size}")
+    click.echo("GMAC: billions of multiply-adds a photo; memory: activations of a whole photo in 16 bits;")
+    click.echo("val Dice: mean over photos of cars that the weights have not seen (docs/model-card.md).")
 
 
 @command.command("show")

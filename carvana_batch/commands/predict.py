@@ -19,9 +19,8 @@ import click
 from carvana_batch.atomic import check_target
 from carvana_batch.commands.parameters import Memory, Shard, Threshold, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
-from carvana_batch.inputs import Found, find_images, read_file_list, shown
+from carvana_batch.inputs import IMAGE_SUFFIXES, Found, find_images, read_file_list, shown
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, Options
-from carvana_batch.preflight import check_request
 from carvana_batch.records import ImageRef, UsageError
 from carvana_batch.tiles import DEFAULT_OVERLAP
 
@@ -117,7 +116,7 @@ if TYPE_CHECKING:
     "runs_file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Also write the competition's run-length rows: .csv, .csv.gz or .zip.",
+    help="Also write the competition's run-length rows: .csv, .csv.gz or .zip; those of this --shard.",
 )
 @click.option(
     "--gt",
@@ -203,6 +202,8 @@ def command(
     if mask_file:
         _check_mask_file(found.refs[0].path, out, options)
     else:
+        from carvana_batch.preflight import check_request  # not for --help: it brings the decoders along
+
         check_request(found.refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
     if found.ignored_line:
@@ -244,7 +245,12 @@ def _find(source: Path | None, out: Path, files_from: str | None, follow_links: 
 
 def _is_mask_file(source: Path | None, out: Path) -> bool:
     """Whether OUT names the mask of the one photo IN rather than a folder."""
-    return source is not None and source.is_file() and out.suffix.lower() == ".png" and not out.is_dir()
+    suffix = out.suffix.lower()
+    if source is None or not source.is_file() or suffix not in IMAGE_SUFFIXES or out.is_dir():
+        return False
+    if suffix != ".png":
+        raise UsageError(f"Masks are PNG files: name the mask {shown(out.with_suffix('.png'))}.")
+    return True
 
 
 def _check_mask_file(photo: Path, out: Path, options: Options) -> None:

@@ -159,6 +159,8 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
             f"Dice: mean {dice['mean']:.4f},"
             f" 5 % {dice['p05']:.4f}, 50 % {dice['p50']:.4f}, 95 % {dice['p95']:.4f}"
         )
+        if report.correlation is not None:
+            reporter.say(f"rank correlation of expected and true Dice: {report.correlation:.2f}")
     if report.done:
         total = sum(report.stages.values())
         shares = ", ".join(

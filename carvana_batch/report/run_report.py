@@ -26,6 +26,7 @@ class RunReport:
 
     ``stages`` splits the time of the main thread by what it waited for (decode, write) or worked at
     (predict); ``decode_seconds`` and ``write_seconds`` add up what workers and writer threads took beside it.
+    ``correlation`` is the rank correlation of expected and true Dice, None without truth.
     """
 
     found: int
@@ -36,6 +37,7 @@ class RunReport:
     foreign: int = 0
     expected_dice: list[float] = field(default_factory=list)
     dice: list[float] = field(default_factory=list)
+    correlation: float | None = None
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     decode_seconds: float = 0.0
@@ -88,6 +90,7 @@ class RunReport:
             "masks_of_other_photos": self.foreign,
             "mean_expected_dice": float(np.mean(self.expected_dice)) if self.expected_dice else None,
             "dice": self.dice_summary,
+            "expected_dice_rank_correlation": self.correlation,
             "seconds": round(self.seconds, 3),
             "photos_per_second": round(self.photos_per_second, 3),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.stages.items()},

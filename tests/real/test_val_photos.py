@@ -46,17 +46,8 @@ def mean_dice(out, photos, scores):
 
 
 def test_real_photos_are_masked_well_and_tiles_cost_little(photos, tmp_path):
-    report = json.loads(
-        run(
-            "predict",
-            photos / "images",
-            tmp_path / "out",
-            "--follow-links",
-            "--json",
-            "--gt",
-            photos / "masks",
-        )
-    )
+    images, masks = photos / "images", photos / "masks"
+    report = json.loads(run("predict", images, tmp_path / "out", "--follow-links", "--json", "--gt", masks))
     whole = mean_dice(tmp_path / "out", photos, tmp_path / "scores.csv")
     assert whole > 0.99
     assert report["dice"]["mean"] == pytest.approx(whole, abs=1e-9)

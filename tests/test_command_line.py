@@ -1,0 +1,220 @@
+"""The console script: help, what is imported when, and how errors end."""
+
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+
+import carvana_batch
+from carvana_batch import records
+from carvana_batch.commands import COMMANDS, group, main
+
+MODULES = {module.name for module in pkgutil.walk_packages(carvana_batch.__path__, "carvana_batch.")}
+MODULES.remove("carvana_batch.__main__")
+
+TORCH_FREE = {
+    f"carvana_batch.{name}" for name in ("atomic", "images", "inputs", "journal", "masks", "metrics")
+}
+TORCH_FREE |= {
+    f"carvana_batch.{name}" for name in ("options", "png", "preflight", "records", "rle", "scoring")
+}
+TORCH_FREE |= {f"carvana_batch.{name}" for name in ("sinks", "spool", "store", "submission")}
+TORCH_FREE |= {f"carvana_batch.commands.{name}" for name in ("demo", "predict", "score", "submit")}
+"""Modules that must stay free of torch: the ground floor, and what help and a refusal need."""
+
+
+def run_python(code, *arguments, **options):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"]])
+def test_help_does_not_import_what_takes_long(arguments):
+    code = """
+        import sys
+        from carvana_batch.commands import main
+        try:
+            main()
+        except SystemExit as end:
+            heavy = ("torch", "joblib", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil")
+            sys.exit(end.code or [name for name in heavy if name in sys.modules] or 0)
+    """
+    result = run_python(code, *arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "carvana-batch" in result.stdout
+
+
+def test_help_lists_the_commands_and_exit_codes():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "carvana_batch", "-h"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+    assert "130 or 143 interrupted" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["predict", "submit", "score", "demo"])
+def test_every_option_has_help(name):
+    command = group.get_command(None, name)
+    assert command.help
+    assert [each.name for each in command.params if isinstance(each, click.Option) and not each.help] == []
+
+
+def test_what_must_be_free_of_torch_imports_in_fresh_interpreters():
+    """Each in a fork of an interpreter that has imported nothing."""
+    code = """
+        import importlib, os, sys
+        failed = []
+        for name in sys.argv[1:]:
+            child = os.fork()
+            if child == 0:
+                importlib.import_module(name)
+                os._exit("torch" in sys.modules)
+            if os.waitpid(child, 0)[1]:
+                failed.append(name)
+        sys.exit(" ".join(failed) or 0)
+    """
+    assert MODULES >= TORCH_FREE
+    result = run_python(code, *sorted(TORCH_FREE))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_every_module_imports_in_a_fresh_interpreter():
+    """Each in a fork of an interpreter that has imported torch and nothing of the package."""
+    code = """
+        import importlib, os, sys, torch, numpy
+        failed = []
+        for name in sys.argv[1:]:
+            child = os.fork()
+            if child == 0:
+                importlib.import_module(name)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                failed.append(name)
+        sys.exit(" ".join(failed) or 0)
+    """
+    assert len(MODULES) > 30
+    result = run_python(code, *sorted(MODULES))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def run_main(monkeypatch, *arguments):
+    """The exit code of ``carvana-batch ARGUMENTS``."""
+    monkeypatch.setattr(sys, "argv", ["carvana-batch", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code or 0
+
+
+def errors():
+    found = [records.CarvanaBatchError]
+    for error in found:
+        found.extend(error.__subclasses__())
+    return found
+
+
+def test_the_exit_codes_of_the_error_tree(monkeypatch, capsys):
+    expected = {
+        "CarvanaBatchError": 1,
+        "UsageError": 2,
+        "ImageError": 1,
+        "ModelError": 1,
+        "OutOfSpaceError": 1,
+        "QualityGateError": 4,
+        "FolderInUseError": 11,
+    }
+    codes = {error.__name__: error.exit_code for error in errors()}
+    assert codes.items() >= expected.items()
+    for error in errors():
+
+        def fail(*_arguments, error=error, **_options):
+            raise error("what went wrong")
+
+        monkeypatch.setattr("carvana_batch.commands.predict.find_images", fail)
+        assert run_main(monkeypatch, "predict", "in", "out") == error.exit_code
+        assert capsys.readouterr() == ("", "Error: what went wrong\n")
+
+
+def test_wrong_usage(monkeypatch, capsys):
+    for arguments in (("predict", "--none"), ("none",), ("predict", "in", "out", "more")):
+        assert run_main(monkeypatch, *arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "Usage: carvana-batch" in printed.err
+    assert run_main(monkeypatch, "predict") == 2
+    assert capsys.readouterr().err.startswith("Error: Give IN and OUT")
+
+
+def test_ctrl_c_before_the_work_has_begun(monkeypatch, capsys):
+    def interrupt(*_arguments, **_options):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("carvana_batch.commands.predict.find_images", interrupt)
+    assert run_main(monkeypatch, "predict", "in", "out") == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+def test_a_mistake_in_the_program_is_not_hidden(monkeypatch):
+    def fail(*_arguments, **_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("carvana_batch.commands.predict.find_images", fail)
+    monkeypatch.setattr(sys, "argv", ["carvana-batch", "predict", "in", "out"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_the_exit_code_of_a_command(monkeypatch, zygote, drawn, tmp_path):
+    assert run_main(monkeypatch, "--version") == 0
+    (tmp_path / "bad.jpg").write_text("text")
+    assert zygote.run(tmp_path, "predict", "bad.jpg", "out").code == 3
+    assert zygote.run(tmp_path, "predict", drawn / "images", "out").code == 0
+    assert zygote.run(tmp_path, "predict", drawn / "images", "out", "--tta", "flip").code == 2
+
+
+def test_names_that_the_output_cannot_show(tmp_path):
+    """As on a terminal that is not UTF-8; without torch, as a dry run does."""
+    name = os.fsdecode("日本".encode() + b"\xff")
+    (tmp_path / f"{name}.jpg").touch()
+    code = "from carvana_batch.commands import main; main()"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1:strict"}
+    result = run_python(code, "predict", str(tmp_path), "out", "--dry-run", env=environment, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"out/\u65e5\u672c\udcff.png" in result.stdout
+
+
+def test_a_reader_that_goes_away_is_no_reason_for_a_stack_trace(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    read, write = os.pipe()
+    os.close(read)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "carvana_batch",
+        "predict",
+        str(tmp_path),
+        "out",
+        "--dry-run",
+    ]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_the_launcher_of_a_checkout():
+    launcher = Path(carvana_batch.__path__[0]).parent / "cli.py"
+    result = subprocess.run(
+        [sys.executable, launcher, "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == f"carvana-batch, version {carvana_batch.__version__}\n"

@@ -1,0 +1,515 @@
+import csv
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers import names_in, results_in, write_photo
+from PIL import Image
+
+from carvana_batch.commands import group, predict
+from carvana_batch.images import read_mask
+from carvana_batch.masks import find_masks
+from carvana_batch.records import FolderInUseError, ModelError, UsageError
+from carvana_batch.store import OutFolder
+
+FAST = ("--precision", "fp32", "--workers", "0")
+
+
+@pytest.fixture
+def here(tmp_path, drawn, monkeypatch):
+    """The current folder, with four small photos in ``in`` and their true masks in ``truth``."""
+    shutil.copytree(drawn / "images", tmp_path / "in")
+    shutil.copytree(drawn / "masks", tmp_path / "truth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(model):
+    """``run("in", "out")`` is ``carvana-batch predict in out`` with the small network in float32."""
+    assert model
+
+    def invoke(*arguments, **options):
+        return CliRunner().invoke(group, ["predict", *FAST, *map(str, arguments)], **options)
+
+    return invoke
+
+
+def refusal(result):
+    """The message of a run that is refused as wrong usage, before a model is loaded."""
+    assert isinstance(result.exception, UsageError), result.output
+    assert result.output == ""
+    return str(result.exception)
+
+
+@pytest.fixture
+def without_model(monkeypatch):
+    """Whoever asks for a model now has not looked at the options first."""
+
+    def refuse(name):
+        raise AssertionError(f"the model {name} was asked for")
+
+    monkeypatch.setattr("carvana_batch.models.checkpoints.load_model", refuse)
+
+
+def test_a_folder(run, here):
+    result = run("in", "out")
+    assert result.exit_code == 0, result.output
+    assert list(find_masks(here / "out")) == ["car0", "car1", "car2", "car3"]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "4 photos, model segunet-s"
+    assert re.fullmatch(r"\d+ CPU threads, fp32 \(as asked\), at most .* GB for the network", lines[1])
+    assert lines[2] == "4 masked, 0 failed -> out"
+    assert re.fullmatch(
+        r"\d+\.\d\d photos/s; time: waiting for photos \d+%, network \d+%, waiting for writers \d+%", lines[3]
+    )
+    assert re.fullmatch(r"bottleneck: .*; peak memory \d+\.\d\d GB", lines[4])
+    assert (len(lines), result.stderr) == (5, "")
+    assert json.loads((here / "out" / "run.json").read_text())["done"] == 4
+
+
+def test_again(run, here):
+    assert here
+    run("in", "out")
+    result = run("in", "out")
+    assert result.stdout.splitlines() == [
+        "4 photos, model segunet-s",
+        "0 masked, 4 done before, 0 failed -> out",
+    ]
+
+
+def test_one_photo_into_a_folder(run, here):
+    result = run("in/car1.jpg", "out")
+    assert result.exit_code == 0, result.output
+    assert list(find_masks(here / "out")) == ["car1"]
+
+
+def test_one_photo_into_a_file(run, here):
+    run("in", "out")
+    expected = (here / "out" / "car1.png").read_bytes()
+    for _ in range(2):  # the second time over the first mask
+        result = run("in/car1.jpg", "new.PNG")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[2] == "1 masked, 0 failed -> new.PNG"
+        assert (here / "new.PNG").read_bytes() == expected
+    assert sorted(path.name for path in here.iterdir()) == ["in", "new.PNG", "out", "truth"]
+    (here / "link.png").symlink_to("new.PNG")
+    run("in/car0.jpg", "link.png")
+    assert (here / "link.png").is_symlink()
+    assert (here / "new.PNG").read_bytes() == (here / "out" / "car0.png").read_bytes()
+
+
+def test_one_bad_photo_into_a_file(run, here):
+    (here / "bad.jpg").write_text("text")
+    result = run("bad.jpg", "bad.png")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("failed: bad.jpg (decode): is not an image")
+    assert not (here / "bad.png").exists()
+
+
+@pytest.mark.usefixtures("without_model")
+def test_one_photo_into_a_file_that_cannot_be(run, here):
+    write_photo(here / "a.png")
+    (here / "link.png").symlink_to("a.png")
+    for arguments, message in (
+        (("a.png", "a.png"), "IN and OUT are the same file a.png"),
+        (("a.png", "link.png"), "IN and OUT are the same file link.png"),
+        (("a.png", "."), "./a.png would overwrite a photo|^a.png would overwrite a photo"),
+        (("a.png", "none/b.png"), "Cannot write none/b.png: there is no folder none"),
+        (("a.png", "b.png", "--save", "overlay"), "--save needs a folder as OUT, not the file b.png"),
+    ):
+        assert re.search(message, refusal(run(*arguments)))
+    assert sorted(path.name for path in here.iterdir()) == ["a.png", "in", "link.png", "truth"]
+
+
+def test_a_list_of_files(run, here):
+    (here / "list").write_text("in/car2.jpg\n\nin/car0.jpg\nin/car2.jpg\n")
+    result = run("--files-from", "list", "out")
+    assert result.exit_code == 0, result.output
+    assert list(find_masks(here / "out")) == ["in/car0", "in/car2"]
+    assert result.stdout.startswith("passed over: 1 × repeated lines\n2 photos")
+
+
+def test_a_list_on_standard_input_with_any_name(run, here):
+    names = [b"in/\xff\n[red] =1.jpg", b"=1.jpg"]
+    for name in names:
+        shutil.copy(here / "in" / "car0.jpg", os.fsdecode(name))
+    (here / "bad =.jpg").write_text("text")
+    result = run("--files-from", "-", "out", input=b"\0".join([*names, b"bad =.jpg"]))
+    assert result.exit_code == 3, result.output
+    assert list(find_masks(here / "out")) == ["=1", os.fsdecode(b"in/\xff\n[red] =1")]
+    assert result.stderr.startswith("failed: bad =.jpg (decode): is not an image")
+    with (here / "out" / "report.csv").open(newline="", errors="surrogateescape") as file:
+        rows = [row["image"] for row in csv.DictReader(file)]
+    assert sorted(rows) == sorted(["bad =", "'=1", os.fsdecode(b"in/\xff\n[red] =1")])
+
+
+@pytest.mark.usefixtures("here", "without_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Give IN and OUT"),
+        (("in",), "Give IN and OUT"),
+        (("--files-from", "list"), "Give IN and OUT"),
+        (("in", "out", "--files-from", "list"), "Give IN and OUT"),
+        (("none", "out"), "There is no file or folder none"),
+        (("in", "in"), "IN and OUT are both in"),
+        (("in", "in/../in"), "IN and OUT are both in"),
+        (("--files-from", "none", "out"), "no file or folder none"),
+        (("in", "out", "--rle", "rows.txt"), "a submission is named"),
+        (("in", "truth", "--gt", "truth"), "OUT and --gt are both truth"),
+        (("in", "out", "--overwrite", "--shard", "1/2"), "--overwrite would remove"),
+        (("in", "truth/car0_mask.gif"), "Cannot write into truth/car0_mask.gif: .* is not a folder"),
+    ],
+)
+def test_what_is_refused(run, arguments, message):
+    assert re.search(message, refusal(run(*arguments)))
+
+
+@pytest.mark.usefixtures("without_model")
+def test_photos_that_cannot_share_an_out_folder_are_refused(run, here):
+    shutil.copytree(here / "in", here / "in" / "_prob")
+    assert "would lie in the folder _prob of OUT" in refusal(run("in", "out"))
+    shutil.rmtree(here / "in" / "_prob")
+    write_photo(here / "in" / "car0.png")
+    message = refusal(run("in", "out"))
+    assert "in/car0.jpg and in/car0.png would write the same mask" in message
+    assert not (here / "out").exists()
+
+
+@pytest.mark.usefixtures("without_model")
+def test_an_out_folder_that_is_not_open_to_writing_is_refused(run, here, monkeypatch):
+    assert here
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)  # the tests may run as root
+    assert "is not open to writing" in refusal(run("in", "out"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--threshold", "nan"),
+        ("--threshold", "1.1"),
+        ("--threshold", "-0.1"),
+        ("--threshold", "half"),
+        ("--tile", "0"),
+        ("--tile", "5x"),
+        ("--tile", "ax5"),
+        ("--memory", "0"),
+        ("--memory", "6XB"),
+        ("--memory", "0.1B"),
+        ("--memory", "-1GB"),
+        ("--shard", "0/2"),
+        ("--shard", "3/2"),
+        ("--shard", "2"),
+        ("--save", "sound"),
+        ("--mask-bits", "2"),
+        ("--limit", "0"),
+        ("--workers", "-1"),
+        ("--batch", "0"),
+        ("--overlap", "-1"),
+        ("--tta", "turn"),
+        ("--pixel-limit", "0"),
+    ],
+)
+def test_options_that_are_none(run, arguments):
+    result = run("in", "out", *arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("memory", "6GB", 6 * 10**9),
+        ("memory", "1.5 gib", 3 * 2**29),
+        ("memory", "500m", 500 * 10**6),
+        ("memory", "123", 123),
+        ("memory", "7b", 7),
+        ("tile", "auto", None),
+        ("tile", "512", (512, 512)),
+        ("tile", "640X480", (640, 480)),
+        ("shard", "2/8", (2, 8)),
+        ("threshold", "0", 0.0),
+        ("threshold", "1", 1.0),
+    ],
+)
+def test_options_with_values_of_their_own(option, text, value):
+    (parameter,) = (parameter for parameter in predict.command.params if parameter.name == option)
+    assert parameter.type.convert(text, parameter, None) == value
+
+
+@pytest.mark.usefixtures("here")
+def test_options_reach_the_run(monkeypatch):
+    seen = []
+
+    def note(refs, root, model, options, listener, stop):
+        del listener, stop
+        seen.append((len(refs), root, model, options))
+        raise ModelError("enough")
+
+    monkeypatch.setattr("carvana_batch.pipeline.run", note)
+    monkeypatch.setattr("carvana_batch.models.checkpoints.load_model", lambda name: Named(name))
+    arguments = (
+        "--model m --device cpu --precision bf16 --memory 1GB --tile 64x32 --overlap 8 --batch 3 --tta flip"
+        " --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv --gt truth"
+        " --exif apply --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
+    )
+    result = CliRunner().invoke(group, ["predict", "in", "out", *arguments.split()])
+    assert str(result.exception) == "enough", result.output
+    ((count, root, model, options),) = seen
+    assert (count, str(root), model.name) == (3, "out", "m")
+    assert (options.device, options.precision, options.memory) == ("cpu", "bf16", 10**9)
+    assert (options.tile, options.overlap, options.batch, options.flip) == ((64, 32), 8, 3, True)
+    assert (options.threshold, options.mask_bits, options.extras) == (0.25, 8, ("overlay", "prob"))
+    assert (str(options.runs_file), str(options.truth)) == ("r.csv", "truth")
+    assert (options.apply_exif, options.pixel_limit, options.workers) == (True, 99, 5)
+    assert (options.shard, options.overwrite) == ((1, 2), False)
+
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+
+def test_follow_links(run, here):
+    (here / "elsewhere").mkdir()
+    shutil.move(here / "in" / "car0.jpg", here / "elsewhere")
+    (here / "in" / "more").symlink_to(here / "elsewhere")
+    assert "passed over: 1 × links to folders (use --follow-links)" in run("in", "out").stdout
+    assert list(find_masks(here / "out")) == ["car1", "car2", "car3"]
+    assert run("in", "out", "--follow-links").exit_code == 0
+    assert list(find_masks(here / "out")) == ["car1", "car2", "car3", "more/car0"]
+
+
+def test_an_out_folder_among_the_photos_is_not_searched(run, here):
+    for _ in range(2):
+        result = run("in", "in/out")
+        assert result.exit_code == 0, result.output
+    assert "passed over: 1 × the out folder" in result.stdout
+    assert len(find_masks(here / "in" / "out")) == 4
+
+
+def test_limit_and_shard(run, here):
+    assert run("in", "out", "--limit", "3", "--shard", "2/2").exit_code == 0
+    assert list(find_masks(here / "out")) == ["car1"]
+    assert run("in", "out", "--limit", "3").exit_code == 0
+    assert list(find_masks(here / "out")) == ["car0", "car1", "car2"]
+    result = run("in", "out", "--limit", "1")
+    assert "out also holds masks of 2 other photos" in result.stdout
+
+
+@pytest.mark.usefixtures("without_model")
+def test_a_dry_run_writes_nothing(run, here):
+    (here / "in" / ".hidden.jpg").touch()
+    before = names_in(here)
+    result = run("in", "out", "--dry-run", "--limit", "3")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "passed over: 1 × hidden files and folders",
+        "3 photos, 0 of them done already, 3 to do",
+        "  in/car0.jpg -> out/car0.png",
+        "  in/car1.jpg -> out/car1.png",
+        "  in/car2.jpg -> out/car2.png",
+        "Dry run: nothing was written.",
+    ]
+    assert run("in/car1.jpg", "new.png", "--dry-run").stdout.splitlines()[1:2] == ["  in/car1.jpg -> new.png"]
+    assert json.loads(run("in", "out", "--dry-run", "--json").stdout) == {
+        "found": 4,
+        "already_done": 0,
+        "to_do": 4,
+    }
+    assert run("in", "out", "--dry-run", "--quiet").output == ""
+    assert "same mask" in refusal(run("--files-from", "-", "out", "--dry-run", input="in/a.jpg\nin/a.png"))
+    assert names_in(here) == before
+
+
+def test_a_dry_run_after_a_run(run, here):
+    for number in range(7):
+        shutil.copy2(here / "in" / "car0.jpg", here / "in" / f"more{number}.jpg")
+    run("in", "out", "--limit", "2")
+    before = {name: (here / name).stat().st_mtime_ns for name in names_in(here)}
+    lines = run("in", "out", "--dry-run").stdout.splitlines()
+    assert lines[0] == "11 photos, 2 of them done already, 9 to do"
+    assert lines[5:] == [
+        "  in/more2.jpg -> out/more2.png",
+        "  ... and 4 more",
+        "Dry run: nothing was written.",
+    ]
+    lines = run("in", "out", "--dry-run", "--overwrite").stdout.splitlines()
+    assert lines[0] == "11 photos, 0 of them done already, 11 to do"
+    assert {name: (here / name).stat().st_mtime_ns for name in names_in(here)} == before
+
+
+def test_quiet(run, here):
+    assert run("in", "out", "--quiet").output == ""
+    (here / "in" / "bad.jpg").write_text("text")
+    result = run("in", "out", "--quiet")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        "failed: in/bad.jpg (decode): is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)"
+    ]
+
+
+def test_json(run, here):
+    (here / "in" / "bad.jpg").write_text("text")
+    result = run("in", "out", "--json", "--gt", "truth")
+    assert result.exit_code == 3
+    assert result.stdout.count("\n") == 1
+    told = json.loads(result.stdout)
+    assert (told["exit_code"], told["done"], told["failed"]) == (3, 4, 1)
+    assert told["failures"][0]["image"] == "in/bad.jpg"
+    assert told["dice"].keys() == {"mean", "p05", "p50", "p95"}
+    assert told == json.loads((here / "out" / "run.json").read_text())
+    assert "4 masked, 1 failed -> out" in result.stderr
+    result = run("in", "out", "--json", "--quiet", "--gt", "truth")
+    assert json.loads(result.stdout)["already_done"] == 4
+    assert result.stderr.count("\n") == 1
+
+
+def test_many_failures_are_not_all_named(run, here):
+    for number in range(13):
+        (here / "in" / f"x{number:02}\x1b[31m\n.jpg").write_text("text")
+    result = run("in", "out")
+    assert result.exit_code == 3
+    lines = result.stderr.splitlines()
+    assert len(lines) == 11
+    assert lines[9].startswith(r"failed: in/x09\x1b[31m\n.jpg (decode): is not an image")
+    assert lines[10] == "failed: 3 more, all in out/report.csv"
+
+
+def test_dice_in_the_report_and_on_the_screen(run, here):
+    result = run("in", "out", "--gt", "truth")
+    assert re.search(
+        r"^Dice: mean 0\.\d{4}, 5 % 0\.\d{4}, 50 % 0\.\d{4}, 95 % 0\.\d{4}$", result.stdout, re.M
+    )
+    for path in list((here / "truth").iterdir())[:3]:
+        path.unlink()
+    for number in range(9):
+        shutil.copy2(here / "in" / "car0.jpg", here / "in" / f"more{number}.jpg")
+    result = run("in", "out", "--gt", "truth")
+    assert result.exit_code == 3
+    lines = result.stderr.splitlines()
+    assert len(lines) == 11
+    assert re.fullmatch(r"not scored: (car|more)\d: no true mask of this name", lines[0])
+    assert lines[10] == "not scored: 2 more"
+
+
+def test_run_length_rows(run, here):
+    assert run("in", "out", "--rle", "rows.csv.gz").exit_code == 0
+    result = CliRunner().invoke(group, ["submit", "--size", "any", "-o", "submitted.csv.gz"])
+    assert result.exit_code == 0
+    rows = [gzip.decompress((here / name).read_bytes()) for name in ("rows.csv.gz", "submitted.csv.gz")]
+    assert rows[0] == rows[1]
+    assert rows[0].count(b"\n") == 5
+
+
+def test_extras_and_mask_bits(run, here):
+    extras = ("--save", "overlay", "--save", "cutout")
+    assert run("in", "out", *extras, "--mask-bits", "8").exit_code == 0
+    assert len(list((here / "out" / "_overlay").iterdir())) == 4
+    with Image.open(here / "out" / "car0.png") as mask, Image.open(here / "out/_cutout/car0.png") as cutout:
+        assert np.array_equal(np.asarray(mask), np.asarray(cutout)[..., 3])
+
+
+def test_exif(run, here):
+    photo = Image.open(here / "in" / "car0.jpg")
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(here / "turned.jpg", exif=exif)
+    run("turned.jpg", "ignored.png")
+    run("turned.jpg", "applied.png", "--exif", "apply")
+    sizes = [read_mask(here / name).to_bool().shape for name in ("ignored.png", "applied.png")]
+    assert sizes == [(64, 96), (96, 64)]
+
+
+def test_other_settings_and_overwrite(run, here):
+    run("in", "out")
+    before = results_in(here / "out")
+    result = run("in", "out", "--threshold", "0.25")
+    assert isinstance(result.exception, UsageError)
+    assert "threshold: 0.5 before, 0.25 now" in str(result.exception)
+    assert results_in(here / "out") == before
+    assert run("in", "out", "--threshold", "0.25", "--overwrite").exit_code == 0
+    assert results_in(here / "out") != before
+
+
+def test_a_folder_in_use(run, here):
+    with OutFolder(here / "out", {}, (1, 1), False):
+        result = run("in", "out")
+    assert isinstance(result.exception, FolderInUseError)
+    assert f"process {os.getpid()} on" in str(result.exception)
+
+
+def test_a_model_that_is_not_there(run, here):
+    result = run("in", "out", "--model", "none")
+    assert isinstance(result.exception, ModelError)
+    assert not (here / "out").exists()
+
+
+def test_stopped_the_way_to_go_on_is_told_without_overwrite(run, here, monkeypatch):
+    from carvana_batch import pipeline, sinks
+
+    write = sinks.Sinks.write
+
+    def write_and_signal(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(*arguments)
+
+    arguments = ["predict", "in", "out", "--overwrite", "--model", "a b"]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/carvana-batch", *arguments])
+    monkeypatch.setattr(sinks.Sinks, "write", write_and_signal)
+    monkeypatch.setattr(pipeline, "WRITER_THREADS", 1)
+    monkeypatch.setattr(pipeline, "MOST_UNWRITTEN", 0)
+    monkeypatch.setattr("os._exit", lambda code: None)  # the second signal
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    result = run("in", "out", "--overwrite")
+    assert result.exit_code == 130
+    lines = result.stdout.splitlines()
+    assert "Stopping: finishing the photos in flight; once more leaves at once." in lines
+    assert lines[-1] == "Stopped. To go on: carvana-batch predict in out --model 'a b'"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert 0 < len(find_masks(here / "out")) < 4
+
+
+def test_in_a_pipe_lines_are_plain_and_progress_is_told_now_and_then(run, here, monkeypatch):
+    from carvana_batch.commands import reporting
+
+    assert here
+    monkeypatch.setattr(reporting, "SECONDS_BETWEEN_LINES", 0)
+    result = run("in", "out", "--workers", "1")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", result.output)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    assert re.fullmatch(r"3 of 4 photos, \d+\.\d/s, 0:00:0\d left", lines[2])
+
+
+def test_the_time_that_is_left_may_be_days(monkeypatch, capsys):
+    from carvana_batch.commands import reporting
+    from carvana_batch.pipeline import Progress
+
+    now = [1000.0]
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    reporter = reporting.Reporter(quiet=False, to_stderr=False)
+    reporter.listener.on_start("", Progress(total=100_064))
+    now[0] += 100
+    reporter.listener.on_progress(Progress(total=100_064, done=50, failed=14))
+    assert capsys.readouterr().err == "64 of 100,064 photos, 0.6/s, 1 day, 19:24:10 left, 14 failed\n"
+    quiet = reporting.Reporter(quiet=True, to_stderr=False)
+    now[0] += 100
+    quiet.listener.on_progress(Progress(total=100_064, done=50))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mask_file_that_is_no_png_is_refused(drawn, tmp_path):
+    photo = next((drawn / "images").glob("*.jpg"))
+    result = CliRunner().invoke(group, ["predict", str(photo), str(tmp_path / "mask.jpg")])
+    assert isinstance(result.exception, UsageError)
+    assert "mask.png" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []

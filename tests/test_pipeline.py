@@ -1,6 +1,7 @@
 import csv
 import errno
 import gzip
+import multiprocessing
 import os
 import shutil
 import signal
@@ -265,6 +266,26 @@ def test_shards_together_make_what_one_run_makes(predict, photos, tmp_path):
     assert predict(photos, tmp_path / "parts").already_done == 9
 
 
+def test_shards_write_the_report_one_after_the_other(predict, photos, out, monkeypatch):
+    """Each reads all journals before; otherwise an older state could be written over a newer one."""
+    locks = []
+    alone, write = store.OutFolder.alone, pipeline.write_table
+
+    def note(folder):
+        locks.append(alone(folder))
+        return locks[-1]
+
+    def write_table(path, entries):
+        assert locks[-1].is_locked
+        write(path, entries)
+        locks.append(None)
+
+    monkeypatch.setattr(store.OutFolder, "alone", note)
+    monkeypatch.setattr(pipeline, "write_table", write_table)
+    predict(photos, out, shard=(1, 2))
+    assert locks[-1] is None
+
+
 def test_more_shards_than_photos(predict, photos, out):
     report = predict(photos, out, shard=(12, 12))
     assert (report.exit_code, report.found) == (0, 0)
@@ -274,7 +295,7 @@ def test_more_shards_than_photos(predict, photos, out):
 def test_run_length_rows_are_those_of_submit(predict, photos, out, tmp_path, name):
     (photos / "bad.jpg").write_text("text")
     shutil.copy2(photos / "0.jpg", photos / "b" / "z_mask.jpg")
-    shutil.copy2(photos / "0.jpg", photos / "b" / "zz.jpg")
+    shutil.copy2(photos / "0.jpg", photos / "b" / "z1.jpg")  # after z, but before z_mask
     predict(photos, out, runs_file=tmp_path / name)
     write_submission(out, tmp_path / f"submit-{name}", None)
     assert (tmp_path / name).read_bytes() == (tmp_path / f"submit-{name}").read_bytes()
@@ -305,6 +326,14 @@ def test_run_length_rows_after_interruptions_and_runs_without_them(predict, phot
     check()
     (out / ".carvana-batch" / "rle-1-of-1.jsonl").write_bytes(b"\n[")
     check()
+
+
+def test_run_length_rows_of_masks_that_were_overwritten_meanwhile(predict, photos, out, tmp_path):
+    predict(photos, out, runs_file=tmp_path / "rows.csv")
+    predict(photos, out, threshold=0.25, overwrite=True)
+    predict(photos, out, threshold=0.25, runs_file=tmp_path / "rows.csv")
+    write_submission(out, tmp_path / "submitted.csv", None)
+    assert rows_of(tmp_path / "rows.csv") == rows_of(tmp_path / "submitted.csv")
 
 
 def test_a_run_length_file_that_cannot_be_written_is_refused_before_work_starts(
@@ -474,6 +503,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
         with pytest.raises(OutOfSpaceError, match=r"No space left for .*\. Free some"):
             predict(photos, out, **options)
     assert not list(out.rglob("*.tmp"))
+    assert results_in(out).items() <= results_in(tmp_path / "undisturbed").items()  # what is there is whole
     report = predict(photos, out, **options)
     assert report.exit_code == 0
     assert results_in(out) == results_in(tmp_path / "undisturbed")
@@ -484,8 +514,10 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
     fail, times = failing_from(number, sinks.Sinks.write, RuntimeError("a mistake"))
     monkeypatch.setattr(sinks.Sinks, "write", fail)
-    with pytest.raises(RuntimeError, match="a mistake"):
-        predict(photos, out)
+    with pytest.raises(RuntimeError, match="a mistake") as caught:
+        predict(photos, out, workers=1)
+    assert caught.tb is not None  # which keeps all that was in use from being collected
+    assert multiprocessing.active_children() == []
     assert len(times) <= number + 2
     assert all(name.startswith("writer") for name in times)
     assert threading.active_count() == 1

@@ -101,6 +101,9 @@ def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path,
         out.commit_failure(Failure(photo, "decode", "is empty"))
         out.commit_failure(Failure(ImageRef("c", tmp_path / "gone.jpg"), "decode", "does not exist"))
     assert missing(tmp_path, photo) == ["a/b"]
+    out.mask_path("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
+    assert missing(tmp_path, photo) == ["a/b"]
+    out.mask_path("a/b").unlink()
     files = [name for name in names_in(tmp_path / "out") if (tmp_path / "out" / name).is_file()]
     assert [name for name in files if not name.startswith(".carvana-batch")] == ["c.png"]
     entries = {entry.key: entry for entry in read_entries(out.state)}
@@ -195,6 +198,14 @@ def test_shards_share_a_folder_but_only_as_parts_of_the_same_number(tmp_path):
         with open_folder(tmp_path, shard=(3, 3)):
             pass
     with open_folder(tmp_path):
+        pass
+
+
+def test_a_run_that_is_refused_holds_no_lock(tmp_path):
+    refused = open_folder(tmp_path)
+    with open_folder(tmp_path, shard=(1, 3)), pytest.raises(FolderInUseError):
+        refused.__enter__()
+    with open_folder(tmp_path, shard=(1, 3)):
         pass
 
 

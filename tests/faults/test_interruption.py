@@ -74,6 +74,7 @@ def test_killed_before_any_change_it_makes_and_started_again(zygote, here):
         if killed.code == 0:
             break
         assert (killed.code, killed.stderr) == (-signal.SIGKILL, "")
+        assert results_in(here / "out").items() <= expected.items(), number  # what is there is whole
         done = journaled(here / "out")
         resumed = zygote.run(here, *PREDICT, *options, "--json")
         assert resumed.code == 0, (number, resumed)
@@ -86,9 +87,10 @@ def test_killed_before_any_change_it_makes_and_started_again(zygote, here):
 @pytest.mark.slow
 def test_killed_while_it_overwrites_and_started_again(zygote, here):
     expected = undisturbed(zygote, here, "--workers", "0")
-    earlier = ("--workers", "0", "--threshold", "0.1", "--save", "overlay")
-    assert zygote.run(here, *PREDICT, *earlier).code == 0
+    options = ("--workers", "0", "--threshold", "0.1", "--save", "overlay")
+    assert zygote.run(here, *PREDICT, *options).code == 0
     (here / "out" / "mine.png").write_bytes(b"not of a run")
+    earlier = results_in(here / "out")
     shutil.copytree(here / "out", here / "earlier")
     expected["mine.png"] = b"not of a run"
     for number in itertools.count(1):
@@ -97,6 +99,7 @@ def test_killed_while_it_overwrites_and_started_again(zygote, here):
         killed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite", kill_at=number)
         if killed.code == 0:
             break
+        assert results_in(here / "out").items() <= expected.items() | earlier.items(), number
         resumed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite")
         assert resumed.code == 0, (number, resumed)
         assert results_in(here / "out") == expected, number

@@ -200,7 +200,11 @@ def _compare_again(
     entries = [entry for key, entry in sorted(out.entries.items()) if key in keys]
 
     def compare_file(entry: Entry) -> Entry:
-        dice, problem = compare(entry.key, read_mask(out.mask_path(entry.key)), truth)
+        try:
+            mask = read_mask(out.mask_path(entry.key))
+        except ImageError as error:  # damaged since, but of the size that the journal says
+            return replace(entry, dice=None, reason=str(error))
+        dice, problem = compare(entry.key, mask, truth)
         return replace(entry, dice=dice, reason=problem)
 
     for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):

@@ -513,16 +513,35 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 @pytest.mark.parametrize("number", [1, 4])
 def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
     fail, times = failing_from(number, sinks.Sinks.write, RuntimeError("a mistake"))
+    read, photos_read = loader.read_image, []
+
+    def wait_for_writer(path, **options):
+        """Read the photo after the one that is not written only when that is certain."""
+        while len(photos_read) >= number > len(times):
+            threading.Event().wait(0.001)
+        if len(photos_read) == number:
+            threading.Event().wait(0.1)
+        photos_read.append(path)
+        return read(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.Sinks, "write", fail)
+        patch.setattr(loader, "read_image", wait_for_writer)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            predict(photos, out)
+    assert number <= len(photos_read) <= number + 1
+    assert all(name.startswith("writer") for name in times)
+    assert predict(photos, out).exit_code == 0
+
+
+def test_an_error_leaves_no_worker_and_no_thread(predict, photos, out, monkeypatch):
+    fail, _ = failing_from(1, sinks.Sinks.write, RuntimeError("a mistake"))
     monkeypatch.setattr(sinks.Sinks, "write", fail)
     with pytest.raises(RuntimeError, match="a mistake") as caught:
         predict(photos, out, workers=1)
     assert caught.tb is not None  # which keeps all that was in use from being collected
     assert multiprocessing.active_children() == []
-    assert len(times) <= number + 2
-    assert all(name.startswith("writer") for name in times)
-    assert threading.active_count() == 1
-    monkeypatch.undo()
-    assert predict(photos, out).exit_code == 0
+    assert not any(thread.name.startswith("writer") for thread in threading.enumerate())
 
 
 def test_a_slow_writer_holds_the_network_back(predict, drawn, out, monkeypatch):
@@ -585,3 +604,13 @@ def test_a_second_run_leaves_the_first_ones_lock_alone(predict, photos, out):
         with pytest.raises(FolderInUseError):
             predict(photos, out)
     assert predict(photos, out).done == 9
+
+
+def test_a_mask_that_was_damaged_since_is_named_and_stops_nothing(predict, drawn, out):
+    predict(drawn / "images", out)
+    mask = out / "car1.png"
+    mask.write_bytes(bytes(len(mask.read_bytes())))  # of the size that the journal says
+    report = predict(drawn / "images", out, truth=drawn / "masks")
+    assert len(report.dice) == 3
+    assert [entry.key for entry in report.without_truth] == ["car1"]
+    assert "car1.png" in report.without_truth[0].reason

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from carvana_batch.drawing import draw_photo
@@ -36,6 +37,17 @@ def results_in(out):
         for name, path in kept
         if not any(part.startswith(".") for part in name.parts) and name.name != "run.json"
     }
+
+
+def write_mask(path, rows):
+    """A 1-bit mask of rows of 0 and 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(rows, np.uint8) * 255).convert("1").save(path)
+
+
+def names_below(folder):
+    """Every file and folder directly in ``folder``."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def names_in(folder):

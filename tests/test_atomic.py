@@ -8,13 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import names_below
 
 from carvana_batch.atomic import TEMPORARY_PREFIX, WriteError, atomic_writer, check_target
 from carvana_batch.records import OutOfSpaceError, UsageError
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def failing(number):
@@ -44,7 +41,7 @@ def test_bytes_arrive_under_the_final_name(target):
         file.write(b"new")
         assert not target.exists() or target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
-    assert names_in(target.parent) == ["file.bin"]
+    assert names_below(target.parent) == ["file.bin"]
 
 
 def test_text_is_utf8_with_line_ends_and_raw_names_kept(tmp_path):
@@ -55,7 +52,7 @@ def test_text_is_utf8_with_line_ends_and_raw_names_kept(tmp_path):
 
 def test_the_temporary_file_is_hidden_and_beside_the_target(tmp_path):
     with atomic_writer(tmp_path / "file.bin"):
-        (name,) = names_in(tmp_path)
+        (name,) = names_below(tmp_path)
     assert name.startswith(TEMPORARY_PREFIX)
     assert name.startswith(".")
 
@@ -64,7 +61,7 @@ def test_a_relative_path_is_in_the_current_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with atomic_writer(Path("file.bin")) as file:
         file.write(b"new")
-    assert names_in(tmp_path) == ["file.bin"]
+    assert names_below(tmp_path) == ["file.bin"]
 
 
 def test_a_name_as_long_as_allowed(tmp_path):
@@ -92,7 +89,7 @@ def test_a_link_is_followed(tmp_path):
         file.write(b"new")
     assert link.is_symlink()
     assert (tmp_path / "real" / "file.bin").read_bytes() == b"new"
-    assert names_in(tmp_path / "real") == ["file.bin"]
+    assert names_below(tmp_path / "real") == ["file.bin"]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), UsageError("x")])
@@ -197,7 +194,7 @@ def test_a_missing_folder_and_things_that_are_no_files_are_refused(tmp_path):
             check_target(path)
         with pytest.raises(UsageError, match=problem), atomic_writer(path):
             pass
-    assert names_in(tmp_path) == ["folder", "pipe"]
+    assert names_below(tmp_path) == ["folder", "pipe"]
 
 
 def test_a_folder_that_is_not_open_to_writing(tmp_path, monkeypatch):

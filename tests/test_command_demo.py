@@ -16,7 +16,6 @@ def demo(model, tmp_path, monkeypatch):
     assert model
     draw = drawing.draw_photo
     monkeypatch.setattr(drawing, "draw_photo", lambda seed, view: draw(seed, view, (192, 128)))
-    monkeypatch.setattr("carvana_batch.submission.COMPETITION_SIZE", (192, 128))
     submit = group.get_command(None, "submit")
     (size,) = (parameter for parameter in submit.params if parameter.name == "size")
     monkeypatch.setattr(size, "default", "192x128")

@@ -3,23 +3,13 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from helpers import names_below, write_mask
 
 from carvana_batch import scoring
 from carvana_batch.commands import group
 from carvana_batch.records import QualityGateError, UsageError
-
-
-def write_mask(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(rows, np.uint8) * 255).convert("1").save(path)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -152,7 +142,7 @@ def test_wrong_usage_is_told_before_a_mask_is_read(here, monkeypatch):
         result = score(*arguments)
         assert isinstance(result.exception, UsageError)
         assert message in str(result.exception)
-    assert names_in(here) == ["gt", "out"]
+    assert names_below(here) == ["gt", "out"]
 
 
 def test_names_are_printed_literally_and_on_one_line(here):

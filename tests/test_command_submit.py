@@ -6,19 +6,10 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from helpers import names_below, write_mask
 
 from carvana_batch.commands import group
 from carvana_batch.records import ImageError, UsageError
-
-
-def write_mask(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(rows, np.uint8) * 255).convert("1").save(path)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -86,7 +77,7 @@ def test_errors_are_those_of_the_program(here):
     assert isinstance(result.exception, ImageError)
     assert "--size" in str(result.exception)
     assert isinstance(submit("-o", "s.txt").exception, UsageError)
-    assert names_in(here) == ["out"]
+    assert names_below(here) == ["out"]
 
 
 def test_names_are_printed_literally(here):
@@ -104,7 +95,7 @@ def test_in_a_pipe(here):
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.startswith("Error: out/a.png is 2x1 pixels, not 1918x1280.")
-    assert names_in(here) == ["out"]
+    assert names_below(here) == ["out"]
     result = subprocess.run([*command, "--size=2x1"], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
     assert "rows         1\n" in result.stdout

@@ -4,21 +4,11 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import names_below, write_mask
 
 from carvana_batch.records import UsageError
 from carvana_batch.scoring import Score, Scores, Unusable, defuse_formula, score_folders, write_scores
-
-
-def write_mask(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(rows, np.uint8) * 255).convert("1").save(path)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -122,7 +112,7 @@ def test_the_table_says_what_was_scored(folders, tmp_path):
         "a,1.00000000,1.00000000,1.00000000,1.00000000,1.00000000,1,1\n"
         "b/half,0.40000000,0.25000000,0.62500000,0.50000000,0.33333333,3,2\n"
     )
-    assert names_in(tmp_path) == ["gt", "out", "scores.csv"]
+    assert names_below(tmp_path) == ["gt", "out", "scores.csv"]
 
 
 def test_names_in_the_table_are_quoted_and_never_formulas(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import names_below, write_mask
 from PIL import Image
 
 from carvana_batch import submission
@@ -24,15 +25,6 @@ a.jpg,1 2 5 1
 b/c.jpg,
 d.jpg,15 1
 """
-
-
-def write_mask(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(rows, np.uint8) * 255).convert("1").save(path)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def test_rows_in_every_kind_of_file(masks, tmp_path, name, workers):
     assert summary.bytes == target.stat().st_size
     assert summary.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert names_in(tmp_path) == ["out", name]
+    assert names_below(tmp_path) == ["out", name]
 
 
 @pytest.mark.parametrize("name", ["s.csv.gz", "s.zip"])
@@ -133,7 +125,7 @@ def test_a_mask_of_another_size_is_named_and_nothing_is_changed(masks, tmp_path,
     with pytest.raises(ImageError, match=r"c\.png is 2x1 pixels, not 5x3.*--size"):
         write_submission(masks, target, size=(5, 3))
     assert target.read_bytes() == b"old"
-    assert names_in(tmp_path) == ["out", name]
+    assert names_below(tmp_path) == ["out", name]
     assert write_submission(masks, target, size=None).rows == 4
 
 
@@ -150,7 +142,7 @@ def test_a_broken_mask_ends_it_with_nothing_written(masks, tmp_path):
     (masks / "c.png").write_bytes((masks / "a.png").read_bytes()[:40])
     with pytest.raises(ImageError, match=r"c\.png"):
         write_submission(masks, tmp_path / "s.csv", size=None)
-    assert names_in(tmp_path) == ["out"]
+    assert names_below(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("name", ["s", "s.gz", "s.txt", "s.png", "csv"])
@@ -165,7 +157,7 @@ def test_folders_that_cannot_be_used_are_refused_before_a_mask_is_read(masks, tm
         write_submission(masks, tmp_path / "missing" / "s.csv")
     with pytest.raises(UsageError, match="does not exist"):
         write_submission(tmp_path / "missing", tmp_path / "s.csv")
-    assert names_in(tmp_path) == ["out"]
+    assert names_below(tmp_path) == ["out"]
 
 
 class SmallDisk:
@@ -203,7 +195,7 @@ def test_a_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
             write_submission(masks, target, size=None)
         except OutOfSpaceError:
             assert target.read_bytes() == b"old"
-            assert names_in(tmp_path) == ["out", name]
+            assert names_below(tmp_path) == ["out", name]
         else:
             break
     assert writes >= 1

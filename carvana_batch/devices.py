@@ -114,7 +114,12 @@ def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dt
     ratio = best[torch.float32] / best[torch.bfloat16]
     chosen = torch.bfloat16 if ratio > 1 else torch.float32
     name = "bf16" if chosen is torch.bfloat16 else "fp32"
-    return chosen, f"{name} (measured here: bf16 runs at {ratio:.2f}x the speed of fp32)"
+    return (
+        chosen,
+        f"{name} (measured: {ratio:.1f}x the speed of fp32)"
+        if ratio > 1
+        else f"{name} (bf16 is slower here)",
+    )
 
 
 def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

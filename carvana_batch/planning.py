@@ -66,7 +66,7 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
         flip=options.flip,
         keep_probability="prob" in options.extras,
     )
-    return predictor, f"{_device_name(device)}, {why}, at most {budget / 1e9:.1f} GB for the network"
+    return predictor, f"{_device_name(device)}, {why}, up to {budget / 1e9:.1f} GB"
 
 
 def describe_choice(predictor: Predictor) -> dict[str, Any]:

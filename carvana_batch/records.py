@@ -11,7 +11,7 @@ CarvanaBatchError            exit code 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ class Photo:
     """
 
     ref: ImageRef
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] = field(repr=False)
     file_bytes: int = 0
     file_time: int = 0
 
@@ -90,7 +90,7 @@ class PackedMask:
     the end of each row are 0. These are the scanlines of a 1-bit PNG.
     """
 
-    rows: NDArray[np.uint8]
+    rows: NDArray[np.uint8] = field(repr=False)
     width: int
 
     @property
@@ -118,4 +118,4 @@ class Prediction:
     photo: Photo
     mask: PackedMask
     expected_dice: float
-    probability: NDArray[np.float32] | None = None
+    probability: NDArray[np.float32] | None = field(default=None, repr=False)

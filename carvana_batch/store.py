@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -66,7 +66,7 @@ class OutFolder:
             with atomic_writer(self._holder, "w", sync=False) as file:
                 json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
             if not self.overwrite:
-                self._read_settings()
+                self.read_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -117,7 +117,7 @@ class OutFolder:
         with self.alone():
             if self.overwrite:
                 self._forget()
-            self._read_settings()
+            self.read_settings()
             self.choose(self.chosen or chosen)
         return self.chosen
 
@@ -206,8 +206,11 @@ class OutFolder:
         for path in (self.mask_path(key), *(self.extra_path(kind, key) for kind in EXTRA_FILES)):
             _remove(path)
 
-    def _read_settings(self) -> None:
-        """Read what an earlier run chose; raise UsageError if it was asked for something else."""
+    def read_settings(self, skipped: Collection[str] = ()) -> None:
+        """Read what an earlier run chose; raise UsageError if it was asked for something else.
+
+        Settings whose names are ``skipped`` are not compared.
+        """
         try:
             content = json.loads(self._settings_path.read_text(encoding="utf-8"))
             earlier, self.chosen = dict(content["settings"]), dict(content["chosen"])
@@ -221,7 +224,7 @@ class OutFolder:
         differences = [
             f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
             for name in sorted(earlier.keys() | self.settings.keys())
-            if earlier.get(name) != self.settings.get(name)
+            if name not in skipped and earlier.get(name) != self.settings.get(name)
         ]
         if differences:
             raise UsageError(

@@ -64,7 +64,7 @@ def test_a_folder(run, here):
     assert list(find_masks(here / "out")) == ["car0", "car1", "car2", "car3"]
     lines = result.stdout.splitlines()
     assert lines[0] == "4 photos, model segunet-s"
-    assert re.fullmatch(r"\d+ CPU threads, fp32 \(as asked\), at most .* GB for the network", lines[1])
+    assert re.fullmatch(r"\d+ CPU threads, fp32 \(as asked\), up to .* GB", lines[1])
     assert lines[2] == "4 masked, 0 failed -> out"
     assert re.fullmatch(
         r"\d+\.\d\d photos/s; time: waiting for photos \d+%, network \d+%, waiting for writers \d+%", lines[3]
@@ -93,14 +93,14 @@ def test_one_photo_into_a_folder(run, here):
 def test_one_photo_into_a_file(run, here):
     run("in", "out")
     expected = (here / "out" / "car1.png").read_bytes()
-    for _ in range(2):  # the second time over the first mask
-        result = run("in/car1.jpg", "new.PNG")
+    for again in ((), ("--overwrite",)):
+        result = run("in/car1.jpg", "new.PNG", *again)
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines()[2] == "1 masked, 0 failed -> new.PNG"
         assert (here / "new.PNG").read_bytes() == expected
     assert sorted(path.name for path in here.iterdir()) == ["in", "new.PNG", "out", "truth"]
     (here / "link.png").symlink_to("new.PNG")
-    run("in/car0.jpg", "link.png")
+    run("in/car0.jpg", "link.png", "--overwrite")
     assert (here / "link.png").is_symlink()
     assert (here / "new.PNG").read_bytes() == (here / "out" / "car0.png").read_bytes()
 
@@ -121,6 +121,7 @@ def test_one_photo_into_a_file_that_cannot_be(run, here):
         (("a.png", "a.png"), "IN and OUT are the same file a.png"),
         (("a.png", "link.png"), "IN and OUT are the same file link.png"),
         (("a.png", "."), "./a.png would overwrite a photo|^a.png would overwrite a photo"),
+        (("in/car1.jpg", "a.png"), "a.png is there already"),
         (("a.png", "none/b.png"), "Cannot write none/b.png: there is no folder none"),
         (("a.png", "b.png", "--save", "overlay"), "--save needs a folder as OUT, not the file b.png"),
     ):
@@ -230,8 +231,8 @@ def test_options_that_are_none(run, arguments):
         ("memory", "6GB", 6 * 10**9),
         ("memory", "1.5 gib", 3 * 2**29),
         ("memory", "500m", 500 * 10**6),
-        ("memory", "123", 123),
-        ("memory", "7b", 7),
+        ("memory", "123456789", 123_456_789),
+        ("memory", "7000000b", 7_000_000),
         ("tile", "auto", None),
         ("tile", "512", (512, 512)),
         ("tile", "640X480", (640, 480)),
@@ -317,7 +318,7 @@ def test_a_dry_run_writes_nothing(run, here):
         "  in/car0.jpg -> out/car0.png",
         "  in/car1.jpg -> out/car1.png",
         "  in/car2.jpg -> out/car2.png",
-        "Dry run: nothing was written.",
+        "Dry run: nothing was written; the model was not looked at.",
     ]
     assert run("in/car1.jpg", "new.png", "--dry-run").stdout.splitlines()[1:2] == ["  in/car1.jpg -> new.png"]
     assert json.loads(run("in", "out", "--dry-run", "--json").stdout) == {
@@ -340,7 +341,7 @@ def test_a_dry_run_after_a_run(run, here):
     assert lines[5:] == [
         "  in/more2.jpg -> out/more2.png",
         "  ... and 4 more",
-        "Dry run: nothing was written.",
+        "Dry run: nothing was written; the model was not looked at.",
     ]
     lines = run("in", "out", "--dry-run", "--overwrite").stdout.splitlines()
     assert lines[0] == "11 photos, 0 of them done already, 11 to do"
@@ -513,3 +514,18 @@ def test_a_mask_file_that_is_no_png_is_refused(drawn, tmp_path):
     assert isinstance(result.exception, UsageError)
     assert "mask.png" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("here")
+def test_a_dry_run_refuses_what_the_run_would_refuse(run):
+    run("in", "out")
+    result = run("in", "out", "--dry-run", "--threshold", "0.7")
+    assert isinstance(result.exception, UsageError)
+    assert "threshold: 0.5 before, 0.7 now" in str(result.exception)
+    assert run("in", "out", "--dry-run", "--threshold", "0.7", "--overwrite").exit_code == 0
+
+
+def test_an_amount_of_memory_without_a_unit_is_asked_for(run, here):
+    result = run("in", "out", "--memory", "6")
+    assert (result.exit_code, "such as 6GB" in result.stderr) == (2, True)
+    assert not (here / "out").exists()

@@ -37,10 +37,10 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
     _clear(folder, images, masks)
     click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
     drawn = iter_write_photos(folder, count=photos, seed=seed)
-    for _ in track(
-        drawn, "Drawing", total=photos, console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ):
-        pass
+    quiet = not sys.stderr.isatty()
+    with (folder / MARKER).open("a", buffering=1, encoding="ascii") as marker:
+        for name in track(drawn, "Drawing", total=photos, console=Console(stderr=True), disable=quiet):
+            marker.write(f"{name}\n")
     submission, scores = folder / "submission.csv.gz", folder / "scores.csv"
     steps: list[list[str]] = [
         ["predict", str(images), str(out), "--overwrite", "--save", "overlay"],
@@ -73,6 +73,8 @@ def _clear(folder: Path, images: Path, masks: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise UsageError(f"{shown(folder)} holds files that are not a demo's. Name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    for earlier in (*images.glob("*.jpg"), *masks.glob("*_mask.gif")):
-        earlier.unlink()
+    marker.touch()  # it lists what is drawn from now on
+    for name in marker.read_text(encoding="ascii").split():
+        (images / f"{name}.jpg").unlink(missing_ok=True)
+        (masks / f"{name}_mask.gif").unlink(missing_ok=True)
+    marker.write_text("", encoding="ascii")

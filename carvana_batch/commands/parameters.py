@@ -39,7 +39,10 @@ class Memory(click.ParamType[Any]):
         unit = match[2] + ("" if match[2].endswith("B") or not match[2] else "B") if match else ""
         if match is None or unit not in UNITS or int(float(match[1]) * UNITS[unit]) < 1:
             self.fail(f"{value!r} is no amount of memory such as 6GB or 500MB", parameter, context)
-        return int(float(match[1]) * UNITS[unit])
+        amount = int(float(match[1]) * UNITS[unit])
+        if amount < UNITS["MB"]:
+            self.fail(f"{value!r} is less than a megabyte; write an amount such as 6GB", parameter, context)
+        return amount
 
 
 class Threshold(click.FloatRange):

@@ -259,6 +259,10 @@ def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
     check_target(out)
     if out.exists() and out.samefile(photo):
         raise UsageError(f"IN and OUT are the same file {shown(out)}. Choose another OUT.")
+    if out.exists() and not options.overwrite:
+        raise UsageError(
+            f"{shown(out)} is there already. Name another file, or use --overwrite to replace it."
+        )
 
 
 @contextlib.contextmanager

@@ -118,7 +118,9 @@ def print_plan(
 ) -> None:
     """What a run would do, without loading a model or writing anything."""
     own = take_shard(refs, *options.shard)
-    folder = OutFolder(out, {}, options.shard, options.overwrite)
+    folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
+    if not (mask_file or options.overwrite):
+        folder.read_settings(skipped=["model"])
     todo = own if mask_file else folder.find_missing(own)
     done = len(own) - len(todo)
     if reporter.to_stderr:
@@ -129,7 +131,7 @@ def print_plan(
         reporter.say(f"  {shown(ref.path)} -> {shown(mask)}")
     if len(todo) > PLANNED_SHOWN:
         reporter.say(f"  ... and {len(todo) - PLANNED_SHOWN:,} more")
-    reporter.say("Dry run: nothing was written.")
+    reporter.say("Dry run: nothing was written; the model was not looked at.")
 
 
 def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:

@@ -53,7 +53,7 @@ NETWORK_NAMES = ("segunet-s", "segunet", "unet")
     show_default=True,
     help="Part of the batches that are cropped.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=3000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=3000, show_default=True, help="Steps in all.")
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Photos a step.")
 @click.option(
     "--lr",
@@ -66,13 +66,25 @@ NETWORK_NAMES = ("segunet-s", "segunet", "unet")
 @click.option(
     "--warm-up", type=click.IntRange(min=0), default=200, show_default=True, help="Steps of warm-up."
 )
-@click.option("--loss", type=click.Choice(LOSS_NAMES), default="bce+dice", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--loss",
+    type=click.Choice(LOSS_NAMES),
+    default="bce+dice",
+    show_default=True,
+    help="What is minimised; boundary weighs the outline.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="For weights, order and augmentation.",
+)
 def command(data: Path, run: Path, also: tuple[Path, ...], val: Path, **values: Any) -> None:
     """Train a network on DATA and write its averaged weights into the folder RUN.
 
     DATA holds `images/<id>.jpg` and `masks/<id>_mask.gif`. The same command again goes on from the last
-    checkpoint. This is the part of training that the bundled model needed: it runs on a CPU, in bf16.
+    checkpoint. It runs on a CPU, in bf16.
     """
     from carvana_batch.training.data import find_pairs
     from carvana_batch.training.loop import TrainingSettings, train

@@ -91,6 +91,11 @@ def load_model(name_or_path: str | Path) -> Model:
         path = path / "best.safetensors"
     if not path.is_file():
         names = ", ".join(BUNDLED_WEIGHTS)
+        if str(name_or_path) in NETWORKS:
+            raise ModelError(
+                f"{name_or_path} is a network without bundled weights (those have: {names}). Train it with"
+                f" `carvana-batch train --model {name_or_path}` and give --model the folder of that run."
+            )
         raise ModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         return _load_foreign(path)

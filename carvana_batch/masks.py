@@ -22,6 +22,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def mask_id(key: str) -> str:
+    """The id by which ``submit`` and ``score`` know a mask, from its path below the folder without suffix."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + (name.removesuffix("_mask") or name)
+
+
 def find_masks(folder: Path) -> dict[str, Path]:
     """The masks below ``folder`` by id, in the order of the ids.
 
@@ -48,11 +54,11 @@ def find_masks(folder: Path) -> dict[str, Path]:
             stem, _, suffix = file.rpartition(".")
             if not stem or file.startswith(".") or suffix.lower() not in MASK_SUFFIXES:
                 continue
-            mask_id = beginning + (stem.removesuffix("_mask") or stem)
-            if mask_id in masks:
-                both = " and ".join(map(shown, sorted([masks[mask_id], parent / file])))
-                raise UsageError(f"Two masks have the id {shown(mask_id)}: {both}. Remove one of them.")
-            masks[mask_id] = parent / file
+            found = mask_id(beginning + stem)
+            if found in masks:
+                both = " and ".join(map(shown, sorted([masks[found], parent / file])))
+                raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
+            masks[found] = parent / file
     if not masks:
         raise UsageError(
             f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "

@@ -18,7 +18,7 @@ from carvana_batch.images import read_mask
 from carvana_batch.inputs import take_shard
 from carvana_batch.journal import Entry, read_entries
 from carvana_batch.loader import DecodeOptions, PhotoLoader
-from carvana_batch.masks import find_masks, map_in_order
+from carvana_batch.masks import find_masks, map_in_order, mask_id
 from carvana_batch.metrics import rank_correlation
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.options import Options
@@ -28,7 +28,7 @@ from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 from carvana_batch.report.run_report import RunReport, write_table
 from carvana_batch.sinks import Sinks, Written, compare
 from carvana_batch.spool import RunLengthSpool
-from carvana_batch.store import OutFolder, mask_id
+from carvana_batch.store import OutFolder
 from carvana_batch.submission import write_rows
 
 WRITER_THREADS = 2

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from carvana_batch.inputs import refuse_clashes, shown
+from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES, Options
 from carvana_batch.records import ImageRef, UsageError
-from carvana_batch.store import OutFolder, mask_id, not_writable
+from carvana_batch.store import OutFolder, not_writable
 from carvana_batch.submission import check_submission_name
 
 

@@ -17,10 +17,11 @@ from carvana_batch import rle
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.images import read_mask
 from carvana_batch.journal import Entry, write_error
+from carvana_batch.masks import mask_id
 from carvana_batch.metrics import SizeError, count
 from carvana_batch.png import encode_mask
 from carvana_batch.records import ImageError, PackedMask, Prediction
-from carvana_batch.store import OutFolder, mask_id
+from carvana_batch.store import OutFolder
 
 OVERLAY_COLOUR = (255, 96, 0)
 OVERLAY_STRENGTH = 0.45

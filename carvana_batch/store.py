@@ -233,12 +233,6 @@ class OutFolder:
             )
 
 
-def mask_id(key: str) -> str:
-    """The id by which ``submit`` and ``score`` know the mask of a photo (see ``masks.find_masks``)."""
-    folder, slash, name = key.rpartition("/")
-    return folder + slash + (name.removesuffix("_mask") or name)
-
-
 def not_writable(root: Path, problem: str) -> UsageError:
     return UsageError(f"Cannot write into {shown(root)}: {problem}. Choose another OUT.")
 

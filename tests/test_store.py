@@ -11,9 +11,10 @@ from helpers import names_in
 
 from carvana_batch.atomic import WriteError
 from carvana_batch.journal import Entry, append, read_entries
+from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.records import Failure, FolderInUseError, ImageRef, OutOfSpaceError, UsageError
-from carvana_batch.store import LOCK_PATIENCE, OutFolder, mask_id
+from carvana_batch.store import LOCK_PATIENCE, OutFolder
 
 SETTINGS = {"model": "m", "save": ("overlay",), "threshold": 0.5}
 CHOSEN = {"precision": "bf16"}

@@ -97,14 +97,20 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
         if sync:
             _sync_folder(target.parent)
     except OSError as error:
-        if error.errno in OUT_OF_SPACE:
-            message = f"No space left for {shown(path)}. Free some space and run the same command again."
-            raise OutOfSpaceError(message) from error
-        raise WriteError(f"Cannot write {shown(path)}: {error}") from error
+        raise write_error(path, error) from error
     finally:
         # Gone already if all went well; and if it cannot be removed, the first error matters more.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_error(path: Path, error: OSError) -> CarvanaBatchError:
+    """What to raise, and so what to tell the user, where ``path`` could not be written."""
+    if error.errno in OUT_OF_SPACE:
+        return OutOfSpaceError(
+            f"No space left for {shown(path)}. Free some space and run the same command again."
+        )
+    return WriteError(f"Cannot write {shown(path)}: {error.strerror or error}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from carvana_batch.atomic import OUT_OF_SPACE, WriteError
-from carvana_batch.inputs import shown
-from carvana_batch.records import CarvanaBatchError, OutOfSpaceError
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -73,10 +69,3 @@ def append(file: IO[bytes], line: bytes) -> None:
     """Write all of ``line`` to a file that is not buffered, so that nothing is left to ``close``."""
     while line:
         line = line[file.write(line) :]
-
-
-def write_error(path: Path, error: OSError) -> CarvanaBatchError:
-    """What to raise, and so what to tell the user, where ``path`` could not be written."""
-    if error.errno in OUT_OF_SPACE:
-        return OutOfSpaceError(f"No space left for {shown(path)}. Free some and run the same command again.")
-    return WriteError(f"Cannot write {shown(path)}: {error.strerror or error}")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carvana_batch import rle
-from carvana_batch.atomic import atomic_writer
+from carvana_batch.atomic import atomic_writer, write_error
 from carvana_batch.images import read_mask
-from carvana_batch.journal import Entry, write_error
+from carvana_batch.journal import Entry
 from carvana_batch.masks import mask_id
 from carvana_batch.metrics import SizeError, count
 from carvana_batch.png import encode_mask

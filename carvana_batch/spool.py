@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from carvana_batch import rle
+from carvana_batch.atomic import write_error
 from carvana_batch.images import read_mask
-from carvana_batch.journal import Entry, append, write_error
+from carvana_batch.journal import Entry, append
 
 
 class RunLengthSpool:

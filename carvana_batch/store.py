@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import filelock
 
-from carvana_batch.atomic import WriteError, atomic_writer
+from carvana_batch.atomic import WriteError, atomic_writer, write_error
 from carvana_batch.inputs import shown
-from carvana_batch.journal import Entry, append, read_entries, write_error
+from carvana_batch.journal import Entry, append, read_entries
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.records import Failure, FolderInUseError, ImageRef, UsageError
 

@@ -17,10 +17,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from carvana_batch.atomic import atomic_writer
+from carvana_batch.metrics import count
 from carvana_batch.models import NETWORKS
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model, load_model, save_model
-from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.records import CarvanaBatchError, PackedMask, UsageError
 from carvana_batch.training.augmentation import AugmentationLimits
 from carvana_batch.training.data import Pair, Samples, draw_batches, load_pair
 from carvana_batch.training.losses import LOSSES
@@ -170,14 +171,13 @@ def validate(
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for pair in pairs:
             image, _ = load_pair(pair, size)
-            true = torch.from_numpy(np.array(load_pair(pair, None)[1])) > 0
+            true = np.array(load_pair(pair, None)[1]) > 0
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
             logits = network(normalise(pixels)).float()
             if size is not None:
-                logits = functional.interpolate(logits, tuple(true.shape), mode="bilinear")
-            predicted = logits[0, 0] > 0
-            total = int(predicted.sum() + true.sum())
-            dice.append(2 * int((predicted & true).sum()) / total if total else 1.0)
+                logits = functional.interpolate(logits, true.shape, mode="bilinear")
+            predicted = PackedMask.from_bool((logits[0, 0] > 0).numpy())
+            dice.append(count(predicted, PackedMask.from_bool(true)).dice)
     return dice
 
 

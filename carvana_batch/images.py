@@ -47,6 +47,9 @@ SIGNATURES = (
 MASK_PIXEL_LIMIT = 2**31
 """Masks are the user's own, so none that a raised --pixel-limit has made is refused."""
 
+JPEG_DEVIATION = 63
+"""How far compression may move a value of a JPEG mask from black or white."""
+
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 DAMAGE = (
@@ -85,7 +88,7 @@ def read_image(
         return _upright(pixels, _orientation(image)) if apply_exif else pixels
 
 
-def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> PackedMask:
+def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = False) -> PackedMask:
     """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
 
     Which pixels are car, the first rule that fits:
@@ -96,10 +99,14 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> PackedMask:
 
     Colour images must in fact be grey, and an alpha channel must be opaque.
 
+    ``hard`` refuses what the last rule would have to guess: pixels that are neither black nor white. In a
+    JPEG, values up to ``JPEG_DEVIATION`` from either are taken for compression; one whose values are
+    all so low, but not all 0, is refused, because a JPEG does not keep 0 and 1 apart.
+
     Raises ImageError if the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
     with _told_as_image_error(path):
-        return _to_mask(_decode(path, pixel_limit))
+        return _to_mask(_decode(path, pixel_limit), hard)
 
 
 @contextmanager
@@ -201,7 +208,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _to_mask(image: Image.Image) -> PackedMask:
+def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
     if image.has_transparency_data and not image.mode.startswith("I;16"):
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
@@ -210,13 +217,34 @@ def _to_mask(image: Image.Image) -> PackedMask:
         packed = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, -1)
         return PackedMask(packed.copy(), image.width)
     if image.mode == "P":
-        return PackedMask.from_bool(_car_colours(image)[np.asarray(image)])
+        return PackedMask.from_bool(_car_colours(image, hard)[np.asarray(image)])
     grey = _grey(image)
+    if hard and image.format in {"JPEG", "MPO"}:
+        if 0 < grey.max() <= JPEG_DEVIATION:
+            raise ImageError(
+                f"has no value above {grey.max()}: JPEG does not keep a mask of 0 and 1; save it as PNG"
+            )
+        _refuse_between(grey, JPEG_DEVIATION)
+    elif hard and grey.max() > 1:
+        _refuse_between(grey)
     car = grey > 0 if grey.max() <= 1 else grey > np.iinfo(grey.dtype).max // 2
     return PackedMask.from_bool(car)
 
 
-def _car_colours(image: Image.Image) -> NDArray[np.bool_]:
+def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int = 0) -> None:
+    """Raise ImageError for (H, W) values that are more than ``deviation`` from both black and white."""
+    full = np.iinfo(grey.dtype).max
+    between = (grey > deviation) & (grey < full - deviation)
+    if between.any():
+        y, x = np.unravel_index(between.argmax(), between.shape)
+        count = np.count_nonzero(between)
+        raise ImageError(
+            f"has {count} {'pixel' if count == 1 else 'pixels'} neither black (0) nor white ({full}), such as"
+            f" the value {grey[y, x]} at x {x}, y {y}; make each of them background or car"
+        )
+
+
+def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
     """For each index of a palette image, (256,), whether it is car: the rules of ``read_mask``."""
     flat = image.getpalette("RGB") or []
     palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
@@ -229,7 +257,10 @@ def _car_colours(image: Image.Image) -> NDArray[np.bool_]:
         return np.array([index == 1 for index in range(256)])
     if any(not red == green == blue for red, green, blue in colours):
         raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
-    return np.array([red >= 128 for red, _, _ in palette])
+    greys = np.array([red for red, _, _ in palette], np.uint8)
+    if hard:
+        _refuse_between(greys[np.asarray(image)])
+    return greys >= 128
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -121,7 +121,7 @@ def _keep(decoded: Any) -> Any:
     return decoded
 
 
-def _heed_main_process(_worker: int) -> None:
+def heed_main_process(_worker: int) -> None:
     """In a worker: SIGTERM is blocked, but from the main process it means to end."""
 
     def wait() -> None:
@@ -134,7 +134,7 @@ def _heed_main_process(_worker: int) -> None:
 
 
 @contextlib.contextmanager
-def _workers_starting() -> Iterator[None]:
+def workers_starting() -> Iterator[None]:
     """Keep signals for the main process from the workers that start meanwhile, which inherit that they are
     blocked; and torch from raising errors at any line.
 
@@ -196,9 +196,9 @@ class PhotoLoader:
                 num_workers=workers,
                 prefetch_factor=PREFETCHED_PHOTOS if workers else None,
                 collate_fn=_keep,
-                worker_init_fn=_heed_main_process,
+                worker_init_fn=heed_main_process,
             )
-            with _workers_starting():
+            with workers_starting():
                 photos = iter(loader)
         try:
             yield from photos

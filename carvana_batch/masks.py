@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,7 +70,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """``function`` of each item, in the order of the items, worked out by ``workers`` threads.
 
     Threads are enough, because decoding and NumPy let go of the interpreter's lock. By default there is

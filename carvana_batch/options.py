@@ -12,6 +12,8 @@ from carvana_batch.tiles import DEFAULT_OVERLAP
 DEFAULT_PIXEL_LIMIT = 200_000_000
 """Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
 
+PRECISION_NAMES = ("auto", "fp16", "bf16", "fp32")
+
 EXTRA_FILES = {
     "prob": ("_prob", ".tif"),
     "overlay": ("_overlay", ".jpg"),

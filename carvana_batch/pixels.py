@@ -1,4 +1,4 @@
-"""What the decoders of all formats share: the limit of pixels, and the scaling to 8 bits."""
+"""Arithmetic on pixels: their limit, the scaling to 8 bits, the averaging to another size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from carvana_batch.records import ImageError
 
@@ -34,3 +35,9 @@ def scale_to_eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         return values.astype(np.uint8, copy=False)
     table = np.rint(np.linspace(0, 255, 2**bits)).astype(np.uint8)
     return table[values.astype(np.uint16, copy=False)]
+
+
+def area_average(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) uint8 to another size (width, height), each pixel the mean of what it covers."""
+    # Writable and owned, as torch wants it.
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))

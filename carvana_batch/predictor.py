@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from carvana_batch.devices import is_out_of_memory, prepare_network
 from carvana_batch.models.blocks import pad_to
 from carvana_batch.models.checkpoints import Model
-from carvana_batch.probability import expected_dice, pack_bits
+from carvana_batch.pixels import area_average
+from carvana_batch.probability import enlarge_probability, expected_dice, pack_bits
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
-from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan_tiles, weight_sums
+from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan_tiles, round_up, weight_sums
 
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
@@ -31,15 +32,23 @@ class Tiling:
     most_pixels: int
     overlap: int
 
-    def plan(self, height: int, width: int, stride: int) -> TilePlan:
+    def plan(self, height: int, width: int, stride: int, unit: int) -> TilePlan:
+        """``stride`` and ``unit`` as in ``AnySizeNetwork``: a whole image is padded to the latter only."""
         if self.tile is None:
-            return plan_fewest_tiles(height, width, self.most_pixels, self.overlap, stride)
-        return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
+            plan = plan_fewest_tiles(height, width, self.most_pixels, self.overlap, stride)
+        else:
+            plan = plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
+        if plan.tile_count > 1:
+            return plan
+        return TilePlan((0,), (0,), round_up(height, unit), round_up(width, unit))
 
 
 @dataclass(eq=False)
 class _Canvas:
-    """A photo on its way: its tiles come back one by one and are blended into ``total``."""
+    """A photo on its way: its tiles come back one by one and are blended into ``total``.
+
+    ``pixels`` is (3, H, W) uint8 on the device: the photo in the size that the network wants.
+    """
 
     photo: Photo
     plan: TilePlan
@@ -89,7 +98,6 @@ class Predictor:
             flip,
             keep_probability,
         )
-        self.stride = model.network.stride
         self.warnings: list[str] = []
         self._network = prepare_network(model.network, device, dtype)
         self._exact: Predictor | None = None
@@ -99,7 +107,7 @@ class Predictor:
         self._shift = (-torch.tensor(model.mean, device=device)).reshape(shape) * 255 * self._scale
 
     @torch.inference_mode()
-    def predict(self, photos: Iterable[Photo | Failure]) -> Iterator[Prediction | Failure]:
+    def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
         """Masks for a stream of photos, in their order as long as all have one tile plan; failures pass by.
 
         Raises:
@@ -138,9 +146,11 @@ class Predictor:
         return 2 * self.batch * max((height * width for height, width in queue.pools), default=0)
 
     def _admit(self, queue: _Queue, photo: Photo) -> None:
-        height, width = photo.pixels.shape[:2]
-        plan = self.tiling.plan(height, width, self.stride)
-        pixels = torch.from_numpy(photo.pixels).to(self.device, non_blocking=True).permute(2, 0, 1)
+        resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
+        height, width = resized.shape[:2]
+        network = self.model.network
+        plan = self.tiling.plan(height, width, network.stride, network.unit)
+        pixels = torch.from_numpy(resized).to(self.device, non_blocking=True).permute(2, 0, 1)
         canvas = _Canvas(photo, plan, pixels, plan.tile_count)
         pool = queue.pools.setdefault((plan.tile_height, plan.tile_width), deque())
         pool.extend((canvas, top, left) for top, left in plan.windows())
@@ -169,7 +179,7 @@ class Predictor:
                 pool.popleft()
                 self._blend(canvas, top, left, probabilities[place, 0], finite[place])
                 if canvas.missing == 0:
-                    queue.photo_pixels -= canvas.photo.pixels.shape[0] * canvas.photo.pixels.shape[1]
+                    queue.photo_pixels -= canvas.pixels.shape[1] * canvas.pixels.shape[2]
                     yield self._finish(canvas)
             if not pool:
                 del queue.pools[shapes[0]]
@@ -252,8 +262,10 @@ class Predictor:
             rows = torch.from_numpy(weight_sums(plan.tops, plan.tile_height)).to(self.device)
             columns = torch.from_numpy(weight_sums(plan.lefts, plan.tile_width)).to(self.device)
             total.div_(rows[:, None]).div_(columns)
+        probability = total[: canvas.pixels.shape[1], : canvas.pixels.shape[2]]
         height, width = canvas.photo.pixels.shape[:2]
-        probability = total[:height, :width]
+        if probability.shape != (height, width):
+            probability = enlarge_probability(probability, height, width)
         mask = probability > self.threshold
         kept = probability.cpu().numpy() if self.keep_probability else None
         packed = PackedMask(pack_bits(mask), width)

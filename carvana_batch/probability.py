@@ -41,3 +41,13 @@ def pack_bits_on_device(mask: Tensor) -> Tensor:
     bits = nn.functional.pad(mask.to(torch.uint8), (0, missing)).reshape(mask.shape[0], -1, 8)
     values = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=mask.device)
     return (bits * values).sum(dim=2, dtype=torch.uint8)
+
+
+def enlarge_probability(probability: Tensor, height: int, width: int) -> Tensor:
+    """(h, w) to (height, width) float32 in [0, 1], by bilinear interpolation of the logits.
+
+    The logits are nearly linear across an outline, the probabilities are not.
+    """
+    logits = torch.logit(probability.float(), eps=1e-6)
+    enlarged = nn.functional.interpolate(logits[None, None], (height, width), mode="bilinear")
+    return torch.sigmoid_(enlarged[0, 0])

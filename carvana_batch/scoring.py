@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from carvana_batch.images import read_mask
 from carvana_batch.inputs import shown
 from carvana_batch.masks import find_masks, map_in_order
 from carvana_batch.metrics import SizeError, count
-from carvana_batch.records import ImageError, UsageError
+from carvana_batch.records import ImageError, PackedMask, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +75,30 @@ class Scores:
     @property
     def summary(self) -> Summary | None:
         """None if no image was scored."""
-        if not self.rows:
-            return None
-        dice = [row.dice for row in self.rows]
-        quantiles = np.percentile(dice, [5, 50, 95]).tolist()
-        return Summary(
-            images=len(self.rows),
-            dice=float(np.mean(dice)),
-            iou=float(np.mean([row.iou for row in self.rows])),
-            pixel_accuracy=float(np.mean([row.pixel_accuracy for row in self.rows])),
-            precision=float(np.mean([row.precision for row in self.rows])),
-            recall=float(np.mean([row.recall for row in self.rows])),
-            dice_05=quantiles[0],
-            dice_50=quantiles[1],
-            dice_95=quantiles[2],
-        )
+        return summarise(self.rows)
 
     def find_worst(self, number: int) -> list[Score]:
         """The rows with the lowest Dice, the lowest first."""
         return sorted(self.rows, key=lambda row: (row.dice, row.image))[:number]
+
+
+def summarise(rows: Sequence[Score]) -> Summary | None:
+    """Means and quantiles over the rows, None if there are none."""
+    if not rows:
+        return None
+    dice = [row.dice for row in rows]
+    quantiles = np.percentile(dice, [5, 50, 95]).tolist()
+    return Summary(
+        images=len(rows),
+        dice=float(np.mean(dice)),
+        iou=float(np.mean([row.iou for row in rows])),
+        pixel_accuracy=float(np.mean([row.pixel_accuracy for row in rows])),
+        precision=float(np.mean([row.precision for row in rows])),
+        recall=float(np.mean([row.recall for row in rows])),
+        dice_05=quantiles[0],
+        dice_50=quantiles[1],
+        dice_95=quantiles[2],
+    )
 
 
 def score_folders(
@@ -132,7 +137,7 @@ def score_folders(
     )
 
 
-def write_scores(scores: Scores, path: Path) -> None:
+def write_scores(rows: Sequence[Score], path: Path) -> None:
     """Write the scored images as CSV, one a row, ratios with eight decimals; whole or not at all.
 
     Raises what ``atomic_writer`` raises.
@@ -140,7 +145,7 @@ def write_scores(scores: Scores, path: Path) -> None:
     with atomic_writer(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Score))
-        for row in scores.rows:
+        for row in rows:
             image, *values = astuple(row)
             ratios = (f"{value:.8f}" if isinstance(value, float) else value for value in values)
             writer.writerow((defuse_formula(image), *ratios))
@@ -156,9 +161,14 @@ def defuse_formula(text: str) -> str:
 
 def _score_files(mask_id: str, predicted: Path, truth: Path) -> Score | Unusable:
     try:
-        counts = count(read_mask(predicted), read_mask(truth))
+        return score_mask(mask_id, read_mask(predicted), read_mask(truth))
     except (ImageError, SizeError) as error:
         return Unusable(mask_id, str(error))
+
+
+def score_mask(mask_id: str, predicted: PackedMask, true: PackedMask) -> Score:
+    """The row of one image; raises SizeError if the masks' sizes differ."""
+    counts = count(predicted, true)
     return Score(
         image=mask_id,
         dice=counts.dice,

@@ -63,8 +63,7 @@ class OutFolder:
         except OSError as error:
             raise not_writable(self.root, error.strerror or str(error)) from error
         try:
-            with atomic_writer(self._holder, "w", sync=False) as file:
-                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+            write_holder(self._holder)
             if not self.overwrite:
                 self.read_settings()
         except BaseException:
@@ -181,14 +180,9 @@ class OutFolder:
                 raise self._in_use(self.state / f"holder-{other.name.removeprefix('lock-')}.json") from error
 
     def _in_use(self, holder: Path) -> FolderInUseError:
-        try:
-            content = json.loads(holder.read_text())
-            who = f"process {content['pid']} on {content['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            who = "another process"
         return FolderInUseError(
-            f"{shown(self.root)} is in use by {who}. Wait for it to end, choose another OUT, or share the"
-            " work by giving every run its own part with --shard i/n (the same n for all)."
+            f"{shown(self.root)} is in use by {describe_holder(holder)}. Wait for it to end, choose another"
+            " OUT, or share the work by giving every run its own part with --shard i/n (the same n for all)."
         )
 
     def _forget(self) -> None:
@@ -233,8 +227,23 @@ class OutFolder:
             )
 
 
-def not_writable(root: Path, problem: str) -> UsageError:
-    return UsageError(f"Cannot write into {shown(root)}: {problem}. Choose another OUT.")
+def write_holder(holder: Path) -> None:
+    """Say, for those who find the folder locked, who holds it."""
+    with atomic_writer(holder, "w", sync=False) as file:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+
+
+def describe_holder(holder: Path) -> str:
+    """Who holds a locked folder, as far as that was written down."""
+    try:
+        content = json.loads(holder.read_text())
+        return f"process {content['pid']} on {content['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def not_writable(root: Path, problem: str, argument: str = "OUT") -> UsageError:
+    return UsageError(f"Cannot write into {shown(root)}: {problem}. Choose another {argument}.")
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The competition's CSV: a run-length row for each mask of a folder."""
+"""The competition's CSV, a run-length row for each mask: written from a folder of masks, and read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import csv
 import gzip
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from typing import IO
 from carvana_batch import rle
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.images import read_mask
-from carvana_batch.inputs import shown
+from carvana_batch.inputs import IMAGE_SUFFIXES, shown
 from carvana_batch.masks import find_masks, map_in_order
 from carvana_batch.records import ImageError, UsageError
 
@@ -29,6 +31,12 @@ COMPETITION_ROWS = 100_064
 
 HEADER = ("img", "rle_mask")
 SUFFIXES = (".csv", ".csv.gz", ".zip")
+
+FIELD_LIMIT = 2**26
+"""Characters in a field that is read. More cannot be a row, but the rest of a file after a lost quote."""
+
+DAMAGE = (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged, locked or unusually packed file raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,29 @@ def write_rows(target: Path, rows: Iterable[tuple[str, str]]) -> SubmissionSumma
     return SubmissionSummary(rows=count, empty=empty, bytes=target.stat().st_size, sha256=digest)
 
 
+def read_rows(path: Path) -> dict[str, str]:
+    """The run-length texts of a file such as ``write_rows`` writes, or as the competition publishes, by id.
+
+    The id is the photo's name without the suffix of an image, ``00087a6bd4dc_01`` for
+    ``00087a6bd4dc_01.jpg``. The texts are not looked at; ``rle.decode`` does that. Blank lines are passed
+    over.
+
+    Raises UsageError for a file that cannot be read, another header than ``img,rle_mask``, a row that has
+    not two fields, and an id that comes twice.
+    """
+    if not path.name.lower().endswith(SUFFIXES):
+        raise UsageError(f"Cannot read {shown(path)}: run-length rows are in *{', *'.join(SUFFIXES)}.")
+    csv.field_size_limit(max(csv.field_size_limit(), FIELD_LIMIT))  # the usual one is 128 KiB
+    try:
+        with _open_rows(path) as text:
+            return _parse_rows(text, path)
+    except DAMAGE as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else f"it is damaged: {error}"
+        )
+        raise UsageError(f"Cannot read {shown(path)}: {shown(reason.removesuffix('.'))}.") from error
+
+
 def check_submission_name(target: Path) -> None:
     """Raise UsageError, before any work, where a submission cannot be written at ``target``."""
     if not target.name.lower().endswith(SUFFIXES):
@@ -125,3 +156,66 @@ def _open_text(file: IO[bytes], target: Path) -> Iterator[IO[str]]:
             yield text
         finally:
             text.detach()  # flushes, and leaves closing to those who opened
+
+
+def _parse_rows(text: IO[str], path: Path) -> dict[str, str]:
+    rows = csv.reader(text, strict=True)
+    try:
+        header = next(rows, [])
+        if header != list(HEADER):
+            raise UsageError(
+                f"{shown(path)} begins with {shown(','.join(header)[:40])!r}, not with {','.join(HEADER)}: "
+                "these are no run-length rows."
+            )
+        found: dict[str, str] = {}
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(HEADER) or not row[0]:
+                raise UsageError(
+                    f"{shown(path)}, line {rows.line_num}: a row is <photo>,<runs>, and this one has "
+                    f"{'no name' if len(row) == len(HEADER) else f'{len(row)} field(s)'}."
+                )
+            photo_id = _without_suffix(row[0])
+            if photo_id in found:
+                raise UsageError(
+                    f"{shown(path)}, line {rows.line_num}: {shown(photo_id)} already has a row; remove one."
+                )
+            found[photo_id] = row[1]
+    except csv.Error as error:
+        raise UsageError(f"{shown(path)}, line {rows.line_num}: {error}.") from error
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and dot + suffix.lower() in IMAGE_SUFFIXES else name
+
+
+@contextlib.contextmanager
+def _open_rows(path: Path) -> Iterator[IO[str]]:
+    """Text from ``path``, which is unpacked as its suffix says."""
+    name = path.name.lower()
+    with contextlib.ExitStack() as stack:
+        binary: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
+        if name.endswith(".gz"):
+            binary = stack.enter_context(gzip.GzipFile(fileobj=binary))
+        elif name.endswith(".zip"):
+            archive = stack.enter_context(zipfile.ZipFile(binary))
+            binary = stack.enter_context(archive.open(_only_table(archive, path)))
+        text = io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="")
+        yield stack.enter_context(text)
+
+
+def _only_table(archive: zipfile.ZipFile, path: Path) -> str:
+    """The one CSV in the archive; archives made on a Mac hold hidden twins of their files."""
+    tables = [
+        name
+        for name in archive.namelist()
+        if name.lower().endswith(".csv") and not name.rpartition("/")[2].startswith("._")
+    ]
+    if len(tables) != 1:
+        raise UsageError(
+            f"{shown(path)} holds {len(tables)} CSV files; it must hold one, of run-length rows."
+        )
+    return tables[0]

@@ -1,9 +1,13 @@
 """What several test modules need: small photos, runs of the command line, what lies in a folder."""
 
+import fcntl
 import json
 import os
+import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +134,32 @@ class Zygote:
         return self.start(folder, *arguments, **options).wait()
 
 
+class Terminal:
+    """A pseudo-terminal of 80 columns: what a process printed there, and keys to press."""
+
+    def __init__(self):
+        self.keys, self.screen = os.openpty()
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.name = os.ttyname(self.screen)
+        self._bytes = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.keys)
+        os.close(self.screen)
+
+    def press(self, key):
+        os.write(self.keys, key)
+
+    @property
+    def printed(self):
+        while select.select([self.keys], [], [], 0)[0]:
+            self._bytes += os.read(self.keys, 65536)
+        return self._bytes.decode()
+
+
 def wait_for(ask, good=bool):
     """What ``ask`` returns as soon as it is ``good``."""
     deadline = time.monotonic() + TIMEOUT
@@ -139,3 +169,21 @@ def wait_for(ask, good=bool):
             return answer
         time.sleep(0.01)
     raise TimeoutError(f"still {answer!r} after {TIMEOUT} s")
+
+
+def write_pairs(folder, cars=3, views=2, size=(128, 64)):
+    """images/<id>.jpg with a bright rectangle on a dark ground, and masks/<id>_mask.png."""
+    generator = np.random.default_rng(5)
+    width, height = size
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for car in range(cars):
+        for view in range(views):
+            mask = np.zeros((height, width), np.uint8)
+            top, left = generator.integers(4, height // 2), generator.integers(4, width // 2)
+            mask[top : top + height // 3, left : left + width // 3] = 1
+            noise = generator.integers(0, 60, (height, width, 3), np.uint8)
+            pixels = np.repeat(mask[:, :, None] * 150, 3, axis=2) + noise
+            Image.fromarray(pixels).save(folder / "images" / f"car{car}_{view:02}.jpg", quality=95)
+            Image.fromarray(mask).save(folder / "masks" / f"car{car}_{view:02}_mask.png")
+    return folder

@@ -688,3 +688,76 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     assert reason(tmp_path / "ink.jpg", read_mask).startswith("has pixels of the kind CMYK")
     (tmp_path / "text.png").write_text("no mask")
     assert reason(tmp_path / "text.png", read_mask).startswith("is not an image in a supported format")
+
+
+# ---- masks without a guess
+
+
+def test_hard_masks_are_read_as_they_are(tmp_path: Path) -> None:
+    """0/1, 0/255, 0/65535, one bit, palettes, three equal channels: all the same car."""
+    white = np.where(CAR, 255, 0).astype(np.uint8)
+    for number, image in enumerate(
+        [
+            Image.fromarray(CAR),
+            Image.fromarray(CAR.astype(np.uint8)),
+            Image.fromarray(white),
+            Image.fromarray(grey_to_rgb(white)),
+            Image.fromarray(np.where(CAR, 65535, 0).astype(np.uint16)),
+            palette_image(CAR, BLACK, WHITE),
+            palette_image(CAR, BLACK, DARK_RED),
+            palette_image(~CAR, WHITE, BLACK),
+        ]
+    ):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        np.testing.assert_array_equal(read_mask(path, hard=True).to_bool(), CAR)
+    palette_image(CAR, BLACK, WHITE).save(tmp_path / "a.gif")
+    tifffile.imwrite(tmp_path / "a.tif", CAR, photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.gif", hard=True).to_bool(), CAR)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", hard=True).to_bool(), ~CAR)
+    for empty in [Image.new("L", (9, 5)), Image.new("1", (9, 5))]:
+        for name in ["b.png", "b.jpg"]:
+            empty.save(tmp_path / name)
+            assert not read_mask(tmp_path / name, hard=True).to_bool().any()
+
+
+@pytest.mark.parametrize(("value", "full"), [(128, 255), (254, 255), (1, 255), (255, 65535)])
+def test_pixels_between_are_counted_and_one_is_given(tmp_path: Path, value: int, full: int) -> None:
+    values = np.where(CAR, full, 0).astype(np.uint8 if full == 255 else np.uint16)
+    values[4, 7:10] = value
+    expected = f"has 3 pixels neither black (0) nor white ({full}), such as the value {value} at x 7, y 4;"
+    for name in ["a.png", "a.tif"]:
+        Image.fromarray(values).save(tmp_path / name)
+        assert reason(tmp_path / name, read_mask, hard=True).startswith(expected)
+        read_mask(tmp_path / name)
+
+
+def test_grey_palettes_are_not_hard(tmp_path: Path) -> None:
+    colours = palette_image(X % 3, BLACK, WHITE, (90,) * 3)
+    count = np.count_nonzero(X % 3 == 2)
+    for name in ["a.png", "a.gif"]:
+        colours.save(tmp_path / name)
+        message = reason(tmp_path / name, read_mask, hard=True)
+        assert message.startswith(
+            f"has {count} pixels neither black (0) nor white (255), such as the value 90"
+        )
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_compression_does_not_make_a_jpeg_mask_soft(tmp_path: Path, quality: int) -> None:
+    Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)).save(tmp_path / "a.jpg", quality=quality)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert len(np.unique(np.asarray(image))) > 2
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.jpg", hard=True).to_bool(), CAR)
+
+
+def test_jpeg_masks_that_are_no_hard_ones(tmp_path: Path) -> None:
+    """Blocks of 8 by 8 equal values come out of a JPEG as they went in."""
+    blocks = np.kron(np.array([[0, 63, 64], [191, 192, 255]], np.uint8), np.ones((8, 8), np.uint8))
+    Image.fromarray(blocks).save(tmp_path / "a.jpg", quality=100)
+    message = reason(tmp_path / "a.jpg", read_mask, hard=True)
+    assert message.startswith(
+        "has 128 pixels neither black (0) nor white (255), such as the value 64 at x 16, y 0;"
+    )
+    Image.fromarray(np.where(CAR, 1, 0).astype(np.uint8)).save(tmp_path / "b.jpg", quality=100)
+    assert "save it as PNG" in reason(tmp_path / "b.jpg", read_mask, hard=True)

@@ -186,7 +186,8 @@ def test_default_workers(monkeypatch, cores, on_cpu, on_gpu):
 
 def bytes_taken(model: Model, predictor, height: int, width: int) -> int:
     """What a batch of tiles of a photo of this size takes: tensors inside the network, and its weights."""
-    tiles = predictor.tiling.plan(height, width, predictor.stride)
+    network = predictor.model.network
+    tiles = predictor.tiling.plan(height, width, network.stride, network.unit)
     tile = measure_footprint(model.network, tiles.tile_height, tiles.tile_width, predictor.dtype)
     weights = sum(parameter.numel() * 4 for parameter in model.network.parameters())
     return predictor.batch * tile.activation_bytes + weights
@@ -200,7 +201,8 @@ def test_tiles_shrink_with_the_memory_and_stay_within_it(model, size, precision,
         predictor = plan(model, memory=megabytes * MEGABYTE, precision=precision, batch=batch)
         assert predictor.batch == (batch or 1)
         assert bytes_taken(model, predictor, *size) <= megabytes * MEGABYTE
-        tiles = predictor.tiling.plan(*size, predictor.stride)
+        network = predictor.model.network
+        tiles = predictor.tiling.plan(*size, network.stride, network.unit)
         tile_pixels.append(tiles.tile_height * tiles.tile_width)
         tile_counts.append(tiles.tile_count)
     assert tile_counts == sorted(tile_counts)

@@ -148,7 +148,7 @@ def test_stitched_tiles_equal_the_direct_computation(height, width, tile_height,
 
 
 def test_tiles_are_width_by_height():
-    plan = Tiling((64, 16), 0, 0).plan(32, 128, 4)
+    plan = Tiling((64, 16), 0, 0).plan(32, 128, stride=4, unit=4)
     assert (plan.tile_width, plan.tile_height) == (64, 16)
     assert (len(plan.lefts), len(plan.tops)) == (2, 2)
 
@@ -185,7 +185,15 @@ def test_each_channel_is_normalised_by_its_own_statistics():
     np.testing.assert_allclose(result.probability, expected, atol=2e-6)
 
 
-def test_a_photo_is_padded_with_its_last_row_and_column(small_network):
+def test_a_whole_photo_is_padded_to_the_unit_of_the_network_only():
+    plan = Tiling(None, 10**6, 0).plan(13, 6, stride=16, unit=4)
+    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 8, 1)
+    plan = Tiling(None, 16 * 16, 0).plan(13, 38, stride=16, unit=4)
+    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 16, 3)
+
+
+def test_a_photo_is_padded_with_its_last_row_and_column(small_network, monkeypatch):
+    monkeypatch.setattr(small_network, "unit", 4)
     photo = random_photo(13, 6)
     result = predict_one(make_predictor(small_network, keep_probability=True), photo)
     padded = np.pad(photo.pixels, ((0, 3), (0, 2), (0, 0)), mode="edge")

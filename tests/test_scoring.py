@@ -106,7 +106,7 @@ def test_folders_without_a_common_name_are_refused(tmp_path):
 
 def test_the_table_says_what_was_scored(folders, tmp_path):
     scores = score_folders(*folders)
-    write_scores(scores, tmp_path / "scores.csv")
+    write_scores(scores.rows, tmp_path / "scores.csv")
     assert (tmp_path / "scores.csv").read_text() == (
         "image,dice,iou,pixel_accuracy,precision,recall,area_true,area_predicted\n"
         "a,1.00000000,1.00000000,1.00000000,1.00000000,1.00000000,1,1\n"
@@ -117,7 +117,7 @@ def test_the_table_says_what_was_scored(folders, tmp_path):
 
 def test_names_in_the_table_are_quoted_and_never_formulas(tmp_path):
     names = ["=cmd()", "+1", "-1", "@a", "a,b", "a\nb", "[red]", "a=b", "ä\udcff"]
-    write_scores(Scores(tuple(make_score(name, 1.0) for name in names), (), (), ()), tmp_path / "s.csv")
+    write_scores([make_score(name, 1.0) for name in names], tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         read = [row["image"] for row in csv.DictReader(file)]
     assert read == ["'=cmd()", "'+1", "'-1", "'@a", "a,b", "a\nb", "[red]", "a=b", "ä\udcff"]

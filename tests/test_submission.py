@@ -14,10 +14,11 @@ import pytest
 from helpers import names_below, write_mask
 from PIL import Image
 
-from carvana_batch import submission
+from carvana_batch import rle, submission
 from carvana_batch.atomic import atomic_writer
+from carvana_batch.masks import find_masks
 from carvana_batch.records import ImageError, OutOfSpaceError, UsageError
-from carvana_batch.submission import write_submission
+from carvana_batch.submission import read_rows, write_rows, write_submission
 
 ROWS = """\
 img,rle_mask
@@ -210,3 +211,122 @@ def test_the_published_file_byte_for_byte_but_for_line_ends(tmp_path):
     write_submission(folder / "masks", tmp_path / "s.csv")
     published = (folder / "masks.csv").read_bytes().replace(b"\r\n", b"\n")
     assert (tmp_path / "s.csv").read_bytes() == published
+
+
+# ---- reading rows
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip", "s.csv.zip", "S.CSV"])
+def test_what_is_written_is_read(tmp_path, name):
+    rows = [("a", "1 2 5 1"), ("b/c", ""), ("d.v2", "15 1"), ('e,"f', "3 1"), ("\udcff", "7 7")]
+    write_rows(tmp_path / name, rows)
+    assert read_rows(tmp_path / name) == dict(rows)
+
+
+def test_rows_of_a_million_characters_are_read(tmp_path):
+    runs = " ".join(f"{start} 1" for start in range(1, 400_000, 3))
+    assert len(runs) > 1_000_000
+    (tmp_path / "s.csv").write_text(f"img,rle_mask\na.jpg,{runs}\nb.jpg,2 1\n")
+    before = csv.field_size_limit(2**30)
+    try:
+        assert read_rows(tmp_path / "s.csv") == {"a": runs, "b": "2 1"}
+        assert csv.field_size_limit() == 2**30
+        csv.field_size_limit(2**17)
+        assert read_rows(tmp_path / "s.csv")["a"] == runs
+    finally:
+        csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"img,rle_mask\r\na_01.jpg,1 2\r\nb_01.png,\r\nb_02,3 1\r\n",
+        b"\xef\xbb\xbfimg,rle_mask\na_01.jpg,1 2\n\nb_01.JPG,\nb_02,3 1",
+        b'"img","rle_mask"\n"a_01.jpg","1 2"\n"b_01.jpg",""\n"b_02.tiff","3 1"\n',
+    ],
+)
+def test_files_of_other_tools_are_read(tmp_path, data):
+    (tmp_path / "s.csv").write_bytes(data)
+    assert read_rows(tmp_path / "s.csv") == {"a_01": "1 2", "b_01": "", "b_02": "3 1"}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "begins with '', not with img,rle_mask"),
+        (b"id,rle_mask\na.jpg,1 2\n", "begins with 'id,rle_mask', not with img,rle_mask"),
+        (b"a.jpg,1 2\n", "begins with 'a.jpg,1 2'"),
+        (b"img,rle_mask\na.jpg,1 2\nb.jpg\n", "line 3: .* 1 field"),
+        (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2,3\n", "line 3: .* 3 field"),
+        (b"img,rle_mask\n,1 2\n", "line 2: .* no name"),
+        (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2\na.png,1 2\n", "line 4: a already has a row"),
+        (b'img,rle_mask\na.jpg,"1 2\nb.jpg,1 2\n', "line 3: unexpected end of data"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, data, reason):
+    (tmp_path / "s.csv").write_bytes(data)
+    with pytest.raises(UsageError, match=rf"s\.csv.*{reason}"):
+        read_rows(tmp_path / "s.csv")
+
+
+def test_a_field_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    before = csv.field_size_limit(1000)
+    monkeypatch.setattr(submission, "FIELD_LIMIT", 1000)
+    (tmp_path / "s.csv").write_text('img,rle_mask\na.jpg,"' + "1 2\n" * 1000)
+    try:
+        with pytest.raises(UsageError, match=r"s\.csv, line \d+: field larger"):
+            read_rows(tmp_path / "s.csv")
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
+    for name, reason in [("missing.csv", "No such file"), ("s.txt", r"\*\.csv, \*\.csv\.gz, \*\.zip")]:
+        with pytest.raises(UsageError, match=rf"{name}.*{reason}"):
+            read_rows(tmp_path / name)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.csv: Is a directory"):
+        read_rows(tmp_path / "folder.csv")
+
+
+@pytest.mark.parametrize("name", ["s.csv.gz", "s.zip"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "text"])
+def test_damaged_archives_are_named(tmp_path, name, damage):
+    write_rows(tmp_path / name, [(f"car_{number}", f"{number} 5") for number in range(1, 100)])
+    data = bytearray((tmp_path / name).read_bytes())
+    middle = len(data) // 2 if damage == "cut" else 100
+    data[middle] ^= 0xFF
+    (tmp_path / name).write_bytes({"cut": data[:middle], "flip": data, "text": b"img,rle_mask\n"}[damage])
+    with pytest.raises(UsageError, match=rf"Cannot read .*{name}: it is damaged"):
+        read_rows(tmp_path / name)
+
+
+def test_an_archive_must_hold_one_table(tmp_path):
+    table = "img,rle_mask\na.jpg,1 2\n"
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.writestr("train_masks.csv", table)
+        archive.writestr("__MACOSX/._train_masks.csv", b"\0\5\26\7")
+        archive.writestr("readme.txt", "")
+    assert read_rows(tmp_path / "mac.zip") == {"a": "1 2"}
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.csv", table)
+        archive.writestr("b.csv", table)
+    with pytest.raises(UsageError, match=r"two\.zip holds 2 CSV files"):
+        read_rows(tmp_path / "two.zip")
+    with zipfile.ZipFile(tmp_path / "train_masks.zip", "w") as archive:
+        archive.writestr("a_01_mask.gif", b"GIF89a")
+    with pytest.raises(UsageError, match=r"train_masks\.zip holds 0 CSV files"):
+        read_rows(tmp_path / "train_masks.zip")
+
+
+@pytest.mark.real
+def test_published_rows_are_the_published_masks():
+    if "CARVANA_DATA" not in os.environ:
+        pytest.skip("CARVANA_DATA names no folder with real photos")
+    folder = Path(os.environ["CARVANA_DATA"]) / "val"
+    rows = read_rows(folder / "masks.csv")
+    masks = find_masks(folder / "masks")
+    assert rows.keys() == masks.keys()
+    for mask_id in list(masks)[::40]:
+        with Image.open(masks[mask_id]) as image:
+            np.testing.assert_array_equal(rle.decode(rows[mask_id], 1280, 1918), np.asarray(image) == 1)

@@ -6,26 +6,22 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from carvana_batch.atomic import check_target
 from carvana_batch.commands.parameters import Memory, Shard, Threshold, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
+from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.inputs import IMAGE_SUFFIXES, Found, find_images, read_file_list, shown
-from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, Options
+from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, PRECISION_NAMES, Options
 from carvana_batch.records import ImageRef, UsageError
 from carvana_batch.tiles import DEFAULT_OVERLAP
-
-if TYPE_CHECKING:
-    from carvana_batch.pipeline import StopFlag
 
 
 @click.command()
@@ -53,7 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
+    type=click.Choice(PRECISION_NAMES),
     default="auto",
     show_default=True,
     help="Number format of the network; auto is fp16 on a GPU, and on a CPU the faster of bf16 and fp32.",
@@ -219,7 +215,8 @@ def command(
     loaded = load_model(model)
     reporter.say(f"{len(found.refs):,} photos, model {loaded.name}")
     folder = _folder_of_mask_file(found.refs[0], out) if mask_file else contextlib.nullcontext(out)
-    with _stop_on_signals(reporter) as stop, reporter, folder as root:
+    stopping = "Stopping: finishing the photos in flight; once more leaves at once."
+    with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
         report = run(found.refs, root, loaded, options, reporter.listener, stop)
     if as_json:
         click.echo(json.dumps(report.describe()))
@@ -274,25 +271,3 @@ def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
         mask = Path(folder) / f"{ref.key}.png"
         if mask.exists():
             mask.replace(target)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(reporter: Reporter) -> Iterator[StopFlag]:
-    """The first Ctrl-C or SIGTERM asks the run to stop, the second leaves at once."""
-    from carvana_batch.pipeline import StopFlag
-
-    stop = StopFlag()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            reporter.restore_terminal()
-            os._exit(128 + number)
-        stop.signal = number
-        reporter.say("Stopping: finishing the photos in flight; once more leaves at once.")
-
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

@@ -73,7 +73,7 @@ def command(
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    write_scores(scores, output)
+    write_scores(scores.rows, output)
     if as_json:
         click.echo(json.dumps(describe(scores, output)))
     else:

@@ -2,97 +2,226 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from carvana_batch.commands.parameters import PhotoSize
+from carvana_batch.commands.signals import stop_on_signals
+from carvana_batch.commands.training_progress import TrainingReporter, describe_best
+from carvana_batch.inputs import shown
+from carvana_batch.options import PRECISION_NAMES
+from carvana_batch.records import UsageError
+from carvana_batch.training.settings import (
+    LOSS_NAMES,
+    NETWORK_NAMES,
+    OPTIMIZER_NAMES,
+    SCHEDULE_NAMES,
+    AugmentationLimits,
+    TrainingSettings,
+    make_settings,
+    read_settings,
+)
 
-LOSS_NAMES = ("bce+dice", "bce", "dice", "boundary")
-NETWORK_NAMES = ("segunet-s", "segunet", "unet")
+DEFAULTS = TrainingSettings()
+LIMITS = AugmentationLimits()
+
+
+def _setting(
+    name: str, kind: Any, text: str, **attributes: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option that is a setting of the run, with the default of ``TrainingSettings``."""
+    field = name.replace("-", "_")
+    default = getattr(DEFAULTS if hasattr(DEFAULTS, field) else LIMITS, field)
+    if name == "size":
+        default = "full"
+    return click.option(
+        f"--{name}", type=kind, default=default, show_default=default is not None, help=text, **attributes
+    )
+
+
+SHARE = click.FloatRange(0, 1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+AT_LEAST_ZERO = click.FloatRange(min=0)
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--also",
-    multiple=True,
+    "--config",
+    metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Another folder like DATA to train on. Can be repeated.",
+    help="A TOML file of settings, such as config.toml of another run; options given here win.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN, with its settings.")
+@click.option("--dry-run", is_flag=True, help="Check DATA and settings, write RUN/samples.jpg, and end.")
+@_setting("val", str, "A folder like DATA with other cars, to measure on.", metavar="DIR")
+@_setting("val-cars", str, "Measure on the cars of DATA that this file names, one a line.", metavar="FILE")
+@_setting(
+    "val-fraction",
+    click.FloatRange(0, 1, min_open=True, max_open=True),
+    "Otherwise: measure on this part of the cars of DATA, chosen by --seed.",
+)
+@_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
+@_setting("model", click.Choice(NETWORK_NAMES), "The network.")
+@_setting("init", str, "Weights to start from.", metavar="NAME|FILE|RUN")
+@_setting("size", PhotoSize(), "Size that photos and masks are averaged down to.")
+@_setting("crop", PhotoSize(), "Size of random crops.", metavar="WxH")
+@_setting(
+    "crop-share", SHARE, "Part of the steps that see crops rather than whole photos, if --crop is given."
+)
+@_setting("epochs", COUNT, "Times that every photo is seen.")
+@_setting("batch", COUNT, "Photos a step, over all passes and processes.")
+@_setting("accumulate", COUNT, "Passes that the photos of a step are split into, to save memory.")
+@_setting("lr", POSITIVE, "Highest learning rate.")
+@_setting(
+    "warm-up",
+    click.IntRange(min=0),
+    "Steps in which the learning rate rises to the highest; at most a tenth of all.",
+)
+@_setting("schedule", click.Choice(SCHEDULE_NAMES), "How the learning rate falls after that, to 1 %.")
+@_setting(
+    "loss",
+    click.Choice(LOSS_NAMES),
+    "What is minimised. dice stands for 1 - Dice; boundary adds a band along the outline to bce+dice.",
+)
+@_setting("optimizer", click.Choice(OPTIMIZER_NAMES), "The optimizer.")
+@_setting("weight-decay", AT_LEAST_ZERO, "Of convolutions, not of biases and batch norms.")
+@_setting("clip", AT_LEAST_ZERO, "Longest gradient; 0 for any.")
+@_setting(
+    "ema",
+    click.FloatRange(0, 1, max_open=True),
+    "Decay per step of the moving average of the weights, which is what is measured and kept; 0 for none.",
+)
+@_setting("shift", click.FloatRange(0, 0.5), "Augmentation: farthest shift, as part of width and height.")
+@_setting("scale", SHARE, "Augmentation: largest relative change of size.")
+@_setting("rotation", click.FloatRange(0, 180), "Augmentation: widest rotation, in degrees.")
+@_setting("flip", SHARE, "Augmentation: probability of a mirror image.")
+@_setting("brightness", SHARE, "Augmentation: largest relative change.")
+@_setting("contrast", SHARE, "Augmentation: largest relative change.")
+@_setting("saturation", SHARE, "Augmentation: largest relative change.")
+@_setting("grey", SHARE, "Augmentation: probability of a grey photo.")
+@_setting(
+    "precision",
+    click.Choice(PRECISION_NAMES),
+    "Number format; auto is fp16 on a GPU, and on a CPU the faster of bf16 and fp32.",
+)
+@_setting("validate-every", COUNT, "Epochs between two validations.")
+@_setting(
+    "patience", click.IntRange(min=0), "End after so many validations without a better Dice; 0 for never."
+)
+@_setting("seed", click.IntRange(min=0), "For weights, split, order and augmentation.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps", help="What trains."
 )
 @click.option(
-    "--val",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A folder like DATA with other cars, to measure on.",
-)
-@click.option(
-    "--model",
-    "network",
-    type=click.Choice(NETWORK_NAMES),
-    default="segunet-s",
-    show_default=True,
-    help="The network.",
-)
-@click.option("--init", metavar="NAME|FILE|RUN", help="Weights to start from.")
-@click.option(
-    "--size",
-    type=PhotoSize(),
-    default="full",
-    show_default=True,
-    help="Size that photos and masks are averaged down to.",
-)
-@click.option("--crop", type=PhotoSize(), help="Size of random crops, for a part of the batches.")
-@click.option(
-    "--crop-share",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Part of the batches that are cropped.",
-)
-@click.option("--steps", type=click.IntRange(min=1), default=3000, show_default=True, help="Steps in all.")
-@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Photos a step.")
-@click.option(
-    "--lr",
-    "learning_rate",
-    type=click.FloatRange(min=0, min_open=True),
-    default=3e-3,
-    show_default=True,
-    help="Highest learning rate; warm-up, then half a cosine.",
-)
-@click.option(
-    "--warm-up", type=click.IntRange(min=0), default=200, show_default=True, help="Steps of warm-up."
-)
-@click.option(
-    "--loss",
-    type=click.Choice(LOSS_NAMES),
-    default="bce+dice",
-    show_default=True,
-    help="What is minimised; boundary weighs the outline.",
-)
-@click.option(
-    "--seed",
+    "--workers",
     type=click.IntRange(min=0),
-    default=0,
+    default=1,
     show_default=True,
-    help="For weights, order and augmentation.",
+    help="Processes that read and augment photos.",
 )
-def command(data: Path, run: Path, also: tuple[Path, ...], val: Path, **values: Any) -> None:
-    """Train a network on DATA and write its averaged weights into the folder RUN.
+@click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    data: Path,
+    run: Path,
+    config: Path | None,
+    resume: bool,
+    dry_run: bool,
+    device: str,
+    workers: int,
+    tensorboard: bool,
+    quiet: bool,
+    **values: Any,
+) -> None:
+    """Train a network on DATA and write the run into the folder RUN.
 
-    DATA holds `images/<id>.jpg` and `masks/<id>_mask.gif`. The same command again goes on from the last
-    checkpoint. It runs on a CPU, in bf16.
+    DATA holds photos in `images` or `train`, and beside them masks of the same names in `masks` or
+    `train_masks` (PNG, GIF, JPEG, TIFF), or run-length rows in `train_masks.csv`. Photos are split by car,
+    the part of their name before the underscore. All is checked before the first step.
+
+    Ctrl-C saves; the same command with --resume goes on. `predict --model RUN` then takes the weights that
+    were best on the photos that were measured on. Several GPUs: put `torchrun --nproc-per-node N -m
+    carvana_batch` in place of `carvana-batch`.
     """
-    from carvana_batch.training.data import find_pairs
-    from carvana_batch.training.loop import TrainingSettings, train
+    if resume and config is not None:
+        raise UsageError("--resume takes the settings of the run in RUN; leave --config out.")
+    if resume and not (run / "config.toml").exists():
+        raise UsageError(f"--resume: {shown(run)} holds no run; leave the option out to begin one.")
+    if resume or config is not None:
+        values = _fill_in(context, values, config or run / "config.toml")
+    settings = make_settings(values)
+    if settings.val is not None and settings.val_cars is not None:
+        raise UsageError("--val and --val-cars both say what to measure on. Leave one out.")
 
-    pairs = [pair for folder in (data, *also) for pair in find_pairs(folder)]
-    val_pairs = find_pairs(val)
-    click.echo(f"{len(pairs):,} photos to train on, {len(val_pairs):,} to measure on")
-    weights = train(
-        pairs, val_pairs, run, TrainingSettings(**values), lambda line: click.echo(json.dumps(line))
+    from carvana_batch.devices import pick_device  # torch takes seconds to import
+    from carvana_batch.training.job import train
+
+    # Of the processes that torchrun starts, the first one tells.
+    reporter = TrainingReporter(quiet or os.environ.get("RANK", "0") != "0")
+    with stop_on_signals(reporter, "Stopping after this step; once more leaves at once.") as stop, reporter:
+        outcome = train(
+            data,
+            run,
+            settings,
+            device=pick_device(device),
+            resume=resume,
+            dry_run=dry_run,
+            workers=workers,
+            tensorboard=tensorboard,
+            listener=reporter.listener,
+            stop=stop,
+        )
+    if outcome is None:
+        reporter.say("Dry run: data and settings are good; nothing was trained.")
+        return
+    if outcome.stopped_by is not None:
+        reporter.say(f"Saved after step {outcome.step:,} of {outcome.steps:,}.")
+        reporter.say(
+            f"To go on: {shown(shlex.join(['carvana-batch', 'train', str(data), str(run), '--resume']))}"
+        )
+        context.exit(128 + outcome.stopped_by)
+    if outcome.stopped_early:
+        reporter.say(
+            f"Ended after step {outcome.step:,} of {outcome.steps:,}: no better Dice for"
+            f" {settings.patience} validations."
+        )
+    if outcome.best is not None:
+        reporter.say(describe_best(outcome.best))
+    reporter.say(f"weights: {shown(run / 'best.safetensors')}; pictures: worst.jpg, curves.png beside it")
+    reporter.say(
+        f"to use them: {shown(shlex.join(['carvana-batch', 'predict', 'in/', 'out/', '--model', str(run)]))}"
     )
-    click.echo(f"weights: {weights}")
+
+
+def _fill_in(context: click.Context, values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Take from the file what was not given as an option.
+
+    Raises:
+        UsageError: the file cannot be read, or a value in it is none that the option takes.
+    """
+    given = read_settings(path)
+    filled = dict(values)
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in given or context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            continue
+        value = given[name]
+        try:
+            # As text, so that the option's own rules apply: click would take 3.5 for a count of 3.
+            text = [str(one) for one in value] if isinstance(value, list) else str(value)
+            filled[name] = parameter.process_value(context, text)
+        except click.BadParameter as error:
+            raise UsageError(f"{shown(path)}: {name.replace('_', '-')}: {error.message}") from error
+    return filled

@@ -36,21 +36,23 @@ def pad_to(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class AnySizeNetwork(nn.Module):
-    """A segmentation network that pads its input to a multiple of ``stride`` and crops its logits back.
+    """A segmentation network that pads its input to a multiple of ``unit`` and crops its logits back.
 
-    A subclass implements :meth:`padded_logits`; ``stride`` is the product of its down-samplings.
+    A subclass implements :meth:`padded_logits`. ``stride`` is the product of its down-samplings: windows
+    that start on multiples of it see the same grid. ``unit`` is the stride unless a subclass needs less.
     """
 
-    def __init__(self, stride: int) -> None:
+    def __init__(self, stride: int, unit: int | None = None) -> None:
         super().__init__()
         self.stride = stride
+        self.unit = unit or stride
 
     def padded_logits(self, images: Tensor) -> Tensor:
-        """Logits (N, 1, H, W) of images (N, 3, H, W) whose H and W are multiples of ``stride``."""
+        """Logits (N, 1, H, W) of images (N, 3, H, W) whose H and W are multiples of ``unit``."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 1, H, W), in the dtype of the weights, of normalised images (N, 3, H, W) of any size."""
         height, width = images.shape[-2:]
-        padded = pad_to(images, round_up(height, self.stride), round_up(width, self.stride))
+        padded = pad_to(images, round_up(height, self.unit), round_up(width, self.unit))
         return self.padded_logits(padded)[..., :height, :width]

@@ -20,7 +20,7 @@ from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.records import ModelError
 
 FORMAT = "carvana-batch weights 1"
-DESCRIBING = ("network", "mean", "deviation")
+DESCRIBING = ("network", "mean", "deviation", "size")
 """What the digest covers of the header: a change of these changes every mask."""
 
 PLAIN_MEAN = (0.5, 0.5, 0.5)
@@ -32,7 +32,8 @@ FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
 class Model:
     """A network with its weights (float32, in evaluation mode) and what its input must look like.
 
-    ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1].
+    ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1]. ``size`` is the
+    (width, height) to which photos are averaged down for the network, None for photos as they are.
     ``digest`` is a SHA-256 of all that, by which a resumed run recognises the model; ``notes`` holds the
     rest of the header: training data, val result, licence.
     """
@@ -43,6 +44,7 @@ class Model:
     deviation: tuple[float, float, float]
     digest: str
     notes: dict[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
@@ -64,8 +66,9 @@ def save_model(
     mean: tuple[float, float, float],
     deviation: tuple[float, float, float],
     notes: dict[str, str],
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """Write weights of the network ``name`` of the registry, whole or not at all."""
+    """Write weights of the network ``name`` of the registry, whole or not at all; see :class:`Model`."""
     header = {
         **notes,
         "format": FORMAT,
@@ -73,6 +76,8 @@ def save_model(
         "mean": json.dumps(mean),
         "deviation": json.dumps(deviation),
     }
+    if size is not None:
+        header["size"] = json.dumps(size)
     header["digest"] = weights_digest(weights, header)
     content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
     with atomic_writer(path) as file:
@@ -124,7 +129,21 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
     mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
     if min(deviation) <= 0:
         raise ModelError(f"{path}: the deviations {deviation} in the header are not positive")
-    return Model(name, _fill(path, name, weights), mean, deviation, digest, header)
+    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, _size(path, header))
+
+
+def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
+    """Take the input size, where there is one, out of the header."""
+    text = header.pop("size", None)
+    if text is None:
+        return None
+    try:
+        width, height = (int(value) for value in json.loads(text))
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path}: the size {text!r} in the header is not two numbers") from error
+    if not (0 < width < 100_000 and 0 < height < 100_000):
+        raise ModelError(f"{path}: the size {text!r} in the header is not one of images")
+    return width, height
 
 
 def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-
-@dataclass(frozen=True)
-class AugmentationLimits:
-    """How far each random change may go; 0 switches it off.
-
-    shift: part of width and height; scale: relative change of size; rotation: degrees;
-    flip and grey: probabilities; brightness, contrast, saturation: relative change.
-    """
-
-    shift: float = 0.0625
-    scale: float = 0.1
-    rotation: float = 5.0
-    flip: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.3
-    grey: float = 0.1
+from carvana_batch.training.settings import AugmentationLimits
 
 
 def augment(

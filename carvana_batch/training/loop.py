@@ -1,82 +1,100 @@
-"""The training loop: draw, augment, forward, backward, average, save."""
+"""The training loop: draw, augment, forward, backward, step, average, validate, save."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from carvana_batch.atomic import atomic_writer
-from carvana_batch.metrics import count
+from carvana_batch.devices import PRECISIONS, choose_precision, is_out_of_memory
+from carvana_batch.inputs import shown
+from carvana_batch.loader import heed_main_process, workers_starting
 from carvana_batch.models import NETWORKS
-from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model, load_model, save_model
-from carvana_batch.records import CarvanaBatchError, PackedMask, UsageError
-from carvana_batch.training.augmentation import AugmentationLimits
-from carvana_batch.training.data import Pair, Samples, draw_batches, load_pair
+from carvana_batch.pipeline import StopFlag
+from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.scoring import Score, Summary, summarise, write_scores
 from carvana_batch.training.losses import LOSSES
+from carvana_batch.training.optimisation import WeightAverage, learning_rate_at, make_optimizer
+from carvana_batch.training.pairs import Pair, load_pair
+from carvana_batch.training.processes import Processes
+from carvana_batch.training.run_folder import RunFolder
+from carvana_batch.training.samples import Draw, Samples, draw_batches, take_passes
+from carvana_batch.training.settings import TrainingSettings, describe_settings
+from carvana_batch.training.validation import validate
 
 STATISTICS_PHOTOS = 64
 """Photos from which mean and deviation of the input are taken."""
 
-LOGGED_STEPS = 50
+MOST_LOGGED_STEPS = 50
+"""Steps whose mean loss makes a line of the log; fewer in a run of less than 5,000 steps."""
+
+SECONDS_BETWEEN_CHECKPOINTS = 180.0
+
+
+@dataclass
+class TrainingListener:
+    """What the caller wants to hear while a run goes on.
+
+    on_step(step, steps, loss, samples a second); on_log(line of the log); on_work(what, done, total) while
+    photos are read or validated; on_say(a line for the user).
+    """
+
+    on_step: Callable[[int, int, float, float], object] = lambda *_: None
+    on_log: Callable[[dict[str, Any]], object] = lambda _: None
+    on_work: Callable[[str, int, int], object] = lambda *_: None
+    on_say: Callable[[str], object] = lambda _: None
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """``size`` and ``crop`` are (width, height) in pixels; a ``size`` of None trains at full resolution.
+class Outcome:
+    """How a run ended: at which of its steps, its best validation, and the signal that stopped it, if any."""
 
-    ``crop_share`` is the part of the batches that see a random crop instead of the whole photo, and
-    ``average`` the decay per step of the moving average of the weights.
-    """
+    step: int
+    steps: int
+    best: Summary | None
+    stopped_by: int | None = None
 
-    network: str = "segunet-s"
-    init: str | None = None
-    size: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    crop_share: float = 0.0
-    steps: int = 3000
-    batch: int = 4
-    learning_rate: float = 3e-3
-    warm_up: int = 200
-    weight_decay: float = 0.01
-    average: float = 0.998
-    gradient_limit: float = 1.0
-    loss: str = "bce+dice"
-    seed: int = 0
-    workers: int = 1
-    save_minutes: float = 3.0
-    augmentation: AugmentationLimits = field(default_factory=AugmentationLimits)
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validation had not improved for long enough."""
+        return self.stopped_by is None and self.step < self.steps
 
 
-def learning_rate_at(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the peak."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    progress = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
-    return settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the network at once: (n, 3, h, w) uint8 images, (n, 1, h, w) uint8 soft masks."""
+
+    draws: list[Draw]
+    images: Tensor
+    masks: Tensor
 
 
-def input_statistics(pairs: list[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(
+    pairs: Sequence[Pair],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and deviation of the red, green and blue channel over some photos, scaled to [0, 1]."""
     chosen = pairs[:: max(1, len(pairs) // STATISTICS_PHOTOS)]
-    pixels = (
-        np.concatenate([np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]) / 255
-    )
-    return tuple(pixels.mean(axis=0).round(4).tolist()), tuple(pixels.std(axis=0).round(4).tolist())
+    pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]
+    values = np.concatenate(pixels) / 255
+    red, green, blue = values.mean(axis=0).round(4).tolist()
+    deviations = np.maximum(values.std(axis=0), 0.01).round(4).tolist()
+    return (red, green, blue), (deviations[0], deviations[1], deviations[2])
 
 
-def start_model(pairs: list[Pair], settings: TrainingSettings) -> Model:
+def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
 
     Raises:
@@ -86,170 +104,315 @@ def start_model(pairs: list[Pair], settings: TrainingSettings) -> Model:
     if settings.init is None:
         torch.manual_seed(settings.seed)
         mean, deviation = input_statistics(pairs)
-        return Model(settings.network, NETWORKS[settings.network](), mean, deviation, "")  # type: ignore[arg-type]
+        return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
     model = load_model(settings.init)
-    if model.name != settings.network:
-        raise UsageError(
-            f"--init {settings.init}: weights of {model.name}, but --model is {settings.network}"
-        )
-    return model
+    if model.name != settings.model:
+        raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
+    return Model(model.name, model.network, model.mean, model.deviation, "", size=settings.size)
 
 
-def train(
-    pairs: list[Pair],
-    val: list[Pair],
-    run: Path,
-    settings: TrainingSettings,
-    on_log: Callable[[dict[str, Any]], object] = lambda _: None,
-) -> Path:
-    """Train on the CPU in bfloat16 and write ``run/best.safetensors``, the averaged weights.
+class Training:
+    """One run: the network, and all else that changes from step to step and is saved with it.
 
-    Started again with the same settings, it goes on from the last checkpoint with the samples that an
-    undisturbed run would have drawn.
+    A run is the same however often it is interrupted: samples depend on the step alone, and all that the
+    steps change is in the checkpoint. With several processes each takes its part of every step's samples.
+
+    Args:
+        run: the folder of the run; only the first process reads and writes there.
 
     Raises:
-        CarvanaBatchError: the loss is not finite; the last checkpoint is kept.
-        UsageError: ``run`` holds a checkpoint of other settings.
+        UsageError: settings that do not fit together, or a checkpoint that cannot be read.
+        ModelError: initial weights that cannot be loaded.
     """
-    model = start_model(pairs, settings)
-    network = model.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    normalise = _normaliser(model)
-    optimizer = _make_optimizer(network, settings)
-    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    start = _restore(run, settings, network, optimizer, average)
-    samples = Samples(pairs, settings.size, settings.augmentation, settings.seed, settings.size is not None)
-    steps = range(start, settings.steps)
-    batches = draw_batches(
-        len(pairs), settings.batch, steps, settings.seed, settings.crop, settings.crop_share
-    )
-    loader = DataLoader(samples, batch_sampler=list(batches), num_workers=settings.workers)
-    saved, losses = time.monotonic(), []
-    began = saved
-    for step, (images, masks) in enumerate(loader, start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(normalise(images))
-        loss = LOSSES[settings.loss](logits.float(), masks.float() / 255)
-        if not torch.isfinite(loss):
-            raise CarvanaBatchError(
-                f"the loss is not finite at step {step + 1}; {run} keeps the last checkpoint"
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        val: Sequence[Pair],
+        run: RunFolder,
+        settings: TrainingSettings,
+        device: torch.device,
+        *,
+        processes: Processes | None = None,
+        listener: TrainingListener | None = None,
+        stop: StopFlag | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.pairs, self.val, self.run, self.settings, self.device = pairs, val, run, settings, device
+        self.processes = processes or Processes()
+        self.listener = listener or TrainingListener()
+        self.stop = stop or StopFlag()
+        self.workers = workers
+        self.steps = math.ceil(settings.epochs * len(pairs) / settings.batch)
+        passes = settings.accumulate * self.processes.count
+        if settings.batch % passes:
+            raise UsageError(
+                f"--batch {settings.batch} cannot be split evenly into {settings.accumulate} passes"
+                f" (--accumulate) of {self.processes.count} processes; use a multiple of {passes}."
             )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_limit)
-        optimizer.step()
-        _average_weights(average, network, min(settings.average, (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        last = step + 1 == settings.steps
-        if len(losses) == LOGGED_STEPS or last:
-            rate = (step + 1 - start) * settings.batch / (time.monotonic() - began)
-            _log(run, {"step": step + 1, "loss": float(np.mean(losses)), "samples_per_second": rate}, on_log)
-            losses = []
-        if last or time.monotonic() - saved > 60 * settings.save_minutes:
-            _save_checkpoint(run, settings, network, optimizer, average, step + 1)
-            saved = time.monotonic()
-    network.load_state_dict(average)
-    dice = validate(network, normalise, val, settings.size)
-    low, middle, high = np.percentile(dice, [5, 50, 95]).tolist()
-    result = {"val_dice": float(np.mean(dice)), "p05": low, "p50": middle, "p95": high}
-    _log(run, result, on_log)
-    notes = {"val": json.dumps(result), "settings": json.dumps(asdict(settings))}
-    save_model(run / "best.safetensors", model.name, average, model.mean, model.deviation, notes)
-    return run / "best.safetensors"
+        self.model = start_model(pairs, settings)
+        state = self.processes.share(run.load_checkpoint() if self.processes.first else None)
+        self.precision: str = state["precision"] if state else self.processes.share(self._pick_precision())
+        self.network = self.model.network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.network, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.average = WeightAverage(self.network, settings.ema)
+        self.step = self.validated = self.validations_since_best = 0
+        self.best: Summary | None = None
+        self.losses: list[float] = []  # since the last line of the log
+        if state is not None:
+            self._restore(state)
+        self.wrapped = self.processes.wrap(self.network, device)
+        self.samples = Samples(pairs, settings.size, settings.augmentation, settings.seed)
 
+    def run_to_end(self) -> Outcome:
+        """Train from where the run stands to its last step, and validate on the way.
 
-def validate(
-    network: AnySizeNetwork,
-    normalise: Callable[[Tensor], Tensor],
-    pairs: list[Pair],
-    size: tuple[int, int] | None,
-) -> list[float]:
-    """Hard Dice of each pair at full resolution; logits of a smaller ``size`` are upsampled first."""
-    network.eval()
-    dice = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for pair in pairs:
-            image, _ = load_pair(pair, size)
-            true = np.array(load_pair(pair, None)[1]) > 0
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-            logits = network(normalise(pixels)).float()
-            if size is not None:
-                logits = functional.interpolate(logits, true.shape, mode="bilinear")
-            predicted = PackedMask.from_bool((logits[0, 0] > 0).numpy())
-            dice.append(count(predicted, PackedMask.from_bool(true)).dice)
-    return dice
+        Raises:
+            CarvanaBatchError: the loss or a gradient is not finite, or memory ran out; the last checkpoint is
+                kept.
+        """
+        self.samples.keep_in_memory(lambda done, total: self.listener.on_work("reading", done, total))
+        if self._is_validation_due():  # the run was stopped before it
+            self._validate()
+        began = saved = time.monotonic()
+        first = self.step
+        with contextlib.closing(self._passes_of_steps()) as steps:
+            while not self._is_over():
+                self.losses.append(self._take_step(next(steps)))
+                rate = (self.step - first) * self.settings.batch / (time.monotonic() - began)
+                self.listener.on_step(self.step, self.steps, self.losses[-1], rate)
+                if self.step % self._logged_steps == 0 or self.step == self.steps:
+                    self._log_loss(rate)
+                stopping = self.processes.any(self.stop.signal is not None)
+                if self._is_validation_due() and not stopping:
+                    self._validate()
+                elif not stopping and time.monotonic() - saved < SECONDS_BETWEEN_CHECKPOINTS:
+                    continue
+                self._save()
+                saved = time.monotonic()
+                if stopping:
+                    return Outcome(self.step, self.steps, self.best, self.stop.signal or signal.SIGTERM)
+        return Outcome(self.step, self.steps, self.best)
 
+    def describe(self) -> str:
+        """One line that says what is trained, on what and how."""
+        settings = self.settings
+        size = "full size" if settings.size is None else "{}x{}".format(*settings.size)
+        words = [
+            f"{self.model.name} on {len(self.pairs):,} photos at {size}",
+            f"{len(self.val):,} to measure on",
+            f"{self.steps:,} steps of {settings.batch}",
+            f"{self.device} in {self.precision}",
+        ]
+        if self.processes.count > 1:
+            words.append(f"{self.processes.count} processes")
+        if self.step:
+            words.append(f"going on after step {self.step:,}")
+        return "; ".join(words)
 
-def _normaliser(model: Model) -> Callable[[Tensor], Tensor]:
-    mean = torch.tensor(model.mean).view(1, 3, 1, 1) * 255
-    deviation = torch.tensor(model.deviation).view(1, 3, 1, 1) * 255
-    return lambda images: ((images.float() - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    def averaged_model(self) -> Model:
+        """The averaged weights as a model of their own."""
+        network = NETWORKS[self.model.name]()
+        network.load_state_dict(self.average.state)
+        return Model(
+            self.model.name, network.eval(), self.model.mean, self.model.deviation, "", size=self.model.size
+        )
 
+    def _passes_of_steps(self) -> Generator[list[Pass]]:
+        """The passes of each step that is left, as far as they are this process's."""
+        settings, processes = self.settings, self.processes
+        draws = [
+            pass_draws
+            for step_draws in draw_batches(len(self.pairs), settings, range(self.step, self.steps))
+            for pass_draws in take_passes(step_draws, settings.accumulate, processes.rank, processes.count)
+        ]
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=draws,
+            num_workers=self.workers,
+            worker_init_fn=heed_main_process,
+            pin_memory=self.device.type == "cuda",
+        )
+        with workers_starting():
+            tensors = iter(loader)
+        passes = (Pass(drawn, *pair) for drawn, pair in zip(draws, tensors, strict=True))
+        try:
+            while step_passes := list(itertools.islice(passes, settings.accumulate)):
+                yield step_passes
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise CarvanaBatchError(
+                "A process that reads photos died, perhaps for lack of memory. Use --resume to go on, with"
+                " --workers 0 if it happens again."
+            ) from error
 
-def _make_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; biases and batch norms are not decayed."""
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    def _take_step(self, passes: list[Pass]) -> float:
+        """One step of the optimizer; its mean loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.zero_grad()
+        try:
+            total = 0.0
+            for number, one in enumerate(passes, start=1):
+                last = number == len(passes)
+                with contextlib.nullcontext() if last else self.processes.without_averaging(self.wrapped):
+                    total += self._add_gradients(one)
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip or math.inf)
+            if not (self.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler passes over such a step
+                raise self._not_finite("a gradient", passes)
+            self.scaler.step(self.optimizer)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                "One sample this small is not enough for batch norm, whose coarsest level has a single pixel."
+                " Use a larger --size or --crop, or more photos in a pass (--batch, --accumulate)."
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CarvanaBatchError(
+                f"Out of memory on {self.device} at step {self.step + 1}. Use a smaller --batch, more"
+                " --accumulate or a --crop. The last checkpoint is kept."
+            ) from error
+        self.scaler.update()
+        self.average.update(self.network, self.step)
+        self.step += 1
+        return total / len(passes)
 
+    def _add_gradients(self, one: Pass) -> float:
+        """Forward and backward of one pass; its loss."""
+        images = one.images.to(self.device, non_blocking=True)
+        masks = one.masks.to(self.device, non_blocking=True)
+        half = self.precision != "fp32"
+        with torch.autocast(self.device.type, PRECISIONS[self.precision] if half else None, enabled=half):
+            logits = self.wrapped(self._normalised(images))
+        loss: Tensor = LOSSES[self.settings.loss](logits.float(), masks.float() / 255)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._not_finite("the loss", [one])
+        self.scaler.scale(loss / self.settings.accumulate).backward()
+        return value
 
-def _average_weights(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    def _normalised(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) uint8 to float32 as the network wants it."""
+        mean = torch.tensor(self.model.mean, device=self.device).view(1, 3, 1, 1) * 255
+        deviation = torch.tensor(self.model.deviation, device=self.device).view(1, 3, 1, 1) * 255
+        return ((images.float() - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
+    def _not_finite(self, what: str, passes: Sequence[Pass]) -> CarvanaBatchError:
+        ids = ", ".join(shown(self.pairs[draw.index].id) for one in passes for draw in one.draws)
+        return CarvanaBatchError(
+            f"At step {self.step + 1} {what} is not finite; the photos were {ids}. Use a lower --lr, or"
+            " --precision fp32. The last checkpoint is kept."
+        )
 
-def _checkpoint_path(run: Path) -> Path:
-    return run / "checkpoint.pt"
+    def _pick_precision(self) -> str:
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        dtype, _ = choose_precision(self.model.network, self.device)
+        return next(name for name, value in PRECISIONS.items() if value == dtype)
 
+    def _learning_rate(self) -> float:
+        return learning_rate_at(self.step, self.steps, self.settings)
 
-def _save_checkpoint(
-    run: Path,
-    settings: TrainingSettings,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    step: int,
-) -> None:
-    state = {
-        "settings": json.dumps(asdict(settings)),
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-        "step": step,
-    }
-    with atomic_writer(_checkpoint_path(run)) as file:
-        torch.save(state, file)
+    def _epochs(self, step: int) -> float:
+        return step * self.settings.batch / len(self.pairs)
 
+    def _is_validation_due(self) -> bool:
+        """After every so many epochs and at the end, unless it has been done."""
+        if self.validated == self.step:
+            return False
+        every = self.settings.validate_every
+        crossed = self._epochs(self.step) // every > self._epochs(self.step - 1) // every
+        return crossed or self.step == self.steps
 
-def _restore(
-    run: Path,
-    settings: TrainingSettings,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> int:
-    """Load the checkpoint of ``run``, if there is one; the step to go on with."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not _checkpoint_path(run).exists():
-        return 0
-    state = torch.load(_checkpoint_path(run), weights_only=True)
-    if state["settings"] != json.dumps(asdict(settings)):
-        raise UsageError(f"{run} holds a run with other settings; choose another RUN, or repeat its settings")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.update(state["average"])
-    return int(state["step"])
+    @property
+    def _logged_steps(self) -> int:
+        return min(MOST_LOGGED_STEPS, max(1, self.steps // 100))
 
+    def _is_over(self) -> bool:
+        return self.step >= self.steps or 0 < self.settings.patience <= self.validations_since_best
 
-def _log(run: Path, line: dict[str, Any], on_log: Callable[[dict[str, Any]], object]) -> None:
-    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    on_log(line)
+    def _validate(self) -> None:
+        """Measure the averaged weights, write them, and keep those that are the best so far."""
+        self.validated = self.step
+        scores = self.processes.share(self._measure() if self.processes.first else [])
+        summary = summarise(scores)
+        if summary is None:
+            raise UsageError("There is no photo to validate on.")
+        better = self.best is None or summary.dice > self.best.dice
+        self.validations_since_best = 0 if better else self.validations_since_best + 1
+        if better:
+            self.best = summary
+        if self.processes.first:
+            self._log({"val": asdict(summary)})
+            self._write_weights(self.run.last, summary)
+            if better:
+                write_scores(scores, self.run.scores)
+                self._write_weights(self.run.best, summary)
+
+    def _measure(self) -> list[Score]:
+        def tell(done: int, total: int) -> None:
+            self.listener.on_work("validating", done, total)
+
+        return validate(self.averaged_model(), self.val, self.device, self.precision, tell)
+
+    def _write_weights(self, path: Path, summary: Summary | None) -> None:
+        cars = len({pair.car for pair in self.pairs})
+        notes = {
+            "data": f"{len(self.pairs):,} photos of {cars:,} cars",
+            "settings": json.dumps(describe_settings(self.settings)),
+            "step": f"{self.step} of {self.steps}",
+        }
+        if summary is not None:
+            val_cars = len({pair.car for pair in self.val})
+            notes["val"] = json.dumps({"photos": len(self.val), "cars": val_cars, **asdict(summary)})
+        model = self.model
+        save_model(path, model.name, self.average.state, model.mean, model.deviation, notes, model.size)
+
+    def _save(self) -> None:
+        """Write the checkpoint, from which a run goes on as if it had never ended."""
+        if not self.processes.first:
+            return
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state,
+            "precision": self.precision,
+            "step": self.step,
+            "validated": self.validated,
+            "validations_since_best": self.validations_since_best,
+            "best": None if self.best is None else asdict(self.best),
+            "losses": self.losses,
+        }
+        self.run.save_checkpoint(state)
+        if self.validated != self.step:
+            self._write_weights(self.run.last, None)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.average.load(state["average"])
+        self.step, self.validated = state["step"], state["validated"]
+        self.validations_since_best = state["validations_since_best"]
+        self.best = None if state["best"] is None else Summary(**state["best"])
+        self.losses = list(state["losses"])
+
+    def _log_loss(self, rate: float) -> None:
+        loss = self.processes.mean(float(np.mean(self.losses)))
+        self.losses = []
+        learning_rate = learning_rate_at(self.step - 1, self.steps, self.settings)
+        self._log({"loss": loss, "learning_rate": learning_rate, "samples_per_second": rate})
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if not self.processes.first:
+            return
+        line = {"step": self.step, "epoch": round(self._epochs(self.step), 4), **values}
+        self.run.add_to_log(line)
+        self.listener.on_log(line)

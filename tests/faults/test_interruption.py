@@ -1,19 +1,14 @@
 """Real processes that are killed, stopped and started beside each other."""
 
-import fcntl
 import itertools
 import json
-import os
 import re
-import select
 import shlex
 import shutil
 import signal
-import struct
-import termios
 
 import pytest
-from helpers import results_in, wait_for, write_photo
+from helpers import Terminal, results_in, wait_for, write_photo
 from PIL import Image
 
 PREDICT = ("predict", "images", "out", "--precision", "fp32")
@@ -183,32 +178,6 @@ def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd):
     )
     rows = (crowd / "out" / "report.csv").read_text().splitlines()
     assert len(rows) == 1 + len(done)
-
-
-class Terminal:
-    """A pseudo-terminal of 80 columns: what a process printed there, and keys to press."""
-
-    def __init__(self):
-        self.keys, self.screen = os.openpty()
-        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.name = os.ttyname(self.screen)
-        self._bytes = b""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.close(self.keys)
-        os.close(self.screen)
-
-    def press(self, key):
-        os.write(self.keys, key)
-
-    @property
-    def printed(self):
-        while select.select([self.keys], [], [], 0)[0]:
-            self._bytes += os.read(self.keys, 65536)
-        return self._bytes.decode()
 
 
 def without_escapes(text):

@@ -1,0 +1,219 @@
+"""A training run from its data to its pictures: find, check, split, train, draw."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from carvana_batch.inputs import shown
+from carvana_batch.metrics import count
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.pipeline import StopFlag
+from carvana_batch.records import UsageError
+from carvana_batch.training.loop import Outcome, Training, TrainingListener
+from carvana_batch.training.pairs import (
+    Pair,
+    check_apart,
+    check_pairs,
+    choose_val_cars,
+    find_pairs,
+    read_cars,
+    split_by_car,
+)
+from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, plot_curves, write_picture
+from carvana_batch.training.processes import join_processes
+from carvana_batch.training.run_folder import RunFolder
+from carvana_batch.training.samples import Samples, draw_batches
+from carvana_batch.training.settings import TrainingSettings
+from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
+from carvana_batch.training.validation import predict_pairs
+
+SAMPLES_SHOWN = 12
+WORST_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pairs to train on and those to measure on; no car is on both sides."""
+
+    train: list[Pair]
+    val: list[Pair]
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's folder: the cars of both sides, and the ids of all photos."""
+        return {
+            side: {"cars": sorted({pair.car for pair in pairs}), "photos": [pair.id for pair in pairs]}
+            for side, pairs in (("train", self.train), ("val", self.val))
+        }
+
+
+def find_split(data: Path, settings: TrainingSettings) -> Split:
+    """Find the pairs and split them by car as the settings say.
+
+    Raises:
+        UsageError: folders that are not as they should be, unpaired photos, or no car left on one side.
+    """
+    pairs = find_pairs(data)
+    if settings.val is not None:
+        split = Split(pairs, find_pairs(Path(settings.val)))
+    else:
+        chosen = (
+            read_cars(Path(settings.val_cars))
+            if settings.val_cars is not None
+            else choose_val_cars(pairs, settings.val_fraction, settings.seed)
+        )
+        split = Split(*split_by_car(pairs, chosen))
+    for folder in settings.also:
+        split.train.extend(find_pairs(Path(folder)))
+    check_apart(split.train, split.val)
+    return split
+
+
+def check_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], settings: TrainingSettings) -> None:
+    """Raise UsageError where the samples of a batch would differ in size, or a crop does not fit.
+
+    Args:
+        sizes: (width, height) of the pairs' photos.
+    """
+    if settings.size is not None:
+        found = {settings.size: "--size"}
+    else:
+        found = {size: shown(pair.id) for pair, size in zip(pairs, sizes, strict=True)}
+    crop = settings.crop
+    if crop is not None:
+        for (width, height), name in found.items():
+            if crop[0] > width or crop[1] > height:
+                raise UsageError(
+                    f"--crop {crop[0]}x{crop[1]} is larger than {name}, {width}x{height}. Use a smaller one."
+                )
+    if len(found) > 1 and (crop is None or settings.crop_share < 1) and settings.batch > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        raise UsageError(
+            f"Photos have different sizes, such as {one} with {first[0]}x{first[1]} and {other} with"
+            f" {second[0]}x{second[1]}. Use --size to make them alike, or --crop with a --crop-share of 1."
+        )
+
+
+def train(
+    data: Path,
+    root: Path,
+    settings: TrainingSettings,
+    *,
+    device: torch.device,
+    resume: bool = False,
+    dry_run: bool = False,
+    workers: int = 1,
+    tensorboard: bool = False,
+    listener: TrainingListener | None = None,
+    stop: StopFlag | None = None,
+) -> Outcome | None:
+    """Train on the photos and masks of ``data`` and write the run into the folder ``root``.
+
+    With ``dry_run`` it ends before the first step, when data and settings are found to be good and
+    ``samples.jpg`` is written, and returns None.
+
+    Raises:
+        CarvanaBatchError: data, settings or weights that cannot be used, a folder that is in use or cannot be
+            written, a loss that is not finite, too little memory.
+    """
+    with contextlib.ExitStack() as stack:
+        processes, device = stack.enter_context(join_processes(device))
+        listener = listener if listener is not None and processes.first else TrainingListener()
+        run = RunFolder(root)
+        split = find_split(data, settings)
+        log: TensorBoardLog | None = None
+        if processes.first:
+            if tensorboard:
+                import_writer()  # says early if it is missing
+            stack.enter_context(run)
+            _prepare(run, split, settings, resume, dry_run, listener)
+        processes.share(None)  # the others wait for the checks
+        if dry_run:
+            return None
+        training = Training(
+            split.train,
+            split.val,
+            run,
+            settings,
+            device,
+            processes=processes,
+            listener=listener,
+            stop=stop,
+            workers=workers,
+        )
+        if tensorboard and processes.first:
+            begun = training.step > 0
+            log = stack.enter_context(TensorBoardLog(run.tensorboard, training.step + 1 if begun else 0))
+            if not begun:
+                log.add_picture("samples", Image.open(run.samples), 0)
+            training.listener = replace(listener, on_log=_both(listener.on_log, log.add_line))
+        listener.on_say(training.describe())
+        outcome = training.run_to_end()
+        if processes.first and outcome.stopped_by is None:
+            _draw_results(run, split.val, training, log)
+        return outcome
+
+
+def _prepare(
+    run: RunFolder,
+    split: Split,
+    settings: TrainingSettings,
+    resume: bool,
+    dry_run: bool,
+    listener: TrainingListener,
+) -> None:
+    """All that is checked before the first step, and the picture of samples."""
+    if not dry_run:
+        run.check(settings, split.describe(), resume)
+    if not resume:
+        pairs = [*split.train, *split.val]
+        sizes = check_pairs(pairs, on_progress=lambda done, total: listener.on_work("checking", done, total))
+        check_sizes(split.train, sizes[: len(split.train)], settings)
+        samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
+        draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
+        shown_draws = list(itertools.islice(draws, SAMPLES_SHOWN))
+        write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))
+        listener.on_say(f"samples as the network sees them: {shown(run.samples)}")
+    if not (dry_run or resume):
+        run.begin(settings, split.describe())
+
+
+def _draw_results(
+    run: RunFolder, val: Sequence[Pair], training: Training, log: TensorBoardLog | None
+) -> None:
+    """Learning curves, and the photos that the best weights do worst on."""
+    if importlib.util.find_spec("matplotlib") is None:
+        training.listener.on_say(
+            "no picture of the learning curves: pip install 'carvana-batch[train]' first"
+        )
+    else:
+        plot_curves(run.read_log(), run.curves)
+    worst = run.read_worst(WORST_SHOWN)
+    pairs = [pair for pair in val if pair.id in worst]
+    panels = []
+    for pair, prediction in predict_pairs(load_model(run.best), pairs, training.device, training.precision):
+        mask = prediction.mask
+        true = pair.read_mask(mask.width, mask.height)
+        panels.append(Panel(pair.id, prediction.photo.pixels, true, mask, count(mask, true).dice))
+    picture = draw_panels(sorted(panels, key=lambda panel: panel.dice))
+    write_picture(run.panels, picture)
+    if log is not None:
+        log.add_picture("worst val photos", picture, training.step)
+
+
+def _both(
+    first: Callable[[dict[str, Any]], object], second: Callable[[dict[str, Any]], object]
+) -> Callable[[dict[str, Any]], object]:
+    def call(line: dict[str, Any]) -> None:
+        first(line)
+        second(line)
+
+    return call

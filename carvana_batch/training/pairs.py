@@ -1,0 +1,343 @@
+"""Photos with their true masks: found, checked before training starts, and split by car, never by photo.
+
+The views of a car are near-duplicates, so a photo in the validation set says something only if no other
+view of its car was trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carvana_batch import rle
+from carvana_batch.images import read_image, read_mask
+from carvana_batch.inputs import find_images, shown
+from carvana_batch.masks import find_masks, map_in_order
+from carvana_batch.records import ImageError, PackedMask, UsageError
+from carvana_batch.submission import read_rows
+
+PHOTO_FOLDERS = ("images", "train")
+MASK_NAMES = ("masks", "train_masks")
+ROW_SUFFIXES = (".csv", ".csv.gz", ".csv.zip", ".zip")
+
+LISTED = 20
+"""Lines in an error that names many photos or cars."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and its true mask: a file, or a run-length row (``runs``), and None for the other.
+
+    ``id`` is the photo's POSIX path below its folder without suffix.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    runs: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.mask is None) == (self.runs is None):
+            raise ValueError(f"{self.id}: a pair has either a mask file or a run-length row")
+
+    @property
+    def car(self) -> str:
+        """The id without the last underscore of the name and what follows: all views of a car share it."""
+        return self._parted[0]
+
+    @property
+    def view(self) -> str:
+        """What follows the last underscore of the name, or ""."""
+        return self._parted[1]
+
+    @property
+    def _parted(self) -> tuple[str, str]:
+        folder, slash, name = self.id.rpartition("/")
+        car, _, view = name.rpartition("_")
+        return (folder + slash + car, view) if car else (self.id, "")
+
+    def read_mask(self, width: int, height: int) -> PackedMask:
+        """The true mask of a photo of ``width`` by ``height`` pixels.
+
+        Raises:
+            ImageError: it cannot be read, has pixels that are neither background nor car (see
+                ``images.read_mask``), or has another size; a row describes no mask of this size.
+        """
+        if self.mask is None:
+            try:
+                return rle.decode_packed(self.runs or "", height, width)
+            except rle.RunLengthError as error:
+                raise ImageError(f"The run-length row of {shown(self.id)} cannot be used: {error}") from error
+        mask = read_mask(self.mask, hard=True)
+        if (mask.width, mask.height) != (width, height):
+            raise ImageError(
+                f"{shown(self.mask)} is {mask.width}x{mask.height} pixels, but its photo"
+                f" {shown(self.image)} is {width}x{height}; a mask has the size of its photo"
+            )
+        return mask
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """The photos of ``folder`` with their masks, sorted by id.
+
+    Photos lie in ``images/`` or ``train/``, masks in ``masks/`` or ``train_masks/``, named ``<id>`` or
+    ``<id>_mask``; or there are run-length rows in ``masks.csv`` or ``train_masks.csv`` (also .csv.gz and
+    .zip). A folder of masks that has its rows beside it, ``masks/`` and ``masks.csv``, goes before them.
+    Links to photos are followed. Files are not opened; ``check_pairs`` does that.
+
+    Raises:
+        UsageError: there are not one folder of photos and one source of masks, one of them cannot be used,
+            or photos lack a mask, or masks their photo.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UsageError(f"The training data {shown(folder)} {what}.")
+    photo_folder, mask_source = _find_photo_folder(folder), _find_mask_source(folder)
+    photos = _find_photos(photo_folder)
+    if mask_source.is_dir():
+        masks = find_masks(mask_source)
+        lost = {id: shown(path.relative_to(folder)) for id, path in masks.items() if id not in photos}
+        pairs = [Pair(id, photo, masks[id]) for id, photo in photos.items() if id in masks]
+    else:
+        rows = read_rows(mask_source)
+        lost = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows if id not in photos}
+        pairs = [Pair(id, photo, None, rows[id]) for id, photo in photos.items() if id in rows]
+    bare = photos.keys() - {pair.id for pair in pairs}
+    if bare or lost:
+        faults = {id: f"{shown(photos[id].relative_to(folder))} has no mask" for id in bare}
+        faults |= {id: f"{what} has no photo" for id, what in lost.items()}
+        raise UsageError(
+            f"{shown(folder)}: photos without a mask {len(bare)} of {len(photos)}, masks without a photo"
+            f" {len(lost)} of {len(pairs) + len(lost)}. The mask of the photo <id>.jpg is named <id> or"
+            " <id>_mask, its run-length row <id>.jpg. Without the other are:"
+            + _list_lines([faults[id] for id in sorted(faults)])
+        )
+    return pairs
+
+
+def load_pair(pair: Pair, size: tuple[int, int] | None) -> tuple[Image.Image, Image.Image]:
+    """The RGB photo and its L mask (0 to 255), area-averaged to ``size`` (width, height) if given.
+
+    Raises:
+        ImageError: one of them cannot be read, or their sizes differ.
+    """
+    pixels, packed = _read_pair(pair)
+    image, mask = Image.fromarray(pixels), Image.fromarray(packed.to_bool().astype(np.uint8) * 255)
+    if size is not None:
+        image = image.resize(size, Image.Resampling.BOX)
+        mask = mask.resize(size, Image.Resampling.BOX)
+    return image, mask
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    *,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> list[tuple[int, int]]:
+    """Decode every photo and mask; the (width, height) of each pair, in their order.
+
+    ``workers`` threads do it (default: one a core), and ``on_progress(done, total)`` is called after each
+    pair.
+
+    Raises:
+        UsageError: some cannot be used; each is named, with the reason.
+    """
+    sizes: list[tuple[int, int]] = []
+    faults: list[str] = []
+    with contextlib.closing(map_in_order(_check_pair, pairs, workers)) as results:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, str):
+                faults.append(result)
+            else:
+                sizes.append(result)
+            on_progress(done, len(pairs))
+    if faults:
+        raise UsageError(
+            f"{len(faults)} of {len(pairs)} photos cannot be trained on. Repair them, or remove them with"
+            " their masks:" + _list_lines(faults)
+        )
+    return sizes
+
+
+def read_cars(path: Path) -> set[str]:
+    """The cars named in a text file, one a line; blank lines, and what follows a #, are passed over.
+
+    A # within a name belongs to the name.
+
+    Raises:
+        UsageError: the file cannot be read or names no car.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"--val-cars {shown(path)} cannot be read: {error.strerror or error}.") from error
+    cars = {re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in text.split("\n")} - {""}
+    if not cars:
+        raise UsageError(f"--val-cars {shown(path)} names no car; it has one a line, such as 00087a6bd4dc.")
+    return cars
+
+
+def split_by_car(pairs: Sequence[Pair], val_cars: Collection[str]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on and those of ``val_cars``, both in the order in which they come.
+
+    Raises:
+        UsageError: a car has no photo, or one of the two lists would be empty.
+    """
+    cars = _cars_of(pairs)
+    unknown = sorted(set(val_cars) - set(cars))
+    if unknown:
+        known = f" A car is the id of its photos without the view, such as {shown(cars[0])}." if cars else ""
+        raise UsageError(
+            f"There is no photo of {len(unknown)} of the {len(set(val_cars))} cars for validation.{known}"
+            " Without photos:" + _list_lines([shown(car) for car in unknown])
+        )
+    train = [pair for pair in pairs if pair.car not in val_cars]
+    val = [pair for pair in pairs if pair.car in val_cars]
+    if not val:
+        raise UsageError("No car is left for validation. Name at least one, or give photos with --val DIR.")
+    if not train:
+        _refuse_one_car(cars)
+        raise UsageError(
+            f"All {len(cars)} cars are for validation, and none is left to train on. Name fewer."
+        )
+    return train, val
+
+
+def choose_val_cars(pairs: Sequence[Pair], fraction: float, seed: int) -> set[str]:
+    """About ``fraction`` of the cars, but at least one, and at most all but one.
+
+    Each car has its place from ``seed`` and its name alone, and the first ones are taken. So the order of
+    the pairs does not matter, and with a few cars more, most of those chosen stay the same.
+
+    Raises:
+        UsageError: there are fewer than two cars, or ``fraction`` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"--val-fraction {fraction} must lie between 0 and 1, such as 0.1.")
+    cars = _cars_of(pairs)
+    _refuse_one_car(cars)
+    count = min(max(1, round(fraction * len(cars))), len(cars) - 1)
+
+    def place(car: str) -> bytes:
+        return hashlib.sha256(f"{seed} {car}".encode("utf-8", "surrogateescape")).digest()
+
+    return set(sorted(cars, key=place)[:count])
+
+
+def check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
+    """Raise UsageError, naming them, if there are cars on both sides."""
+    both = sorted({pair.car for pair in train} & {pair.car for pair in val})
+    if both:
+        raise UsageError(
+            f"{len(both)} of the {len(_cars_of(val))} cars for validation (--val) are trained on as well, so"
+            " that the result would be too good. Remove them from either side:"
+            + _list_lines([shown(car) for car in both])
+        )
+
+
+def _find_photo_folder(folder: Path) -> Path:
+    found = [folder / name for name in PHOTO_FOLDERS if (folder / name).is_dir()]
+    if not found:
+        raise UsageError(
+            f"There are no photos in {shown(folder)}: looked for a folder images/ or train/ in it."
+            + _suggest(folder)
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{shown(folder)} has both images/ and train/, so it is not clear which photos are meant. Move"
+            " one of them away." + _suggest(folder)
+        )
+    return found[0]
+
+
+def _find_mask_source(folder: Path) -> Path:
+    found = _mask_sources(folder)
+    if not found:
+        raise UsageError(
+            f"There are no masks in {shown(folder)}: looked for a folder masks/ or train_masks/, and for"
+            " run-length rows in masks.csv or train_masks.csv (also .csv.gz and .zip)." + _suggest(folder)
+        )
+    if len(found) > 1:
+        names = " and ".join(path.name + "/" * path.is_dir() for path in found)
+        raise UsageError(
+            f"{shown(folder)} has masks in {names}, so it is not clear which are meant. Leave one of them and"
+            " move the rest away."
+        )
+    return found[0]
+
+
+def _mask_sources(folder: Path) -> list[Path]:
+    found = []
+    for name in MASK_NAMES:
+        if (folder / name).is_dir():
+            found.append(folder / name)
+        else:
+            rows = (folder / (name + suffix) for suffix in ROW_SUFFIXES)
+            found += [path for path in rows if path.is_file()]
+    return found
+
+
+def _suggest(folder: Path) -> str:
+    """The folder that was probably meant: one below ``folder``, or the one above it."""
+    for other in [*(folder / name for name in PHOTO_FOLDERS), folder.parent]:
+        if (
+            other != folder
+            and _mask_sources(other)
+            and any((other / name).is_dir() for name in PHOTO_FOLDERS)
+        ):
+            return f" Did you mean {shown(other)}?"
+    return ""
+
+
+def _find_photos(folder: Path) -> dict[str, Path]:
+    photos: dict[str, Path] = {}
+    for ref in find_images(folder, follow_links=True).refs:
+        if ref.key in photos:
+            raise UsageError(
+                f"Two photos have the id {shown(ref.key)}: {shown(photos[ref.key])} and {shown(ref.path)}."
+                " Remove or rename one of them."
+            )
+        photos[ref.key] = ref.path
+    return photos
+
+
+def _read_pair(pair: Pair) -> tuple[NDArray[np.uint8], PackedMask]:
+    pixels = read_image(pair.image)
+    return pixels, pair.read_mask(pixels.shape[1], pixels.shape[0])
+
+
+def _check_pair(pair: Pair) -> tuple[int, int] | str:
+    try:
+        pixels, _ = _read_pair(pair)
+    except ImageError as error:
+        return str(error)
+    return pixels.shape[1], pixels.shape[0]
+
+
+def _cars_of(pairs: Sequence[Pair]) -> list[str]:
+    return sorted({pair.car for pair in pairs})
+
+
+def _refuse_one_car(cars: Sequence[str]) -> None:
+    if len(cars) < 2:
+        which = f" ({shown(cars[0])})" if cars else ""
+        raise UsageError(
+            f"The photos show {len(cars)} car{which}, and validation needs others than those that are trained"
+            " on. Add photos of other cars, or give them with --val DIR. (A car is what the id has before its"
+            " last underscore.)"
+        )
+
+
+def _list_lines(lines: Sequence[str]) -> str:
+    """Up to ``LISTED`` lines, indented, each with a line end before it, and how many more there are."""
+    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])

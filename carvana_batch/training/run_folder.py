@@ -1,0 +1,204 @@
+"""The folder of a training run.
+
+RUN/config.toml        the settings, for --config
+RUN/split.json         which cars are trained on and which are measured on
+RUN/checkpoint.pt      all that is needed to go on
+RUN/log.jsonl          a line for every 50 steps and every validation
+RUN/best.safetensors   the averaged weights with the best validation so far
+RUN/last.safetensors   the latest averaged weights
+RUN/val.csv            what the best weights score on each photo of the validation
+RUN/samples.jpg        the first samples, as the network sees them
+RUN/curves.png         learning curves, and
+RUN/worst.jpg          the photos of the validation with the lowest Dice, both at the end
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from carvana_batch.atomic import atomic_writer, write_error
+from carvana_batch.inputs import shown
+from carvana_batch.records import FolderInUseError, UsageError
+from carvana_batch.store import LOCK_PATIENCE, describe_holder, not_writable, write_holder
+from carvana_batch.training.settings import (
+    TrainingSettings,
+    describe_settings,
+    format_settings,
+    read_settings,
+)
+
+
+class RunFolder:
+    """One run's hold on its folder; use as a context manager.
+
+    Raises on entry:
+        UsageError: the folder cannot be made or written.
+        FolderInUseError: another run holds it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._state = root / ".carvana-batch"
+        self._lock = filelock.FileLock(self._state / "lock", timeout=LOCK_PATIENCE)
+
+    def __enter__(self) -> RunFolder:
+        holder = self._state / "holder.json"
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise FolderInUseError(
+                f"{shown(self.root)} is in use by {describe_holder(holder)}. Wait for it to end, or choose"
+                " another RUN."
+            ) from error
+        except OSError as error:
+            raise not_writable(self.root, error.strerror or str(error), "RUN") from error
+        write_holder(holder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jpg"
+
+    @property
+    def panels(self) -> Path:
+        return self.root / "worst.jpg"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "val.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def begin(self, settings: TrainingSettings, split: dict[str, Any]) -> None:
+        """Write down what the run is asked for."""
+        self._write_text(self.log, "")
+        self._write_text(self.root / "split.json", json.dumps(split, indent=2) + "\n")
+        self._write_text(self.config, format_settings(settings))
+
+    def check(self, settings: TrainingSettings, split: dict[str, Any], resume: bool) -> None:
+        """Raise UsageError where a run is there but not to be resumed, or the other way round, or where
+        the one that is there is another one."""
+        if not resume:
+            if self.checkpoint.exists() or self.best.exists():
+                raise UsageError(
+                    f"{shown(self.root)} holds a run already. Use --resume to go on with it, or another RUN."
+                )
+            return
+        if not self.config.exists():
+            raise UsageError(f"--resume: {shown(self.root)} holds no run; leave the option out to begin one.")
+        earlier, now = _normal(read_settings(self.config)), _normal(describe_settings(settings))
+        differences = [
+            f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"
+            for name in sorted(earlier.keys() | now.keys())
+            if earlier.get(name) != now.get(name)
+        ]
+        if differences:
+            raise UsageError(
+                f"--resume: the run in {shown(self.root)} has other settings ({'; '.join(differences)})."
+                " Leave those options out, or begin another RUN."
+            )
+        if self._read_json(self.root / "split.json") != split:
+            raise UsageError(
+                f"--resume: DATA or the cars to measure on have changed since {shown(self.root)} was begun."
+                " Bring them back, or begin another RUN."
+            )
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state of an earlier run, or None; the log is cut back to its step.
+
+        Raises:
+            UsageError: the checkpoint cannot be read.
+        """
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
+            raise UsageError(
+                f"{shown(self.checkpoint)} is damaged ({type(error).__name__}); begin another RUN, with"
+                f" --init {shown(self.last)} if that is there."
+            ) from error
+        lines = [line for line in self.read_log() if line["step"] <= state["step"]]
+        self._write_text(self.log, "".join(json.dumps(line) + "\n" for line in lines))
+        return state
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with atomic_writer(self.checkpoint) as file:
+            torch.save(state, file)
+
+    def add_to_log(self, line: dict[str, Any]) -> None:
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise write_error(self.log, error) from error
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log; one that a killed run left torn is passed over."""
+        lines = []
+        for text in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def read_worst(self, number: int) -> set[str]:
+        """The ids of the photos with the lowest Dice in ``val.csv``."""
+        with self.scores.open(encoding="utf-8", newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: float(row["dice"]))
+        return {row["image"] for row in rows[:number]}
+
+    def _write_text(self, path: Path, text: str) -> None:
+        with atomic_writer(path, "w") as file:
+            file.write(text)
+
+    def _read_json(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{shown(path)} cannot be read ({error}); begin another RUN.") from error
+
+
+def _normal(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings from either source in the form of a file: dashes, lists."""
+    return {
+        name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }

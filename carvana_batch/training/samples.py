@@ -1,0 +1,104 @@
+"""Which samples a step sees, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from carvana_batch.masks import map_in_order
+from carvana_batch.training.augmentation import augment
+from carvana_batch.training.pairs import Pair, load_pair
+from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
+
+KEPT_SHARE = 0.25
+"""Part of the free memory that photos of a smaller size may take, so that they are decoded only once."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a run: its number seeds the augmentation, so that a resumed run draws the same."""
+
+    number: int
+    index: int
+    crop: tuple[int, int] | None
+
+
+class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Augmented (3, h, w) uint8 images and (1, h, w) uint8 soft masks, addressed by :class:`Draw`."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        size: tuple[int, int] | None,
+        limits: AugmentationLimits,
+        seed: int,
+    ) -> None:
+        self.pairs, self.size, self.limits, self.seed = pairs, size, limits, seed
+        self._kept: list[tuple[Image.Image, Image.Image]] | None = None
+
+    def keep_in_memory(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> None:
+        """Decode all pairs once, if they are made smaller and fit the memory; else each time anew."""
+        if self.size is None:
+            return
+        if 4 * self.size[0] * self.size[1] * len(self.pairs) > KEPT_SHARE * psutil.virtual_memory().available:
+            return
+        kept = []
+        for loaded in map_in_order(lambda pair: load_pair(pair, self.size), self.pairs):
+            kept.append(loaded)
+            on_progress(len(kept), len(self.pairs))
+        self._kept = kept
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = self.make(draw)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
+
+    def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255."""
+        generator = np.random.default_rng((self.seed, draw.number))
+        image, mask = self._kept[draw.index] if self._kept else load_pair(self.pairs[draw.index], self.size)
+        image, mask = augment(image, mask, self.limits, generator)
+        if draw.crop is not None:
+            width, height = draw.crop
+            left = int(generator.integers(0, image.width - width + 1))
+            top = int(generator.integers(0, image.height - height + 1))
+            image = image.crop((left, top, left + width, top + height))
+            mask = mask.crop((left, top, left + width, top + height))
+        return np.array(image), np.array(mask)
+
+
+def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterator[list[Draw]]:
+    """The samples of each step, ``settings.batch`` of them: epoch after epoch of ``count`` shuffled indices.
+
+    A step's samples are all whole or all cropped. Depends on the arguments alone, so that a run that starts
+    at a later step draws what it would have drawn.
+    """
+    seed, batch = settings.seed, settings.batch
+    orders: dict[int, NDArray[np.int64]] = {}
+    for step in steps:
+        cropped = np.random.default_rng((seed, step, 1)).random() < settings.crop_share
+        crop = settings.crop if cropped else None
+        draws = []
+        for number in range(step * batch, (step + 1) * batch):
+            epoch = number // count
+            if epoch not in orders:
+                orders = {key: order for key, order in orders.items() if key == epoch - 1}
+                orders[epoch] = np.random.default_rng((seed, epoch, 2)).permutation(count)
+            draws.append(Draw(number, int(orders[epoch][number % count]), crop))
+        yield draws
+
+
+def take_passes(draws: list[Draw], accumulate: int, rank: int, count: int) -> list[list[Draw]]:
+    """A step's draws for one of ``count`` processes, in ``accumulate`` passes of equal size."""
+    size = len(draws) // (accumulate * count)
+    starts = [(number * count + rank) * size for number in range(accumulate)]
+    return [draws[start : start + size] for start in starts]

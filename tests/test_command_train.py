@@ -1,0 +1,175 @@
+"""`carvana-batch train` as its user sees it: config file, resume, signals, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from helpers import Terminal, Zygote, wait_for, write_pairs
+
+from carvana_batch.commands.train import command
+from carvana_batch.models import NETWORKS
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.training.settings import NETWORK_NAMES, AugmentationLimits, TrainingSettings
+
+SMALL = ["--size", "64x32", "--batch", "2", "--precision", "fp32", "--workers", "0", "--val-fraction", "0.4"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "data")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+def test_the_settings_name_all_networks() -> None:
+    assert set(NETWORK_NAMES) == set(NETWORKS)
+
+
+def test_every_default_stands_in_the_help_text() -> None:
+    context = click.Context(command)
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    texts = {record[0].split()[0]: record[1] for record in records if record}
+    for settings in (TrainingSettings(), AugmentationLimits()):
+        for name, value in vars(settings).items():
+            if name in ("augmentation", "also") or value is None:
+                continue
+            assert f"[default: {value}" in texts[f"--{name.replace('_', '-')}"]
+    assert "[default: full]" in texts["--size"]
+
+
+def test_a_run_says_how_good_it_is_and_how_to_use_it(tmp_path: Path, data: Path) -> None:
+    result = invoke(data, tmp_path / "run", *SMALL, "--epochs", 2)
+    assert result.exit_code == 0
+    best = json.loads(load_model(tmp_path / "run").notes["val"])
+    assert f"Dice                {best['dice']:.4f}" in result.output
+    assert f"carvana-batch predict in/ out/ --model {tmp_path / 'run'}" in result.output
+    assert best["photos"] == 2
+
+
+def test_a_config_file_describes_a_run_and_options_come_before_it(tmp_path: Path, data: Path) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text('size = "64x32"\nbatch = 2\nepochs = 1\nlr = 0.5\nval-fraction = 0.4\nshift = 0.0\n')
+    result = invoke(data, tmp_path / "run", "--config", config, "--lr", 0.001, "--workers", 0)
+    assert result.exit_code == 0
+    kept = (tmp_path / "run" / "config.toml").read_text()
+    for line in ('size = "64x32"', "epochs = 1", "lr = 0.001", "shift = 0.0", 'model = "segunet-s"'):
+        assert line in kept.splitlines()
+    again = invoke(data, tmp_path / "again", "--config", tmp_path / "run" / "config.toml", "--workers", 0)
+    assert again.exit_code == 0
+    assert (tmp_path / "again" / "config.toml").read_text() == kept
+    assert log_of(tmp_path / "again") == log_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "line", ["epochs = 3.5", 'loss = "mse"', "crop-share = 2", 'size = "big"', "also = 3", "epochs = true"]
+)
+def test_a_config_value_that_the_option_would_refuse_is_refused(
+    tmp_path: Path, data: Path, line: str
+) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text(line + "\n")
+    with pytest.raises(UsageError, match=f"recipe.toml: {line.split(' ')[0]}"):
+        invoke(data, tmp_path / "run", "--config", config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--resume"], "holds no run"),
+        (["--resume", "--config", "x.toml"], "leave --config out"),
+        (["--val", "x", "--val-cars", "y"], "Leave one out"),
+        (["--init", "nothing"], "no model 'nothing'"),
+        (["--device", "cuda:9"], "--device cuda:9"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    tmp_path: Path, data: Path, arguments: list[str], reason: str
+) -> None:
+    with pytest.raises(CarvanaBatchError, match=reason):
+        invoke(data, tmp_path / "run", *SMALL, *arguments)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_on_a_terminal_it_says_how_to_go_on(tmp_path: Path, data: Path, zygote: Zygote) -> None:
+    arguments = ["train", data, "run", *SMALL, "--epochs", "3"]
+    (tmp_path / "whole").mkdir()
+    assert zygote.run(tmp_path / "whole", *arguments).code == 0
+
+    (tmp_path / "broken").mkdir()
+    log = tmp_path / "broken" / "run" / "log.jsonl"
+    with Terminal() as terminal:
+        process = zygote.start(tmp_path / "broken", *arguments, tty=terminal.name)
+        wait_for(lambda: terminal.printed and log.exists() and log.read_text())
+        terminal.press(b"\x03")
+        wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code == 130)
+        printed = terminal.printed
+    assert printed.count("Stopping") == 1
+    assert f"To go on: carvana-batch train {data} run --resume" in printed.replace("\r\n", "\n")
+    assert "Traceback" not in printed
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l") >= 0
+
+    finished = zygote.run(tmp_path / "broken", "train", data, "run", "--resume", "--workers", "0")
+    assert finished.code == 0, finished.stderr
+    assert log_of(tmp_path / "broken" / "run") == log_of(tmp_path / "whole" / "run")
+
+
+@pytest.mark.slow
+def test_killed_outright_it_goes_on_from_the_last_checkpoint(
+    tmp_path: Path, data: Path, zygote: Zygote
+) -> None:
+    arguments = ["train", data, "run", *SMALL, "--epochs", "4"]
+    (tmp_path / "whole").mkdir()
+    assert zygote.run(tmp_path / "whole", *arguments).code == 0
+    (tmp_path / "broken").mkdir()
+    process = zygote.start(tmp_path / "broken", *arguments)
+    wait_for((tmp_path / "broken" / "run" / "checkpoint.pt").exists)
+    process.send(signal.SIGKILL)
+    assert process.wait().code == -signal.SIGKILL
+    finished = zygote.run(tmp_path / "broken", "train", data, "run", "--resume", "--workers", "0")
+    assert finished.code == 0, finished.stderr
+    assert log_of(tmp_path / "broken" / "run") == log_of(tmp_path / "whole" / "run")
+    digests = {load_model(tmp_path / name / "run").digest for name in ("whole", "broken")}
+    assert len(digests) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_two_passes_of_one_do(tmp_path: Path, data: Path) -> None:
+    """With gloo on a CPU. Passes and processes split a step alike, and batch norm sees each part alone."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = [*SMALL, "--epochs", "4", "--warm-up", "0", "--lr", "1e-3", "--batch", "4"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "carvana_batch", "train", data, two, *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("best validation") == 1
+    assert "2 processes" in finished.stdout
+    invoke(data, one, *options, "--accumulate", "2")
+    losses = [[line["loss"] for line in log_of(run) if "loss" in line] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert max(losses[0]) > 1.05 * min(losses[0])

@@ -1,0 +1,194 @@
+"""A training run from its data on: what is refused before the first step, what lies in RUN at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import names_below, write_pairs
+from PIL import Image
+
+from carvana_batch.models import NETWORKS
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.records import FolderInUseError, UsageError
+from carvana_batch.training.job import find_split, train
+from carvana_batch.training.loop import Outcome, TrainingListener
+from carvana_batch.training.run_folder import RunFolder
+from carvana_batch.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(
+    model="tiny", epochs=2, batch=2, size=(64, 32), precision="fp32", val_fraction=0.4
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "tiny", lambda: SegUNet((4, 8), 8, 1))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "data")
+
+
+def train_in(root: Path, data: Path, settings: TrainingSettings = SETTINGS, **options: Any) -> Outcome | None:
+    return train(data, root, settings, device=torch.device("cpu"), workers=0, **options)
+
+
+def test_a_run_leaves_all_that_is_promised(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra 'train'")
+    said: list[str] = []
+    outcome = train_in(tmp_path / "run", data, listener=TrainingListener(on_say=said.append))
+    assert outcome is not None
+    assert names_below(tmp_path / "run") == [
+        ".carvana-batch",
+        "best.safetensors",
+        "checkpoint.pt",
+        "config.toml",
+        "curves.png",
+        "last.safetensors",
+        "log.jsonl",
+        "samples.jpg",
+        "split.json",
+        "val.csv",
+        "worst.jpg",
+    ]
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert not set(split["train"]["cars"]) & set(split["val"]["cars"])
+    assert sorted(split["train"]["photos"] + split["val"]["photos"]) == sorted(
+        path.stem for path in (data / "images").iterdir()
+    )
+    assert (len(split["train"]["photos"]), len(split["val"]["photos"])) == (4, 2)
+    for name in ("samples.jpg", "worst.jpg", "curves.png"):
+        with Image.open(tmp_path / "run" / name) as picture:
+            picture.load()
+    assert "tiny on 4 photos at 64x32; 2 to measure on; 4 steps of 2; cpu in fp32" in said
+
+
+def test_a_dry_run_checks_and_shows_samples_only(tmp_path: Path, data: Path) -> None:
+    assert train_in(tmp_path / "run", data, dry_run=True) is None
+    assert names_below(tmp_path / "run") == [".carvana-batch", "samples.jpg"]
+    assert train_in(tmp_path / "run", data) is not None
+
+
+def test_cars_to_measure_on_can_be_named_and_come_from_elsewhere(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "cars.txt").write_text("car1\n")
+    named = find_split(data, replace(SETTINGS, val_cars=str(tmp_path / "cars.txt")))
+    assert {pair.car for pair in named.val} == {"car1"}
+    assert {pair.car for pair in named.train} == {"car0", "car2"}
+
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    for path in [*(other / "images").iterdir(), *(other / "masks").iterdir()]:
+        path.rename(path.with_name("other" + path.name))
+    elsewhere = find_split(data, replace(SETTINGS, val=str(other)))
+    assert (len(elsewhere.train), len(elsewhere.val)) == (6, 6)
+    more = find_split(data, replace(SETTINGS, also=(str(other),)))
+    assert (len(more.train), len(more.val)) == (4 + 6, 2)
+    with pytest.raises(UsageError, match="car0"):
+        find_split(data, replace(SETTINGS, val=str(data)))
+
+
+def spoil_truncated(data: Path) -> None:
+    path = data / "images" / "car1_00.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def spoil_grey(data: Path) -> None:
+    Image.new("L", (128, 64), 128).save(data / "masks" / "car1_00_mask.png")
+
+
+def spoil_size(data: Path) -> None:
+    Image.new("1", (64, 64)).save(data / "masks" / "car1_00_mask.png")
+
+
+def spoil_missing(data: Path) -> None:
+    (data / "masks" / "car1_00_mask.png").unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_truncated, spoil_grey, spoil_size, spoil_missing])
+def test_bad_data_is_named_before_the_first_step(tmp_path: Path, data: Path, spoil: Any) -> None:
+    spoil(data)
+    with pytest.raises(UsageError, match="car1_00"):
+        train_in(tmp_path / "run", data)
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_one_car_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--val"):
+        train_in(tmp_path / "run", write_pairs(tmp_path / "single", cars=1))
+
+
+def test_photos_of_different_sizes_need_size_or_crop(tmp_path: Path, data: Path) -> None:
+    for folder in ("images", "masks"):
+        (path,) = (data / folder).glob("car1_00*")
+        with Image.open(path) as picture:
+            smaller = picture.crop((0, 0, 96, 48))
+        smaller.save(path)
+    full = replace(SETTINGS, size=None, val_cars=str(data / "cars.txt"))
+    (data / "cars.txt").write_text("car0")
+    with pytest.raises(UsageError, match=r"128x64.*96x48|96x48.*128x64"):
+        train_in(tmp_path / "a", data, full)
+    with pytest.raises(UsageError, match=r"--crop 100x40 is larger than car1_00, 96x48"):
+        train_in(tmp_path / "b", data, replace(full, crop=(100, 40)))
+    assert train_in(tmp_path / "c", data, replace(full, crop=(32, 32))) is not None
+    assert train_in(tmp_path / "d", data, replace(SETTINGS, val_cars=full.val_cars)) is not None
+
+
+def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: Path) -> None:
+    root = tmp_path / "run"
+    with pytest.raises(UsageError, match="holds no run"):
+        train_in(root, data, resume=True)
+    train_in(root, data)
+    with pytest.raises(UsageError, match="holds a run already"):
+        train_in(root, data)
+    with pytest.raises(UsageError, match=r"lr: 0\.001 before, 0\.5 now"):
+        train_in(root, data, replace(SETTINGS, lr=0.5), resume=True)
+    assert train_in(root, data, resume=True) is not None
+    for name in ("images/car0_00.jpg", "masks/car0_00_mask.png"):
+        (data / name).unlink()
+    with pytest.raises(UsageError, match="have changed"):
+        train_in(root, data, resume=True)
+
+
+def test_a_run_folder_in_use_is_refused(tmp_path: Path, data: Path) -> None:
+    with RunFolder(tmp_path / "run"), pytest.raises(FolderInUseError, match="is in use by process"):
+        train_in(tmp_path / "run", data)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="another RUN"):
+        train_in(tmp_path / "file" / "run", data)
+
+
+def test_weights_of_the_run_can_be_used_at_once(tmp_path: Path, data: Path) -> None:
+    from carvana_batch import Masker
+
+    train_in(tmp_path / "run", data)
+    model = load_model(tmp_path / "run")
+    assert model.size == (64, 32)
+    pixels = Image.open(data / "images" / "car0_00.jpg")
+    import numpy as np
+
+    assert Masker(tmp_path / "run").mask(np.asarray(pixels)).shape == (64, 128)
+
+
+def test_tensorboard_gets_the_log(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra 'train'")
+    train_in(tmp_path / "run", data, tensorboard=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    logged = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert logged == pytest.approx(losses, rel=1e-6)
+    assert set(events.Tags()["images"]) == {"samples", "worst val photos"}

@@ -1,0 +1,271 @@
+"""The training loop: it learns, can be interrupted anywhere, keeps the best, and says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_pairs
+from torch import Tensor
+
+from carvana_batch.models import NETWORKS
+from carvana_batch.models.checkpoints import load_model, weights_digest
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.pipeline import StopFlag
+from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.scoring import Score
+from carvana_batch.training import loop
+from carvana_batch.training.loop import Outcome, Training, TrainingListener, input_statistics
+from carvana_batch.training.losses import LOSSES
+from carvana_batch.training.pairs import Pair, find_pairs, load_pair
+from carvana_batch.training.run_folder import RunFolder
+from carvana_batch.training.settings import NO_AUGMENTATION, TrainingSettings
+
+CPU = torch.device("cpu")
+SETTINGS = TrainingSettings(
+    model="tiny", epochs=3, batch=2, warm_up=2, lr=0.01, size=(64, 32), precision="fp32"
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that takes milliseconds."""
+    monkeypatch.setitem(NETWORKS, "tiny", lambda: SegUNet((4, 8), 8, 1))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    return find_pairs(write_pairs(tmp_path / "data"))
+
+
+def run_training(
+    folder: Path,
+    pairs: list[Pair],
+    settings: TrainingSettings = SETTINGS,
+    stop_at: int | None = None,
+    on_step: Any = lambda *_: None,
+) -> Outcome:
+    """Train in ``folder``, going on with what is there; with ``stop_at`` a signal comes in that step."""
+    stop = StopFlag()
+
+    def step_done(step: int, *rest: Any) -> None:
+        on_step(step, *rest)
+        if step == stop_at:
+            stop.signal = signal.SIGINT
+
+    with RunFolder(folder) as run:
+        if not run.config.exists():
+            run.begin(settings, {})
+        training = Training(
+            pairs, pairs[:2], run, settings, CPU, listener=TrainingListener(step_done), stop=stop, workers=0
+        )
+        return training.run_to_end()
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 9])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulate": 2, "crop": (32, 32), "crop_share": 0.5, "optimizer": "adam", "ema": 0.0},
+        {"precision": "bf16", "validate_every": 2, "schedule": "linear", "loss": "boundary"},
+        {"precision": "fp16", "patience": 5},
+    ],
+    ids=lambda changes: ",".join(changes) or "plain",
+)
+def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
+    tmp_path: Path, pairs: list[Pair], changes: dict[str, Any], stop_at: int
+) -> None:
+    settings = replace(SETTINGS, **changes)
+    whole = run_training(tmp_path / "whole", pairs, settings)
+    assert (whole.step, whole.stopped_by) == (9, None)
+    broken = run_training(tmp_path / "broken", pairs, settings, stop_at)
+    assert broken.step == stop_at
+    assert broken.stopped_by == signal.SIGINT
+    assert run_training(tmp_path / "broken", pairs, settings).best == whole.best
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+    for name in ("best", "last"):
+        digests = {load_model(tmp_path / run / f"{name}.safetensors").digest for run in ("whole", "broken")}
+        assert len(digests) == 1
+
+
+def test_a_log_that_ran_ahead_of_the_checkpoint_is_cut_back(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "whole", pairs)
+    run_training(tmp_path / "broken", pairs, stop_at=4)
+    with (tmp_path / "broken" / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "epoch": 1.67, "loss": 99.0}\n{"step": 6, "lo')  # killed while it wrote
+    run_training(tmp_path / "broken", pairs)
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+
+
+def test_it_learns(tmp_path: Path, pairs: list[Pair]) -> None:
+    settings = replace(SETTINGS, epochs=80, validate_every=80, lr=0.03, ema=0.9)
+    outcome = run_training(tmp_path / "run", pairs, replace(settings, augmentation=NO_AUGMENTATION))
+    losses = [line["loss"] for line in log_of(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0] / 2
+    assert outcome.best is not None
+    assert outcome.best.dice > 0.8
+
+
+def test_best_weights_are_those_of_the_best_validation(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = iter([0.5, 0.8, 0.7])
+    steps = fake_validation(monkeypatch, dice)
+    outcome = run_training(tmp_path / "run", pairs)
+    best, last = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
+    assert outcome.best is not None
+    assert outcome.best.dice == 0.8
+    assert json.loads(best.notes["val"])["dice"] == 0.8
+    assert json.loads(last.notes["val"])["dice"] == 0.7
+    assert best.digest == steps[1]
+    assert last.digest == steps[2]
+    assert best.size == (64, 32)
+    assert best.notes["data"] == "6 photos of 3 cars"
+
+
+def test_it_ends_early_when_validation_no_longer_improves(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_validation(monkeypatch, iter([0.5, 0.8, 0.7, 0.8, 0.6, 0.9]))
+    outcome = run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=6, patience=3))
+    assert (outcome.step, outcome.steps, outcome.stopped_early) == (15, 18, True)
+    assert run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=6, patience=3)).step == 15
+
+
+def fake_validation(monkeypatch: pytest.MonkeyPatch, dice: Any) -> list[str]:
+    """Let validations come out as told; the digests of the weights that they were given."""
+    digests: list[str] = []
+
+    def validate(model: Any, val: list[Pair], *_: Any) -> list[Score]:
+        digests.append(digest_of(model))
+        value = next(dice)
+        return [Score(pair.id, value, value, value, value, value, 1, 1) for pair in val]
+
+    monkeypatch.setattr(loop, "validate", validate)
+    return digests
+
+
+def digest_of(model: Any) -> str:
+    header = {
+        "network": model.name,
+        "mean": json.dumps(model.mean),
+        "deviation": json.dumps(model.deviation),
+        "size": json.dumps(model.size),
+    }
+    return weights_digest(model.network.state_dict(), header)
+
+
+def test_a_loss_that_is_not_finite_names_the_photos_and_keeps_the_checkpoint(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_training(tmp_path / "run", pairs, stop_at=4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    seen: list[str] = []
+    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: logits.sum() * float("nan"))
+    get = loop.Samples.__getitem__
+
+    def note(samples: Any, draw: Any) -> tuple[Tensor, Tensor]:
+        seen.append(pairs[draw.index].id)
+        return get(samples, draw)
+
+    monkeypatch.setattr(loop.Samples, "__getitem__", note)
+    with pytest.raises(CarvanaBatchError, match="step 5 the loss is not finite") as caught:
+        run_training(tmp_path / "run", pairs)
+    assert ", ".join(seen[:2]) in str(caught.value)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The square root has an infinite slope at 0, where its value is fine.
+    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: (logits * 0).abs().sqrt().sum())
+    with pytest.raises(CarvanaBatchError, match="a gradient is not finite"):
+        run_training(tmp_path / "run", pairs)
+
+
+def test_out_of_memory_says_what_to_do(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(_logits: Tensor, _targets: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(LOSSES, "bce+dice", run_out)
+    with pytest.raises(CarvanaBatchError, match=r"--batch.*--accumulate"):
+        run_training(tmp_path / "run", pairs)
+
+
+def test_samples_too_small_for_batch_norm_are_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    with pytest.raises(UsageError, match="larger --size"):
+        run_training(tmp_path / "run", pairs, replace(SETTINGS, size=(4, 4), batch=1))
+
+
+def test_passes_of_a_step_add_up_to_the_whole_batch(tmp_path: Path, pairs: list[Pair]) -> None:
+    """The mean loss of a first step is that of the whole batch, also if that goes in two passes.
+
+    Batch norm sees each pass alone, so the batch holds one photo twice.
+    """
+    twin = [replace(pairs[0], id=f"{name}_01") for name in "ab"]
+    settings = replace(SETTINGS, epochs=1, augmentation=NO_AUGMENTATION)
+    runs = {}
+    for accumulate in (1, 2):
+        folder = tmp_path / str(accumulate)
+        run_training(folder, twin, replace(settings, accumulate=accumulate))
+        runs[accumulate] = (log_of(folder)[0]["loss"], load_model(folder).network.state_dict())
+    assert runs[1][0] == pytest.approx(runs[2][0], rel=1e-5)
+    for name, value in runs[1][1].items():
+        if not name.endswith(("num_batches_tracked", "running_mean", "running_var")):
+            torch.testing.assert_close(value, runs[2][1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    with pytest.raises(UsageError, match="multiple of 3"):
+        run_training(tmp_path / "run", pairs, replace(SETTINGS, accumulate=3))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "first", pairs, replace(SETTINGS, epochs=1))
+    settings = replace(SETTINGS, model="unet", init=str(tmp_path / "first"))
+    with pytest.raises(UsageError, match="weights of tiny, but --model is unet"):
+        run_training(tmp_path / "second", pairs, settings)
+
+
+def test_initial_weights_are_where_a_run_begins(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "first", pairs, replace(SETTINGS, epochs=1))
+    first = load_model(tmp_path / "first")
+    settings = replace(SETTINGS, epochs=1, init=str(tmp_path / "first"), lr=1e-12, ema=0.0, weight_decay=0.0)
+    run_training(tmp_path / "second", pairs, settings)
+    second = load_model(tmp_path / "second")
+    assert (second.mean, second.deviation) == (first.mean, first.deviation)
+    for name, parameter in first.network.named_parameters():
+        torch.testing.assert_close(
+            second.network.state_dict()[name], parameter.detach(), rtol=1e-5, atol=1e-7
+        )
+
+
+def test_input_statistics_are_those_of_the_photos(pairs: list[Pair]) -> None:
+    mean, deviation = input_statistics(pairs)
+    pixels = np.concatenate([np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in pairs])
+    assert mean == pytest.approx(pixels.mean(axis=0) / 255, abs=1e-3)
+    assert deviation == pytest.approx(pixels.std(axis=0) / 255, abs=1e-3)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "run", pairs, stop_at=2)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"checkpoint\.pt is damaged"):
+        run_training(tmp_path / "run", pairs)

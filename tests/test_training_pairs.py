@@ -1,0 +1,487 @@
+"""Photos and masks in every layout, every fault planted and named, and splits that divide no car."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import wait_for
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from carvana_batch.records import ImageError, UsageError
+from carvana_batch.training.pairs import (
+    Pair,
+    check_apart,
+    check_pairs,
+    choose_val_cars,
+    find_pairs,
+    load_pair,
+    read_cars,
+    split_by_car,
+)
+
+WIDTH, HEIGHT = 24, 16
+IDS = ["a_01", "a_02", "b_01"]
+
+
+def car_of(number: int) -> NDArray[np.bool_]:
+    """A rectangle, another one for every number."""
+    car = np.zeros((HEIGHT, WIDTH), np.bool_)
+    car[2 + number : 12, 3 : 18 + number] = True
+    return car
+
+
+def runs_of(car: NDArray[np.bool_]) -> str:
+    """The run-length row, pixel by pixel."""
+    runs: list[list[int]] = []
+    for place, value in enumerate(car.ravel().tolist(), start=1):
+        if value and runs and sum(runs[-1]) == place:
+            runs[-1][1] += 1
+        elif value:
+            runs.append([place, 1])
+    return " ".join(f"{start} {length}" for start, length in runs)
+
+
+def write_photos(folder: Path, ids: Sequence[str] = IDS, suffix: str = ".jpg") -> None:
+    generator = np.random.default_rng(1)
+    for id in ids:
+        path = folder / f"{id}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(path)
+
+
+def write_masks(folder: Path, ids: Sequence[str] = IDS, suffix: str = "_mask.gif", **options: Any) -> None:
+    for number, id in enumerate(ids):
+        path = folder / f"{id}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(car_of(number).astype(np.uint8) * (1 if suffix.endswith("gif") else 255))
+        if suffix.endswith("gif"):
+            image.putpalette([0, 0, 0, 255, 255, 255])
+        image.save(path, **options)
+
+
+def table(ids: Sequence[str] = IDS) -> str:
+    rows = [f"{id}.jpg,{runs_of(car_of(number))}\r\n" for number, id in enumerate(ids)]
+    return "img,rle_mask\r\n" + "".join(rows)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three good pairs; to be harmed."""
+    write_photos(tmp_path / "data" / "images")
+    write_masks(tmp_path / "data" / "masks")
+    return tmp_path / "data"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        find_pairs(folder)
+    return str(caught.value)
+
+
+def fault(folder: Path) -> str:
+    """The one line on a bad pair, which the other pairs do not get."""
+    with pytest.raises(UsageError) as caught:
+        check_pairs(find_pairs(folder))
+    head, *lines = str(caught.value).split("\n")
+    assert head.startswith("1 of 3 photos cannot be trained on")
+    (line,) = lines
+    return line
+
+
+def pairs_of(*ids: str) -> list[Pair]:
+    return [Pair(id, Path(f"{id}.jpg"), Path(f"{id}.gif")) for id in ids]
+
+
+# ---- a pair
+
+
+@pytest.mark.parametrize(
+    ("id", "car", "view"),
+    [
+        ("00087a6bd4dc_01", "00087a6bd4dc", "01"),
+        ("my_red_car_16", "my_red_car", "16"),
+        ("lone", "lone", ""),
+        ("a/b_01", "a/b", "01"),
+        ("my_set/lone", "my_set/lone", ""),
+        ("_01", "_01", ""),
+        ("a/_01", "a/_01", ""),
+        ("b_", "b", ""),
+    ],
+)
+def test_the_name_tells_car_and_view(id: str, car: str, view: str) -> None:
+    (pair,) = pairs_of(id)
+    assert (pair.car, pair.view) == (car, view)
+
+
+def test_a_pair_has_one_mask() -> None:
+    for mask, runs in [(None, None), (Path("a.gif"), "")]:
+        with pytest.raises(ValueError, match="a_01"):
+            Pair("a_01", Path("a.jpg"), mask, runs)
+    assert "1 5" not in repr(Pair("a_01", Path("a.jpg"), None, "1 5"))
+
+
+# ---- finding
+
+
+@pytest.mark.parametrize("photos", ["images", "train"])
+@pytest.mark.parametrize("masks", ["masks", "train_masks"])
+@pytest.mark.parametrize("suffix", ["_mask.gif", ".png", "_mask.tif", ".jpg"])
+def test_folders_of_masks(tmp_path: Path, photos: str, masks: str, suffix: str) -> None:
+    write_photos(tmp_path / photos, suffix=".png")
+    write_masks(tmp_path / masks, suffix=suffix, **({"quality": 95} if suffix == ".jpg" else {}))
+    pairs = find_pairs(tmp_path)
+    assert [pair.id for pair in pairs] == IDS
+    assert check_pairs(pairs) == [(WIDTH, HEIGHT)] * len(IDS)
+    for number, pair in enumerate(pairs):
+        assert pair.image == tmp_path / photos / f"{pair.id}.png"
+        assert pair.mask == tmp_path / masks / f"{pair.id}{suffix}"
+        np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(number))
+
+
+@pytest.mark.parametrize(
+    "name", ["masks.csv", "train_masks.csv", "train_masks.csv.gz", "masks.zip", "masks.csv.zip"]
+)
+def test_rows_of_masks(tmp_path: Path, name: str) -> None:
+    write_photos(tmp_path / "train")
+    data = table(list(reversed(IDS))).encode()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("train_masks.csv", data)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    pairs = find_pairs(tmp_path)
+    assert [(pair.id, pair.mask) for pair in pairs] == [(id, None) for id in IDS]
+    assert check_pairs(pairs, workers=1) == [(WIDTH, HEIGHT)] * len(IDS)
+    for number, pair in enumerate(reversed(pairs)):
+        np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(number))
+
+
+def test_folders_below_belong_to_the_id(tmp_path: Path) -> None:
+    ids = ["x/a_01", "x/a_02", "y/z/a_01"]
+    write_photos(tmp_path / "images", ids)
+    write_masks(tmp_path / "masks", ids)
+    pairs = find_pairs(tmp_path)
+    assert [(pair.id, pair.car) for pair in pairs] == [
+        ("x/a_01", "x/a"),
+        ("x/a_02", "x/a"),
+        ("y/z/a_01", "y/z/a"),
+    ]
+
+
+def test_photos_that_are_links_count(data: Path, tmp_path: Path) -> None:
+    photo = data / "images" / "a_01.jpg"
+    photo.rename(tmp_path / "elsewhere.jpg")
+    photo.symlink_to(tmp_path / "elsewhere.jpg")
+    assert [pair.id for pair in find_pairs(data)] == IDS
+
+
+def test_every_unpaired_photo_and_mask_is_named(data: Path) -> None:
+    (data / "images" / "a_02.jpg").unlink()
+    (data / "masks" / "a_01_mask.gif").unlink()
+    write_photos(data / "images", ["c\n_01"], ".tiff")
+    head, *lines = refusal(data).split("\n")
+    assert "photos without a mask 2 of 3, masks without a photo 1 of 2" in head
+    assert lines == [
+        "  images/a_01.jpg has no mask",
+        "  masks/a_02_mask.gif has no photo",
+        r"  images/c\n_01.tiff has no mask",
+    ]
+
+
+def test_unpaired_rows_are_named(tmp_path: Path) -> None:
+    write_photos(tmp_path / "train", ["a_01", "c_01"])
+    (tmp_path / "train_masks.csv").write_text(table())
+    assert refusal(tmp_path).split("\n")[1:] == [
+        "  train_masks.csv: the row of a_02 has no photo",
+        "  train_masks.csv: the row of b_01 has no photo",
+        "  train/c_01.jpg has no mask",
+    ]
+
+
+def test_twenty_are_listed_and_the_others_counted(data: Path) -> None:
+    for number in range(25):
+        (data / "images" / f"c_{number:02}.jpg").touch()
+    lines = refusal(data).split("\n")
+    assert len(lines) == 1 + 20 + 1
+    assert lines[-2:] == ["  images/c_19.jpg has no mask", "  ... and 5 more"]
+
+
+def test_no_pairs_at_all(tmp_path: Path) -> None:
+    write_photos(tmp_path / "images", ["a_01"])
+    (tmp_path / "masks.csv").write_text("img,rle_mask\n")
+    assert "photos without a mask 1 of 1, masks without a photo 0 of 0" in refusal(tmp_path)
+    (tmp_path / "masks.csv").unlink()
+    (tmp_path / "masks").mkdir()
+    assert "no masks in" in refusal(tmp_path)
+    (tmp_path / "images" / "a_01.jpg").unlink()
+    assert re.search("[Nn]o photos in", refusal(tmp_path))
+
+
+def test_two_photos_of_one_id_are_named(data: Path) -> None:
+    write_photos(data / "images", ["a_01"], ".png")
+    message = refusal(data)
+    assert "the id a_01" in message
+    assert "a_01.jpg" in message
+    assert "a_01.png" in message
+
+
+def test_what_was_looked_for_is_said(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'nowhere'} does not exist" in refusal(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert "is not a folder" in refusal(tmp_path / "file")
+    assert "images/ or train/" in refusal(tmp_path)
+    write_photos(tmp_path / "train")
+    message = refusal(tmp_path)
+    assert "masks/ or train_masks/" in message
+    assert "masks.csv or train_masks.csv" in message
+
+
+def test_two_folders_of_photos_are_refused(data: Path) -> None:
+    write_photos(data / "train")
+    assert "both images/ and train/" in refusal(data)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("masks/", "train_masks/"),
+        ("masks/", "train_masks.csv"),
+        ("masks.csv", "masks.csv.gz"),
+        ("masks.zip", "train_masks.csv"),
+    ],
+)
+def test_two_sources_of_masks_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    write_photos(tmp_path / "images")
+    for name in [first, second]:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    assert f"has masks in {first} and {second}," in refusal(tmp_path)
+
+
+def test_a_folder_of_masks_goes_before_the_rows_published_with_it(data: Path) -> None:
+    (data / "masks.csv").write_text("not looked at")
+    assert all(pair.mask for pair in find_pairs(data))
+
+
+def test_the_folder_above_or_below_is_suggested(data: Path) -> None:
+    assert refusal(data / "images").endswith(f"Did you mean {data}?")
+    data.rename(data.parent / "train")
+    assert refusal(data.parent).endswith(f"Did you mean {data.parent / 'train'}?")
+
+
+# ---- checking and loading
+
+
+def test_a_photo_that_is_cut_short_is_named(data: Path) -> None:
+    photo = data / "images" / "a_02.jpg"
+    photo.write_bytes(photo.read_bytes()[:-200])
+    assert fault(data).startswith(f"  {photo} is cut short")
+
+
+def test_a_mask_with_grey_pixels_is_named(data: Path) -> None:
+    values = car_of(0).astype(np.uint8) * 255
+    values[5, 3:7] = 128
+    (data / "masks" / "b_01_mask.gif").unlink()
+    Image.fromarray(values).save(data / "masks" / "b_01.png")
+    line = fault(data)
+    assert line.startswith(f"  {data / 'masks' / 'b_01.png'} has 4 pixels")
+    assert "the value 128" in line
+
+
+def test_a_mask_of_another_size_is_named_with_both_sizes(data: Path) -> None:
+    mask = data / "masks" / "a_01_mask.gif"
+    Image.new("1", (HEIGHT, WIDTH)).save(mask)
+    photo = data / "images" / "a_01.jpg"
+    expected = f"{mask} is 16x24 pixels, but its photo {photo} is 24x16"
+    assert fault(data).startswith("  " + expected)
+    with pytest.raises(ImageError, match=re.escape(expected)):
+        load_pair(find_pairs(data)[0], (12, 8))
+
+
+def test_a_row_beyond_the_photo_is_named(tmp_path: Path) -> None:
+    write_photos(tmp_path / "train")
+    last = WIDTH * HEIGHT
+    (tmp_path / "masks.csv").write_text(
+        f"img,rle_mask\na_01.jpg,{last} 1\na_02.jpg,1 2 {last} 2\nb_01.jpg,\n"
+    )
+    line = fault(tmp_path)
+    assert line.startswith("  The run-length row of a_02 cannot be used: Pair 2 ")
+    assert "24x16" in line
+    first, _, empty = find_pairs(tmp_path)
+    assert np.flatnonzero(first.read_mask(WIDTH, HEIGHT).to_bool()).tolist() == [last - 1]
+    assert not np.asarray(load_pair(empty, None)[1]).any()
+
+
+def test_all_faults_are_counted_and_twenty_listed(tmp_path: Path) -> None:
+    ids = [f"a_{number:02}" for number in range(30)]
+    write_photos(tmp_path / "images", ids)
+    write_masks(tmp_path / "masks", ids[:3])
+    for id in ids[3:]:
+        (tmp_path / "masks" / f"{id}.png").touch()
+    steps: list[tuple[int, int]] = []
+    with pytest.raises(UsageError) as caught:
+        check_pairs(find_pairs(tmp_path), workers=2, on_progress=lambda *step: steps.append(step))
+    head, *lines = str(caught.value).split("\n")
+    assert head.startswith("27 of 30 photos cannot be trained on")
+    assert [re.findall(r"a_(\d+)\.png is empty", line) for line in lines[:20]] == [
+        [f"{number:02}"] for number in range(3, 23)
+    ]
+    assert lines[20:] == ["  ... and 7 more"]
+    assert steps == [(done, 30) for done in range(1, 31)]
+
+
+def test_sizes_are_those_of_each_photo(data: Path) -> None:
+    Image.new("RGB", (7, 5)).save(data / "images" / "b_01.jpg")
+    Image.new("1", (7, 5)).save(data / "masks" / "b_01_mask.gif")
+    assert check_pairs(find_pairs(data)) == [(24, 16), (24, 16), (7, 5)]
+
+
+def test_a_caller_who_stops_leaves_no_threads(data: Path) -> None:
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        check_pairs(find_pairs(data), workers=2, on_progress=stop)
+    wait_for(lambda: threading.active_count() <= before)
+
+
+def test_pairs_are_loaded_whole_or_as_averages_of_areas(data: Path) -> None:
+    pair = find_pairs(data)[1]
+    image, mask = load_pair(pair, None)
+    assert (image.mode, mask.mode) == ("RGB", "L")
+    with Image.open(pair.image) as photo:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(photo))
+    np.testing.assert_array_equal(np.asarray(mask), car_of(1) * 255)
+    small, soft = load_pair(pair, (WIDTH // 4, HEIGHT // 2))
+    assert small.size == soft.size == (6, 8)
+    for whole, reduced in [(np.asarray(mask)[..., None], np.asarray(soft)[..., None]), (image, small)]:
+        pixels = np.asarray(whole, np.float64).reshape(8, 2, 6, 4, -1)
+        np.testing.assert_allclose(np.asarray(reduced), pixels.mean(axis=(1, 3)), atol=1)
+
+
+# ---- splitting
+
+
+def test_cars_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "val.txt"
+    path.write_bytes(
+        b"\xef\xbb\xbf# for validation\r\n00087a6bd4dc\r\n\r\n  x/b  # a comment\nno#comment\n00087a6bd4dc\n"
+    )
+    assert read_cars(path) == {"00087a6bd4dc", "x/b", "no#comment"}
+    path.write_text("\n# nothing\n")
+    with pytest.raises(UsageError, match=r"val\.txt names no car"):
+        read_cars(path)
+    with pytest.raises(UsageError, match=r"missing\.txt cannot be read: No such file"):
+        read_cars(tmp_path / "missing.txt")
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_cars(tmp_path)
+
+
+def test_named_cars_go_to_the_validation() -> None:
+    pairs = pairs_of("a_01", "b_01", "a_02", "c_01", "a_b_01")
+    train, val = split_by_car(pairs, {"a", "c"})
+    assert [pair.id for pair in train] == ["b_01", "a_b_01"]
+    assert [pair.id for pair in val] == ["a_01", "a_02", "c_01"]
+
+
+def test_cars_without_photos_are_named() -> None:
+    with pytest.raises(UsageError, match=r"2 of the 3 cars.*such as a\.") as caught:
+        split_by_car(pairs_of("a_01", "b_01"), {"a", "z", "b_01"})
+    assert str(caught.value).split("\n")[1:] == ["  b_01", "  z"]
+
+
+def test_no_side_may_be_empty() -> None:
+    pairs = pairs_of("a_01", "a_02", "b_01")
+    with pytest.raises(UsageError, match="No car is left for validation"):
+        split_by_car(pairs, set())
+    with pytest.raises(UsageError, match="All 2 cars are for validation"):
+        split_by_car(pairs, ["a", "b"])
+    with pytest.raises(UsageError, match="No car is left"):
+        split_by_car([], [])
+
+
+@pytest.mark.parametrize("ids", [["a_01", "a_02"], []])
+def test_one_car_cannot_be_divided(ids: list[str]) -> None:
+    with pytest.raises(UsageError, match="--val DIR"):
+        choose_val_cars(pairs_of(*ids), 0.5, 0)
+    if ids:
+        with pytest.raises(UsageError, match=r"1 car \(a\).*--val DIR"):
+            split_by_car(pairs_of(*ids), {"a"})
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_fraction_lies_between(fraction: float) -> None:
+    with pytest.raises(UsageError, match="--val-fraction"):
+        choose_val_cars(pairs_of("a_01", "b_01"), fraction, 0)
+
+
+ids = st.builds(
+    "{}{}_{:02}".format, st.sampled_from(["", "x/", "x_y/"]), st.text("abc_", max_size=3), st.integers(1, 16)
+)
+
+
+@given(st.sets(ids, min_size=1, max_size=40), st.floats(0.001, 0.999), st.integers(0, 2**32), st.randoms())
+def test_a_split_divides_no_car(ids: set[str], fraction: float, seed: int, shuffler: Any) -> None:
+    pairs = pairs_of(*sorted(ids))
+    cars = {pair.car for pair in pairs}
+    if len(cars) == 1:
+        with pytest.raises(UsageError):
+            choose_val_cars(pairs, fraction, seed)
+        return
+    chosen = choose_val_cars(pairs, fraction, seed)
+    assert chosen <= cars
+    assert 1 <= len(chosen) < len(cars)
+    assert abs(len(chosen) - fraction * len(cars)) <= 1
+    train, val = split_by_car(pairs, chosen)
+    assert sorted(pair.id for pair in train + val) == sorted(ids)
+    assert {pair.car for pair in val} == chosen
+    check_apart(train, val)
+    shuffled = list(pairs)
+    shuffler.shuffle(shuffled)
+    assert choose_val_cars(shuffled, fraction, seed) == chosen
+
+
+def test_the_choice_depends_on_the_seed_and_hardly_on_other_cars() -> None:
+    pairs = pairs_of(*(f"car{number}_01" for number in range(100)))
+    chosen = choose_val_cars(pairs, 0.1, 0)
+    assert len(chosen) == 10
+    assert choose_val_cars(pairs + pairs_of("car7_02", "car7_03"), 0.1, 0) == chosen
+    assert choose_val_cars(pairs, 0.2, 0) > chosen
+    assert len({frozenset(choose_val_cars(pairs, 0.1, seed)) for seed in range(20)}) == 20
+    for number in range(100, 120):
+        assert len(choose_val_cars(pairs + pairs_of(f"car{number}_01"), 0.1, 0) - chosen) <= 1
+
+
+def test_the_choice_is_the_same_in_another_process() -> None:
+    """Python's own hash of texts is another one in every process."""
+    code = (
+        "from pathlib import Path\n"
+        "from carvana_batch.training.pairs import Pair, choose_val_cars\n"
+        "pairs = [Pair(f'car{n}_01', Path(), Path()) for n in range(30)]\n"
+        "import sys; assert 'torch' not in sys.modules\n"
+        "print(*sorted(choose_val_cars(pairs, 0.2, 5)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pairs = pairs_of(*(f"car{number}_01" for number in range(30)))
+    assert answer.stdout.split() == sorted(choose_val_cars(pairs, 0.2, 5))
+
+
+def test_cars_on_both_sides_are_named() -> None:
+    train, val = pairs_of("a_01", "b_01", "c_01"), pairs_of("b_02", "c_02", "d_02")
+    with pytest.raises(UsageError, match="2 of the 3 cars for validation") as caught:
+        check_apart(train, val)
+    assert str(caught.value).split("\n")[1:] == ["  b", "  c"]
+    check_apart(train, pairs_of("d_01", "bb_01"))

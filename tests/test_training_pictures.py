@@ -1,0 +1,481 @@
+"""Pictures of a training run: contact sheets, panels of mistakes, learning curves."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import names_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+
+from carvana_batch.metrics import SizeError
+from carvana_batch.records import PackedMask, UsageError
+from carvana_batch.training.pictures import (
+    GAP,
+    INVENTED_COLOUR,
+    LINE_HEIGHT,
+    MISSED_COLOUR,
+    OUTLINE_COLOUR,
+    PAPER,
+    TINT_STRENGTH,
+    Panel,
+    busiest_window,
+    draw_curves,
+    draw_panels,
+    draw_samples,
+    plot_curves,
+    write_picture,
+)
+
+RED, GREEN, BLUE = (200, 0, 0), (0, 180, 0), (0, 0, 160)
+
+
+def flat(height, width, colour):
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def is_colour(picture, colour):
+    return (np.asarray(picture) == colour).all(axis=2)
+
+
+def masks(*arrays):
+    return [PackedMask.from_bool(np.asarray(array, bool)) for array in arrays]
+
+
+# Samples
+
+
+def test_cells_of_different_shapes_stand_in_a_grid():
+    """Width 40 makes 80x40 to 40x20, 40x40 stay and 20x30 grow to 40x60; a row is as high as its highest."""
+    empty = [np.zeros(shape, np.uint8) for shape in ((40, 80), (40, 40), (30, 20))]
+    samples = [(flat(*mask.shape, c), mask) for mask, c in zip(empty, (RED, GREEN, BLUE), strict=True)]
+    sheet = draw_samples(samples, columns=2, width=40)
+    assert sheet.size == (40 + GAP + 40, 40 + GAP + 60)
+    expected = np.full((sheet.height, sheet.width, 3), PAPER, np.uint8)
+    expected[:20, :40] = RED
+    expected[:40, 40 + GAP :] = GREEN
+    expected[40 + GAP :, :40] = BLUE
+    np.testing.assert_array_equal(np.asarray(sheet), expected)
+
+
+def test_the_car_is_tinted_and_its_outline_drawn():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 8:22] = 255
+    picture = np.asarray(draw_samples([(flat(20, 30, (100, 100, 100)), mask)], width=30))
+    tinted = [round(100 + TINT_STRENGTH * (channel - 100)) for channel in OUTLINE_COLOUR]
+    expected = flat(20, 30, (100, 100, 100))
+    expected[5:15, 8:22] = OUTLINE_COLOUR
+    expected[6:14, 9:21] = tinted
+    np.testing.assert_array_equal(picture, expected)
+
+
+def test_the_outline_is_where_the_soft_mask_crosses_half():
+    mask = np.tile(np.array([0, 60, 127, 128, 200, 255, 255], np.uint8), (5, 1))
+    picture = draw_samples([(flat(5, 7, (90, 90, 90)), mask)], width=7)
+    np.testing.assert_array_equal(is_colour(picture, OUTLINE_COLOUR), np.tile(np.arange(7) == 3, (5, 1)))
+
+
+def test_a_car_that_the_crop_cuts_off_has_no_outline_there():
+    picture = draw_samples([(flat(8, 8, (90, 90, 90)), np.full((8, 8), 255, np.uint8))], width=8)
+    assert not is_colour(picture, OUTLINE_COLOUR).any()
+
+
+def test_a_thin_antenna_stays_in_sight():
+    """One pixel wide in a photo eight times as wide as its cell; its middle third."""
+    mask = np.zeros((240, 320), np.uint8)
+    mask[80:160, 101] = 255
+    outline = is_colour(draw_samples([(flat(240, 320, (90, 90, 90)), mask)], width=40), OUTLINE_COLOUR)
+    expected = np.zeros((30, 40), bool)
+    expected[10:20, 12] = True  # 101 // 8
+    np.testing.assert_array_equal(outline, expected)
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_samples([])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_panels([])
+
+
+# Panels
+
+
+def columns_of(picture, width, height):
+    """The three pictures of the only row."""
+    top = LINE_HEIGHT + GAP + LINE_HEIGHT
+    assert picture.size == (3 * width + 2 * GAP, top + height)
+    pixels = np.asarray(picture)[top:]
+    return [pixels[:, start : start + width] for start in (0, width + GAP, 2 * (width + GAP))]
+
+
+def test_an_error_of_one_pixel_stays_in_sight():
+    true, predicted = np.zeros((2, 1280, 1918), bool)
+    true[300:700, 500:1200] = predicted[300:700, 500:1200] = True
+    predicted[401, 777] = False
+    predicted[1279, 1917] = True
+    photo = flat(1280, 1918, (120, 60, 200))
+    picture = draw_panels([Panel("car", photo, *masks(true, predicted), dice=1.0)], width=640)
+    plain, marked, _ = columns_of(picture, 640, 427)  # 1280 * 640 / 1918 = 427.1
+    assert (plain == (120, 60, 200)).all()
+    # Pixel x of 1918 lies below pixel x * 640 / 1918 of 640.
+    assert np.argwhere(is_colour(marked, MISSED_COLOUR)).tolist() == [[133, 259]]
+    assert np.argwhere(is_colour(marked, INVENTED_COLOUR)).tolist() == [[426, 639]]
+
+
+def test_where_both_errors_fall_on_one_pixel_the_more_frequent_is_seen():
+    true, predicted = np.zeros((2, 100, 600), bool)
+    true[10:20, 10:13] = True  # 30 missed in the cell of 10x10, and 10 invented
+    predicted[10:20, 15] = True
+    true[50:60, 55] = True
+    predicted[50:60, 51:53] = True
+    panel = Panel("car", flat(100, 600, (99, 99, 99)), *masks(true, predicted), dice=0.0)
+    _, marked, _ = columns_of(draw_panels([panel], width=60), 60, 10)
+    assert np.argwhere(is_colour(marked, MISSED_COLOUR)).tolist() == [[1, 1]]
+    assert np.argwhere(is_colour(marked, INVENTED_COLOUR)).tolist() == [[5, 5]]
+
+
+def test_the_third_column_enlarges_the_place_with_most_errors():
+    rng = np.random.default_rng(0)
+    true, predicted = np.zeros((2, 600, 900), bool)
+    true[20, ::3] = True  # 300 errors, but scattered
+    blob = rng.random((20, 30)) < 0.5
+    predicted[400:420, 600:630] = blob
+    true[400:420, 600:630] = rng.random((20, 30)) < 0.3
+    photo = rng.integers(0, 256, (600, 900, 3), np.uint8)
+    panel = Panel("car", photo, *masks(true, predicted), dice=0.0)
+    _, marked, enlarged = columns_of(draw_panels([panel], width=640), 640, 427)
+    # Twice as large, so 320x214 pixels around (615, 410).
+    left, top = 615 - 160, 410 - 107
+    part = np.s_[top : top + 214, left : left + 320]
+    for colour, wrong in ((MISSED_COLOUR, true & ~predicted), (INVENTED_COLOUR, predicted & ~true)):
+        expected = np.kron(wrong[part], np.ones((2, 2), bool))[:427]
+        np.testing.assert_array_equal(is_colour(enlarged, colour), expected)
+    grey = np.asarray(Image.fromarray(photo).convert("L"), int)[part]
+    right = ~(true ^ predicted)[part]
+    np.testing.assert_array_equal(enlarged[::2, ::2, 0][right], (255 - (255 - grey) // 2)[right])
+    black = np.argwhere(is_colour(marked, (0, 0, 0)))
+    frame = np.array([[top, left], [top + 214, left + 320]]) * 640 / 900
+    np.testing.assert_allclose([black.min(axis=0), black.max(axis=0) + 1], frame, atol=1)
+
+
+def test_a_small_photo_is_enlarged_whole():
+    true = np.zeros((10, 16), bool)
+    true[4, 4] = True
+    panel = Panel("car", flat(10, 16, (50, 50, 50)), *masks(true, ~true), dice=0.0)
+    _, marked, enlarged = columns_of(draw_panels([panel], width=40), 40, 25)
+    # Of the centres 0.5, 1.5, ... of 40x25 those over it: 10 <= x < 12.5 and 10 <= y < 12.5.
+    assert np.argwhere(is_colour(marked, MISSED_COLOUR)).tolist() == [[10, 10], [10, 11], [11, 10], [11, 11]]
+    np.testing.assert_array_equal(
+        is_colour(enlarged[:20, :32], MISSED_COLOUR), np.kron(true, np.ones((2, 2), bool))
+    )
+    assert (enlarged[20:] == PAPER).all()
+    assert (enlarged[:, 32:] == PAPER).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 1918), (70, 3), (1, 1), (1280, 1918)])
+@pytest.mark.parametrize("width", [1, 40, 333])
+def test_photos_of_any_shape_can_be_drawn(shape, width):
+    """Every pixel is missed, so all of the second column has that colour, the frame as well."""
+    photo = flat(*shape, (50, 50, 50))
+    full = np.full(shape, 255, np.uint8)
+    height = max(1, round(shape[0] * width / shape[1]))
+    assert draw_samples([(photo, full)], width=width).size == (width, height)
+    picture = draw_panels([Panel("car", photo, *masks(full, full == 0), dice=0.0)], width=width)
+    _, marked, enlarged = columns_of(picture, width, height)
+    assert is_colour(marked, MISSED_COLOUR).all()
+    assert is_colour(enlarged, MISSED_COLOUR)[0, 0]
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    share=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    data=st.data(),
+)
+def test_the_busiest_window_holds_the_spot_with_most_errors(seed, shape, share, data):
+    flags = np.random.default_rng(seed).random(shape) < share
+    width = data.draw(st.integers(1, shape[1]))
+    height = data.draw(st.integers(1, shape[0]))
+    left, top = busiest_window(flags, (width, height))
+    assert 0 <= left <= shape[1] - width
+    assert 0 <= top <= shape[0] - height
+    spot = max(1, height // 2), max(1, width // 2)
+    most = sliding_window_view(flags, spot).sum(axis=(2, 3)).max()
+    inside = sliding_window_view(flags[top : top + height, left : left + width], spot)
+    assert inside.sum(axis=(2, 3)).max() == most
+
+
+def test_without_errors_nothing_is_marked_but_the_legend():
+    mask = np.zeros((60, 90), bool)
+    mask[20:40, 30:60] = True
+    panel = Panel("car", flat(60, 90, (50, 50, 50)), *masks(mask, mask), dice=1.0)
+    picture = draw_panels([panel, panel], width=400)
+    legend, rest = np.split(np.asarray(picture), [LINE_HEIGHT])
+    assert picture.height == LINE_HEIGHT + 2 * (GAP + LINE_HEIGHT + 267)
+    for colour in (MISSED_COLOUR, INVENTED_COLOUR):
+        assert is_colour(legend, colour).sum() > 100
+        assert not is_colour(rest, colour).any()
+
+
+def test_the_caption_tells_title_dice_and_counts(monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "carvana_batch.training.pictures._write", lambda image, x, text: written.append(text) or x
+    )
+    true, predicted = np.zeros((2, 40, 60), bool)
+    true[:30, :50] = predicted[:1, :1] = True
+    predicted[35, :3] = True
+    draw_panels([Panel("a\nb", flat(40, 60, (0, 0, 0)), *masks(true, predicted), dice=0.00133)], width=60)
+    assert written[-1].split("    ") == [r"a\nb", "Dice 0.0013", "missed 1,499 px, invented 3 px"]
+
+
+def test_captions_are_written_in_dark_on_light():
+    panel = [Panel(title, flat(9, 9, RED), *masks(*[np.zeros((9, 9))] * 2), dice=1.0) for title in ("a", "b")]
+    first, second = (np.asarray(draw_panels([one], width=200))[LINE_HEIGHT + GAP :] for one in panel)
+    for caption in (first[:LINE_HEIGHT], second[:LINE_HEIGHT]):
+        assert 0.01 < (caption.mean(axis=2) < 128).mean() < 0.5
+    assert (first[:LINE_HEIGHT] != second[:LINE_HEIGHT]).any()
+
+
+def test_the_colours_of_the_errors_differ_in_lightness_too():
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (MISSED_COLOUR, INVENTED_COLOUR)]
+    assert lightness[1] - lightness[0] > 50
+
+
+@pytest.mark.parametrize("which", ["true", "predicted"])
+def test_a_mask_of_another_size_is_named(which):
+    true, predicted = masks(np.zeros((4, 6)), np.zeros((4, 6)))
+    (wrong,) = masks(np.zeros((6, 4)))
+    pair = (wrong, predicted) if which == "true" else (true, wrong)
+    with pytest.raises(SizeError, match=rf"car_07.*6x4.*{which} mask 4x6"):
+        draw_panels([Panel("car_07", flat(4, 6, RED), *pair, dice=0.0)])
+
+
+# Files
+
+
+def test_a_png_holds_the_very_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    write_picture(tmp_path / "a.PNG", Image.fromarray(pixels))
+    with Image.open(tmp_path / "a.PNG") as read:
+        assert read.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(read), pixels)
+    assert names_in(tmp_path) == ["a.PNG"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.jpeg"])
+def test_a_jpeg_keeps_the_colour_of_a_thin_line(tmp_path, name):
+    pixels = flat(32, 32, (128, 128, 128))
+    pixels[:, 15] = OUTLINE_COLOUR
+    write_picture(tmp_path / name, Image.fromarray(pixels).convert("RGBA"))
+    with Image.open(tmp_path / name) as read:
+        assert read.format == "JPEG"
+        assert np.abs(np.asarray(read)[:, 15].astype(int) - OUTLINE_COLOUR).max() < 40
+
+
+def test_other_suffixes_and_huge_jpegs_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"a\.bmp.*\.jpg or \.png"):
+        write_picture(tmp_path / "a.bmp", Image.new("RGB", (2, 2)))
+    with pytest.raises(UsageError, match=r"a\.jpg.*1x65501.*\.png"):
+        write_picture(tmp_path / "a.jpg", Image.new("RGB", (1, 65501)))
+    assert names_in(tmp_path) == []
+
+
+# Curves
+
+
+def step_line(step, loss, rate=0.001):
+    return {"step": step, "epoch": step / 100, "loss": loss, "learning_rate": rate, "samples_per_second": 5.1}
+
+
+def val_line(step, dice, low=None, high=None):
+    val = {"dice": dice, "dice_05": low, "dice_50": dice, "dice_95": high}
+    return {"step": step, "epoch": step / 100, "val": val}
+
+
+LINES = [
+    step_line(50, 0.8, 0.0005),
+    step_line(100, 0.4),
+    val_line(100, 0.9, 0.8, 0.95),
+    step_line(150, 0.3, 0.0007),
+    step_line(200, 0.25, 0.0001),
+    val_line(200, 0.97, 0.9, 0.99),
+    step_line(250, 0.2, 0.00001),
+    val_line(250, 0.96, 0.92, 0.98),
+]
+
+
+@pytest.fixture
+def matplotlib():
+    return pytest.importorskip("matplotlib", reason="needs the extra train")
+
+
+def data_of(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label().startswith(label)]
+    return line.get_xydata().tolist()
+
+
+def drawn(figure):
+    """The figure as the PNG's pixels; warnings of the drawing become errors here."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_the_axes_hold_what_the_log_says():
+    figure = draw_curves(LINES)
+    loss, dice, rate = figure.axes
+    assert data_of(loss, "loss") == [[0.5, 0.8], [1, 0.4], [1.5, 0.3], [2, 0.25], [2.5, 0.2]]
+    assert data_of(rate, "learning rate") == [[0.5, 5e-4], [1, 1e-3], [1.5, 7e-4], [2, 1e-4], [2.5, 1e-5]]
+    assert data_of(dice, "mean") == [[1, 0.9], [2, 0.97], [2.5, 0.96]]
+    assert data_of(dice, "best: 0.9700 at epoch 2") == [[2, 0.97]]
+    band = {tuple(point) for point in dice.collections[0].get_paths()[0].vertices.tolist()}
+    assert band == {(1, 0.8), (2, 0.9), (2.5, 0.92), (1, 0.95), (2, 0.99), (2.5, 0.98)}
+    assert loss.get_yscale() == "log"
+    assert loss.get_xlim() == dice.get_xlim()
+    drawn(figure)
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_equal_ratios_of_the_error_are_equally_high():
+    figure = draw_curves(LINES)
+    figure.draw_without_rendering()
+    dice = figure.axes[1]
+
+    def height(value):
+        return dice.transData.transform((1, value))[1]
+
+    assert height(0.95) - height(0.9) == pytest.approx(height(0.98) - height(0.96), rel=0.01)
+    assert dice.get_ylim()[0] < 0.8 < 0.99 < dice.get_ylim()[1]
+    shown = [label.get_text() for label in dice.get_yticklabels()]
+    assert shown == ["0.8", "0.9", "0.95", "0.98", "0.99"]
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_a_narrow_range_has_ticks_as_well():
+    figure = draw_curves([val_line(100, 0.9955, 0.9951, 0.9957), val_line(200, 0.9956, 0.9952, 0.9958)])
+    drawn(figure)
+    low, high = figure.axes[1].get_ylim()
+    ticks = [tick for tick in figure.axes[1].get_yticks() if low <= tick <= high]
+    assert len(ticks) > 2
+    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_the_png_has_the_size_asked_for_and_is_not_blank(tmp_path):
+    plot_curves(LINES, tmp_path / "curves.png", size=(10, 4))
+    with Image.open(tmp_path / "curves.png") as read:
+        assert (read.format, read.size) == ("PNG", (1000, 400))
+        pixels = np.asarray(read.convert("RGB"))
+    assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
+    assert (pixels > 200).mean() > 0.8
+    for colour in ((0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)):
+        assert is_colour(pixels, colour).sum() > 50
+    assert names_in(tmp_path) == ["curves.png"]
+
+
+@pytest.mark.usefixtures("matplotlib")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        LINES[:1],
+        LINES[:2],
+        [LINES[2]],
+        [step_line(50, 0.0)],
+        [step_line(50, 0.5), step_line(100, 0.0), step_line(150, 0.1)],
+        [step_line(50, float("nan"))],
+        [step_line(50, None, None), val_line(50, None)],
+        [val_line(100, 0.0, 0.0, 0.0)],
+        [val_line(100, 1.0, 1.0, 1.0), val_line(200, 0.0, 0.0, 1.0)],
+        [val_line(100, 0.9)],
+        [{"step": 3, "epoch": 1.0, "val": {"dice": 0.5}}],
+    ],
+)
+def test_little_or_odd_data_is_drawn_without_a_warning(lines):
+    pixels = drawn(draw_curves(lines))
+    assert (pixels < 100).any()
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_a_single_step_and_a_single_validation_can_be_seen():
+    pixels = drawn(draw_curves([step_line(50, 0.5), val_line(50, 0.9, 0.8, 0.95)]))
+    left, right = np.split(pixels, 2, axis=1)
+    assert is_colour(left[:, 100:], (0, 0x72, 0xB2)).sum() >= 4
+    assert is_colour(right, (0xD5, 0x5E, 0)).sum() >= 20
+
+
+@pytest.mark.usefixtures("matplotlib")
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], [["no step logged yet"], ["not validated yet"]]),
+        ([{"result": 1}], [["no step logged yet"], ["not validated yet"]]),
+        (LINES[:2], [[], ["not validated yet"], []]),
+        ([LINES[2]], [["no step logged yet"], []]),
+    ],
+)
+def test_what_is_missing_is_said(lines, expected):
+    figure = draw_curves(lines)
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == expected
+    drawn(figure)
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_a_loss_of_0_stays_in_the_data_of_the_log_axis():
+    loss = draw_curves([step_line(50, 0.5), step_line(100, 0.0)]).axes[0]
+    assert data_of(loss, "loss") == [[0.5, 0.5], [1, 0]]
+    assert loss.get_yscale() == "log"
+    assert draw_curves([step_line(50, 0.0)]).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_of_what_a_resumed_run_wrote_twice_the_later_counts():
+    lines = [
+        *LINES[:5],
+        val_line(200, 0.5),
+        step_line(240, 9.0),  # a step at which the run did not write again
+        # gone on from step 150
+        *LINES[4:],
+    ]
+    figures = [draw_curves(lines), draw_curves(LINES)]
+    for axes, clean in zip(*(figure.axes for figure in figures), strict=True):
+        assert [line.get_xydata().tolist() for line in axes.lines] == [
+            line.get_xydata().tolist() for line in clean.lines
+        ]
+
+
+def test_the_users_own_style_changes_nothing(matplotlib, tmp_path):
+    plot_curves(LINES, tmp_path / "plain.png")
+    own = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "font.size": 20}
+    with matplotlib.rc_context(own):
+        plot_curves(LINES, tmp_path / "own.png")
+        assert matplotlib.rcParams["font.size"] == 20
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+@pytest.mark.usefixtures("matplotlib")
+def test_no_display_and_no_pyplot_are_needed(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from carvana_batch.training import pictures;"
+        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
+        "pictures.plot_curves([], Path(sys.argv[1]));"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    path = tmp_path / "curves.png"
+    subprocess.run([sys.executable, "-W", "error", "-c", program, str(path)], check=True)
+    assert path.exists()
+
+
+def test_a_missing_matplotlib_is_named_and_nothing_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for call in (lambda: plot_curves(LINES, tmp_path / "curves.png"), lambda: draw_curves(LINES)):
+        with pytest.raises(UsageError, match=r"matplotlib: pip install 'carvana-batch\[train\]'"):
+            call()
+    assert names_in(tmp_path) == []

@@ -1,0 +1,95 @@
+"""Which samples a step sees, how they are made, and what augmentation may do to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_pairs
+from PIL import Image
+
+from carvana_batch.training.augmentation import augment
+from carvana_batch.training.pairs import find_pairs, load_pair
+from carvana_batch.training.samples import Draw, Samples, draw_batches, take_passes
+from carvana_batch.training.settings import NO_AUGMENTATION, AugmentationLimits, TrainingSettings
+
+
+def test_smaller_targets_are_area_averages(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    pair = find_pairs(tmp_path)[0]
+    _, full = load_pair(pair, None)
+    _, half = load_pair(pair, (64, 32))
+    averages = np.asarray(full, np.float64).reshape(32, 2, 64, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(np.asarray(half), averages, atol=1)
+
+
+def test_every_epoch_draws_every_sample_once_and_a_later_start_draws_the_same() -> None:
+    settings = TrainingSettings(batch=4, seed=3, crop=(8, 8), crop_share=0.4)
+    whole = list(draw_batches(10, settings, range(15)))
+    numbers = [draw.number for batch in whole for draw in batch]
+    assert numbers == list(range(60))
+    indices = [draw.index for batch in whole for draw in batch]
+    for epoch in range(6):
+        assert sorted(indices[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert list(draw_batches(10, settings, range(7, 15))) == whole[7:]
+    assert {len({draw.crop for draw in batch}) for batch in whole} == {1}
+    assert {batch[0].crop for batch in whole} == {None, (8, 8)}
+
+
+def test_image_and_mask_move_together() -> None:
+    """A photo that is its own mask stays its own mask under every change of geometry."""
+    shape = np.zeros((64, 96), np.uint8)
+    shape[10:40, 20:70] = 255
+    mask = Image.fromarray(shape)
+    image = Image.fromarray(np.repeat(shape[:, :, None], 3, axis=2))
+    limits = AugmentationLimits(
+        shift=0.1, scale=0.2, rotation=20, brightness=0, contrast=0, saturation=0, grey=0
+    )
+    moved = 0
+    for seed in range(20):
+        changed, changed_mask = augment(image, mask, limits, np.random.default_rng(seed))
+        np.testing.assert_array_equal(np.asarray(changed)[:, :, 1], np.asarray(changed_mask))
+        moved += not np.array_equal(np.asarray(changed_mask), shape)
+        assert abs(float(np.asarray(changed_mask).mean()) / shape.mean() - 1) < 0.65
+    assert moved > 10
+
+
+def test_no_limits_change_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    for seed in range(5):
+        image, _ = augment(
+            Image.fromarray(pixels), Image.new("L", (30, 20)), NO_AUGMENTATION, np.random.default_rng(seed)
+        )
+        np.testing.assert_allclose(np.asarray(image).astype(int), pixels, atol=1)
+
+
+def test_a_crop_is_cut_from_image_and_mask_alike(tmp_path: Path) -> None:
+    pairs = find_pairs(write_pairs(tmp_path))
+    samples = Samples(pairs, None, NO_AUGMENTATION, seed=1)
+    image, mask = samples[Draw(4, 2, (48, 32))]
+    assert image.shape == (3, 32, 48)
+    assert mask.shape == (1, 32, 48)
+    assert (image.float().mean(dim=0)[mask[0] > 0] > 100).all()
+    assert (image.float().mean(dim=0)[mask[0] == 0] < 100).float().mean() > 0.98
+
+
+@pytest.mark.parametrize(("accumulate", "count"), [(1, 1), (3, 1), (1, 2), (2, 3)])
+def test_processes_and_passes_share_out_every_draw_once(accumulate: int, count: int) -> None:
+    draws = [Draw(number, number % 5, None) for number in range(12)]
+    passes = [one for rank in range(count) for one in take_passes(draws, accumulate, rank, count)]
+    assert {len(one) for one in passes} == {12 // (accumulate * count)}
+    assert sorted((draw for one in passes for draw in one), key=lambda draw: draw.number) == draws
+
+
+def test_photos_kept_in_memory_give_the_same_samples(tmp_path: Path) -> None:
+    pairs = find_pairs(write_pairs(tmp_path))
+    anew, kept = (Samples(pairs, (64, 32), AugmentationLimits(), seed=4) for _ in range(2))
+    told: list[tuple[int, int]] = []
+    kept.keep_in_memory(lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(pairs), len(pairs))
+    for path in (pair.image for pair in pairs):
+        assert path.exists()
+    for draw in (Draw(number, number % len(pairs), (40, 24)) for number in range(8)):
+        for first, second in zip(anew[draw], kept[draw], strict=True):
+            assert first.equal(second)

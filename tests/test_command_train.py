@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from helpers import Terminal, Zygote, wait_for, write_pairs
 
 from carvana_batch.commands.train import command
-from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.records import CarvanaBatchError, UsageError
-from carvana_batch.training.settings import NETWORK_NAMES, AugmentationLimits, TrainingSettings
+from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = ["--size", "64x32", "--batch", "2", "--precision", "fp32", "--workers", "0", "--val-fraction", "0.4"]
 
 
@@ -36,10 +36,6 @@ def invoke(*arguments: object) -> Result:
 def log_of(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
-
-
-def test_the_settings_name_all_networks() -> None:
-    assert set(NETWORK_NAMES) == set(NETWORKS)
 
 
 def test_every_default_stands_in_the_help_text() -> None:
@@ -78,7 +74,16 @@ def test_a_config_file_describes_a_run_and_options_come_before_it(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "line", ["epochs = 3.5", 'loss = "mse"', "crop-share = 2", 'size = "big"', "also = 3", "epochs = true"]
+    "line",
+    [
+        "epochs = 3.5",
+        'loss = "mse"',
+        "crop-share = 2",
+        'size = "big"',
+        "also = 3",
+        "epochs = true",
+        'model = "vgg"',
+    ],
 )
 def test_a_config_value_that_the_option_would_refuse_is_refused(
     tmp_path: Path, data: Path, line: str
@@ -173,3 +178,10 @@ def test_two_processes_train_as_two_passes_of_one_do(tmp_path: Path, data: Path)
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
     assert max(losses[0]) > 1.05 * min(losses[0])
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_are_settings(recipe: Path, tmp_path: Path) -> None:
+    """With photos that are not there, a recipe gets as far as looking for them."""
+    with pytest.raises(UsageError, match="nowhere"):
+        invoke(tmp_path / "nowhere", tmp_path / "run", "--config", recipe)

@@ -11,6 +11,9 @@ import click
 if TYPE_CHECKING:
     from carvana_batch.models.checkpoints import Model
 
+PHOTO = (1918, 1280)
+"""Width and height of the photo that costs are given for."""
+
 
 @click.group("models", invoke_without_command=True)
 @click.pass_context
@@ -29,26 +32,35 @@ def list_models() -> None:
     from carvana_batch.models.checkpoints import load_model
     from carvana_batch.models.footprint import measure_footprint
 
-    click.echo(f"{'network':<10}{'parameters':>12}{'GMAC':>7}{'memory':>10}{'val Dice':>10}  weights")
+    width, height = PHOTO
+    click.echo(f"{'name':<11}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
     for name, build in NETWORKS.items():
         network = build()
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        footprint = measure_footprint(network, 1280, 1918, torch.float16)
-        memory = f"{footprint.activation_bytes / 1e6:,.0f} MB"
-        weights = BUNDLED_WEIGHTS.get(name)
-        dice = json.loads(load_model(name).notes.get("val", "{}")).get("val_dice") if weights else None
-        quality = f"{dice:.4f}" if dice is not None else "-"
-        size = f"bundled, {weights.stat().st_size / 1e6:.1f} MB" if weights else "none: train your own"
+        footprint = measure_footprint(network, height, width, torch.float16)
+        size, dice, weights = parameters * 4, "-", "none, train your own"
+        if name in BUNDLED_WEIGHTS:
+            notes = load_model(name).notes
+            size = BUNDLED_WEIGHTS[name].stat().st_size
+            dice = f"{json.loads(notes['val'])['dice']:.4f}"
+            weights = f"bundled, {notes['licence']}"
         gmac = footprint.multiply_adds / 1e9
-        click.echo(f"{name:<10}{parameters:>12,}{gmac:>7.0f}{memory:>10}{quality:>10}  {size}")
-    click.echo("GMAC: billions of multiply-adds a photo; memory: activations of a whole photo in 16 bits;")
-    click.echo("val Dice: mean over photos of cars that the weights have not seen (docs/model-card.md).")
+        memory = f"{footprint.activation_bytes / 1e6:,.0f} MB"
+        click.echo(
+            f"{name:<11}{parameters:>11,}{size / 1e6:>7.1f}{gmac:>6.0f}{memory:>9}{dice:>10}  {weights}"
+        )
+    click.echo(
+        f"\nFor a photo of {width}x{height}. MB: file of weights. GMAC: billions of multiply-adds.\n"
+        "memory: activations in 16 bits. val Dice: mean over photos of cars that the\n"
+        "weights have not seen, at full resolution (docs/model-card.md). weights: whether\n"
+        "they come with the package, and their licence."
+    )
 
 
 @command.command("show")
-@click.argument("model", metavar="NAME|FILE")
+@click.argument("model", metavar="NAME|FILE|RUN")
 def show_model(model: str) -> None:
-    """What the header of bundled weights or of a weights file says."""
+    """What the header of bundled weights, of a weights file or of a training run's best weights says."""
     from carvana_batch.models.checkpoints import load_model
 
     _print_model(load_model(model if not Path(model).exists() else Path(model)))
@@ -56,10 +68,25 @@ def show_model(model: str) -> None:
 
 def _print_model(model: Model) -> None:
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    click.echo(f"{'network':<12}{model.name}")
-    click.echo(f"{'parameters':<12}{parameters:,}")
-    click.echo(f"{'sha256':<12}{model.digest}")
-    click.echo(f"{'mean':<12}{model.mean}")
-    click.echo(f"{'deviation':<12}{model.deviation}")
+    _print_entry("network", model.name)
+    _print_entry("parameters", f"{parameters:,}")
+    _print_entry("photos", "as they are" if model.size is None else "averaged to {}x{}".format(*model.size))
+    _print_entry("mean", " ".join(map(str, model.mean)))
+    _print_entry("deviation", " ".join(map(str, model.deviation)))
+    _print_entry("sha256", model.digest)
     for key, value in sorted(model.notes.items()):
-        click.echo(f"{key:<12}{value}")
+        try:
+            parts = json.loads(value)
+        except ValueError:
+            parts = value
+        if not isinstance(parts, dict):
+            _print_entry(key, value)
+            continue
+        _print_entry(key, "")
+        for name, part in parts.items():
+            text = f"{part:.6g}" if isinstance(part, float) else str(part)
+            _print_entry(f"  {name}", text)
+
+
+def _print_entry(name: str, value: str) -> None:
+    click.echo(f"{name:<18}{value}".rstrip())

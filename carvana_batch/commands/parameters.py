@@ -84,3 +84,16 @@ class PhotoSize(click.ParamType[Any]):
         if match is None:
             self.fail(f"{value!r} is neither full nor WIDTHxHEIGHT", parameter, context)
         return int(match[1]), int(match[2])
+
+
+class NetworkName(click.ParamType[str]):
+    """A name of the registry of networks."""
+
+    name = "name"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        from carvana_batch.models import NETWORKS  # brings torch along, so not for --help
+
+        if value not in NETWORKS:
+            self.fail(f"{value!r} is none of {', '.join(NETWORKS)}.", parameter, context)
+        return str(value)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from carvana_batch.commands.parameters import PhotoSize
+from carvana_batch.commands.parameters import NetworkName, PhotoSize
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_progress import TrainingReporter, describe_best
 from carvana_batch.inputs import shown
@@ -19,7 +19,6 @@ from carvana_batch.options import PRECISION_NAMES
 from carvana_batch.records import UsageError
 from carvana_batch.training.settings import (
     LOSS_NAMES,
-    NETWORK_NAMES,
     OPTIMIZER_NAMES,
     SCHEDULE_NAMES,
     AugmentationLimits,
@@ -70,7 +69,7 @@ AT_LEAST_ZERO = click.FloatRange(min=0)
     "Otherwise: measure on this part of the cars of DATA, chosen by --seed.",
 )
 @_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
-@_setting("model", click.Choice(NETWORK_NAMES), "The network.")
+@_setting("model", NetworkName(), "The network; `carvana-batch models` lists them.")
 @_setting("init", str, "Weights to start from.", metavar="NAME|FILE|RUN")
 @_setting("size", PhotoSize(), "Size that photos and masks are averaged down to.")
 @_setting("crop", PhotoSize(), "Size of random crops.", metavar="WxH")

@@ -12,7 +12,6 @@ import tomli_w
 from carvana_batch.inputs import shown
 from carvana_batch.records import UsageError
 
-NETWORK_NAMES = ("segunet-s", "segunet", "unet")
 LOSS_NAMES = ("bce+dice", "bce", "dice", "boundary")
 OPTIMIZER_NAMES = ("adamw", "adam")
 SCHEDULE_NAMES = ("cosine", "linear", "constant")

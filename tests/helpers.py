@@ -187,3 +187,8 @@ def write_pairs(folder, cars=3, views=2, size=(128, 64)):
             Image.fromarray(pixels).save(folder / "images" / f"car{car}_{view:02}.jpg", quality=95)
             Image.fromarray(mask).save(folder / "masks" / f"car{car}_{view:02}_mask.png")
     return folder
+
+
+def is_colour(picture, colour):
+    """(H, W) bool: which pixels have the colour."""
+    return (np.asarray(picture) == colour).all(axis=2)

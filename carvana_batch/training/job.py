@@ -18,6 +18,7 @@ from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.pipeline import StopFlag
 from carvana_batch.records import UsageError
+from carvana_batch.training.curves import plot_curves
 from carvana_batch.training.loop import Outcome, Training, TrainingListener
 from carvana_batch.training.pairs import (
     Pair,
@@ -28,7 +29,7 @@ from carvana_batch.training.pairs import (
     read_cars,
     split_by_car,
 )
-from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, plot_curves, write_picture
+from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, write_picture
 from carvana_batch.training.processes import join_processes
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples, draw_batches

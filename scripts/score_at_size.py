@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""The protocol of the earlier PyTorch project: scores at the size that photos are averaged down to.
+
+    scripts/score_at_size.py runs/unet data/val
+
+Pixels are counted on the small masks, Dice and IoU over the pixels of a batch of 16 and then averaged, which
+hides thin parts and small cars. `carvana-batch score` says how good the masks are that one gets.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from carvana_batch.devices import prepare_network
+from carvana_batch.metrics import Counts, count
+from carvana_batch.models.checkpoints import Model, load_model
+from carvana_batch.records import PackedMask
+from carvana_batch.training.pairs import Pair, find_pairs, load_pair
+
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="weights, or the folder of a run")
+    parser.add_argument("data", type=Path, help="images/ and masks/")
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    network = prepare_network(model.network, torch.device("cpu"), torch.float32)
+    counts = [count_at_size(network, model, pair) for pair in find_pairs(arguments.data)]
+    batches = [sum_counts(counts[start : start + BATCH]) for start in range(0, len(counts), BATCH)]
+    for name in ("dice", "iou", "pixel_accuracy"):
+        print(f"{name:<15}{np.mean([getattr(counts, name) for counts in batches]):.4f}")
+
+
+@torch.inference_mode()
+def count_at_size(network: torch.nn.Module, model: Model, pair: Pair) -> Counts:
+    image, mask = (np.asarray(one) for one in load_pair(pair, model.size))
+    normalised = (image / 255 - model.mean) / model.deviation
+    logits = network(torch.from_numpy(normalised).permute(2, 0, 1)[None].float())
+    return count(PackedMask.from_bool(logits[0, 0].numpy() > 0), PackedMask.from_bool(mask > 127))
+
+
+def sum_counts(counts: list[Counts]) -> Counts:
+    return Counts(*(sum(getattr(one, name) for one in counts) for name in Counts.__slots__))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,7 +167,7 @@ class PhotoLoader:
         self.seconds = 0.0
         self._dataset = _Decoding(self.table, options)
 
-    def __iter__(self) -> Iterator[Photo | Failure]:
+    def __iter__(self) -> Generator[Photo | Failure]:
         position = 0
         while position < len(self.table):
             for decoded in self._decode(range(position, len(self.table)), self.workers):

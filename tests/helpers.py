@@ -17,7 +17,7 @@ from PIL import Image
 
 from carvana_batch.drawing import draw_photo
 
-TIMEOUT = 20
+TIMEOUT = 60
 
 
 def write_photo(path, mask_path=None, seed=0, size=(96, 64)):

@@ -100,7 +100,7 @@ def test_the_digest_tells_apart_what_differs_and_nothing_else(weights):
         {**weights, "renamed": weights[key]},
     ):
         assert weights_digest(changed) != digest
-    for entry in ("network", "mean", "deviation"):
+    for entry in ("network", "mean", "deviation", "size"):
         assert weights_digest(weights, {entry: "[0.5, 0.5, 0.4]"}) != digest
     assert weights_digest(weights, {"val": "0.99"}) == digest
     turned = weights[key].expand(2, -1, -1, -1).transpose(0, 1)
@@ -257,6 +257,26 @@ def test_deviations_are_positive(tmp_path, weights, text):
     refused(path, "not positive")
     write_with_header(path, weights, mean=text)
     load_model(path)
+
+
+@pytest.mark.parametrize("size", [None, (480, 320)])
+def test_the_size_that_photos_are_averaged_to_is_kept(tmp_path, weights, size):
+    save_model(tmp_path / "weights", "tiny", weights, MEAN, DEVIATION, {}, size)
+    assert load_model(tmp_path / "weights").size == size
+
+
+@pytest.mark.parametrize(
+    "text", ["480", "[480]", "[0, 320]", "[480, 1e9]", '["a", 1]', "[NaN, 1]", "[1e999, 1]", "{"]
+)
+def test_a_size_that_is_not_one_of_images_is_refused(tmp_path, weights, text):
+    path = tmp_path / "weights.safetensors"
+    write_with_header(path, weights, size=text)
+    refused(path, "size")
+
+
+def test_a_run_without_best_weights_yet_names_the_latest(tmp_path, weights):
+    save_model(tmp_path / "last.safetensors", "tiny", weights, MEAN, DEVIATION, {})
+    refused(tmp_path, "no best.safetensors yet", "last.safetensors")
 
 
 class Canary:

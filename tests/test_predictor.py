@@ -1,5 +1,6 @@
 import collections
 import contextlib
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from torch import Tensor, nn
 
 from carvana_batch.models.blocks import AnySizeNetwork
@@ -201,6 +203,39 @@ def test_a_photo_is_padded_with_its_last_row_and_column(small_network, monkeypat
     with torch.inference_mode():
         expected = torch.sigmoid(small_network.padded_logits(images))[0, 0, :13, :6].numpy()
     np.testing.assert_allclose(result.probability, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (33, 47)])
+def test_a_network_for_smaller_photos_gets_averages_and_gives_enlarged_logits(
+    small_network, height, width, flip
+):
+    photo = random_photo(height, width)
+    model = dataclasses.replace(make_model(small_network), size=(16, 12))
+    predictor = Predictor(model, CPU, torch.float32, WHOLE, keep_probability=True, flip=flip)
+    result = predict_one(predictor, photo)
+    smaller = np.asarray(Image.fromarray(photo.pixels).resize((16, 12), Image.Resampling.BOX))
+    images = torch.from_numpy((smaller / 255 - 0.5) / 0.5).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        probability = torch.sigmoid(small_network(images))
+        if flip:
+            probability = (probability + torch.sigmoid(small_network(images.flip(3))).flip(3)) / 2
+        logits = torch.log(probability / (1 - probability))
+        enlarged = nn.functional.interpolate(logits, (height, width), mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(result.probability, 1 / (1 + np.exp(-enlarged)), atol=1e-4)
+    clear = np.abs(enlarged) > 1e-3
+    np.testing.assert_array_equal(result.mask.to_bool()[clear], (enlarged > 0)[clear])
+    assert 0.1 < (enlarged > 0).mean() < 0.9
+
+
+def test_tiles_are_cut_from_the_smaller_photo(small_network):
+    photo = random_photo(80, 128)
+    model = dataclasses.replace(make_model(small_network), size=(32, 20))
+    whole = Predictor(model, CPU, torch.float32, WHOLE, keep_probability=True)
+    tiled = Predictor(model, CPU, torch.float32, Tiling((24, 20), 0, 20), keep_probability=True)
+    assert tiled.tiling.plan(20, 32, small_network.stride, small_network.unit).tile_count > 1
+    difference = predict_one(whole, photo).probability - predict_one(tiled, photo).probability
+    assert np.abs(difference).mean() < 0.02
 
 
 # A photo's company

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import names_below, write_pairs
 from PIL import Image
 
+from carvana_batch import Masker
 from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.models.segunet import SegUNet
-from carvana_batch.records import FolderInUseError, UsageError
+from carvana_batch.pipeline import StopFlag
+from carvana_batch.records import CarvanaBatchError, FolderInUseError, UsageError
 from carvana_batch.training.job import find_split, train
 from carvana_batch.training.loop import Outcome, TrainingListener
 from carvana_batch.training.run_folder import RunFolder
@@ -143,7 +147,7 @@ def test_photos_of_different_sizes_need_size_or_crop(tmp_path: Path, data: Path)
 
 def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: Path) -> None:
     root = tmp_path / "run"
-    with pytest.raises(UsageError, match="holds no run"):
+    with pytest.raises(UsageError, match="leave the option out"):
         train_in(root, data, resume=True)
     train_in(root, data)
     with pytest.raises(UsageError, match="holds a run already"):
@@ -155,6 +159,70 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: P
         (data / name).unlink()
     with pytest.raises(UsageError, match="have changed"):
         train_in(root, data, resume=True)
+
+
+def test_a_run_whose_checkpoint_is_gone_is_not_begun_again(tmp_path: Path, data: Path) -> None:
+    train_in(tmp_path / "run", data)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(UsageError, match=r"--init .*best\.safetensors"):
+        train_in(tmp_path / "run", data, resume=True)
+
+
+def test_the_log_of_a_run_that_was_killed_early_is_begun_anew(tmp_path: Path, data: Path) -> None:
+    train_in(tmp_path / "whole", data)
+    train_in(tmp_path / "run", data)
+    for name in ("checkpoint.pt", "best.safetensors"):  # as if killed between begin and first checkpoint
+        (tmp_path / "run" / name).unlink()
+    train_in(tmp_path / "run", data)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "run")]
+    assert len(logs[0]) == len(logs[1])
+
+
+@pytest.mark.parametrize("place", ["data", "data/images", "data/masks/run"])
+def test_a_run_among_the_photos_is_refused(tmp_path: Path, data: Path, place: str) -> None:
+    before = sorted(data.rglob("*"))
+    with pytest.raises(UsageError, match="among the photos"):
+        train_in(tmp_path / place, data)
+    assert sorted(data.rglob("*")) == before
+
+
+def test_files_of_something_else_are_not_overwritten(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("[tool]\n")
+    with pytest.raises(UsageError, match="not a run's"):
+        train_in(tmp_path / "run", data)
+    assert (tmp_path / "run" / "config.toml").read_text() == "[tool]\n"
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "run").mkdir()
+    leftover = tmp_path / "run" / ".carvana-batch-0123.tmp"
+    leftover.write_text("")
+    train_in(tmp_path / "run", data)
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("changes", [{"init": "nothing"}, {"accumulate": 3}])
+def test_a_dry_run_checks_settings_too(tmp_path: Path, data: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CarvanaBatchError):
+        train_in(tmp_path / "run", data, replace(SETTINGS, **changes), dry_run=True)
+
+
+def test_a_signal_while_photos_are_checked_ends_it(tmp_path: Path, data: Path) -> None:
+    stop = StopFlag()
+    stop.signal = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        train_in(tmp_path / "run", data, stop=stop)
+
+
+@pytest.mark.parametrize("name", ["=1_01", "-2_01"])
+def test_names_that_spreadsheets_take_for_formulas_are_drawn(tmp_path: Path, data: Path, name: str) -> None:
+    for folder, suffix in (("images", ".jpg"), ("masks", "_mask.png")):
+        for number, path in enumerate(sorted((data / folder).iterdir())):
+            path.rename(path.with_name(f"{name}{number}{suffix}" if number < 5 else f"b_1{suffix}"))
+    outcome = train_in(tmp_path / "run", data)
+    assert outcome is not None
+    assert (tmp_path / "run" / "worst.jpg").exists()
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path, data: Path) -> None:
@@ -169,14 +237,10 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, data: Path)
 
 
 def test_weights_of_the_run_can_be_used_at_once(tmp_path: Path, data: Path) -> None:
-    from carvana_batch import Masker
-
     train_in(tmp_path / "run", data)
     model = load_model(tmp_path / "run")
     assert model.size == (64, 32)
     pixels = Image.open(data / "images" / "car0_00.jpg")
-    import numpy as np
-
     assert Masker(tmp_path / "run").mask(np.asarray(pixels)).shape == (64, 128)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_pairs
+from PIL import Image
 from torch import Tensor
 
+from carvana_batch import pipeline
+from carvana_batch.inputs import find_images
 from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import load_model, weights_digest
 from carvana_batch.models.segunet import SegUNet
+from carvana_batch.options import Options
 from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.records import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.scoring import Score
 from carvana_batch.training import loop
 from carvana_batch.training.loop import Outcome, Training, TrainingListener, input_statistics
@@ -49,22 +55,23 @@ def run_training(
     pairs: list[Pair],
     settings: TrainingSettings = SETTINGS,
     stop_at: int | None = None,
-    on_step: Any = lambda *_: None,
+    workers: int = 0,
 ) -> Outcome:
     """Train in ``folder``, going on with what is there; with ``stop_at`` a signal comes in that step."""
     stop = StopFlag()
-
-    def step_done(step: int, *rest: Any) -> None:
-        on_step(step, *rest)
-        if step == stop_at:
-            stop.signal = signal.SIGINT
-
     with RunFolder(folder) as run:
         if not run.config.exists():
             run.begin(settings, {})
-        training = Training(
-            pairs, pairs[:2], run, settings, CPU, listener=TrainingListener(step_done), stop=stop, workers=0
-        )
+        training = Training(pairs, pairs[:2], run, settings, CPU, stop=stop, workers=workers)
+        take_step = training._take_step
+
+        def take_step_with_signal(passes: Any) -> float:
+            loss = take_step(passes)
+            if training.step == stop_at:
+                stop.signal = signal.SIGINT
+            return loss
+
+        training._take_step = take_step_with_signal  # type: ignore[method-assign]
         return training.run_to_end()
 
 
@@ -99,6 +106,164 @@ def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
     for name in ("best", "last"):
         digests = {load_model(tmp_path / run / f"{name}.safetensors").digest for run in ("whole", "broken")}
         assert len(digests) == 1
+
+
+def test_workers_change_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "alone", pairs)
+    run_training(tmp_path / "helped", pairs, stop_at=4, workers=2)
+    run_training(tmp_path / "helped", pairs, workers=1)
+    assert log_of(tmp_path / "helped") == log_of(tmp_path / "alone")
+
+
+def test_losses_between_two_lines_of_the_log_are_remembered(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Training, "_logged_steps", 4)
+    run_training(tmp_path / "whole", pairs)
+    run_training(tmp_path / "broken", pairs, stop_at=6)
+    run_training(tmp_path / "broken", pairs)
+    assert [line["step"] for line in log_of(tmp_path / "whole") if "loss" in line] == [4, 8, 9]
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+
+
+def test_the_precision_that_was_chosen_first_is_kept(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = iter([torch.bfloat16, torch.float32])
+    monkeypatch.setattr(loop, "choose_precision", lambda *_: (next(chosen), "as told"))
+    settings = replace(SETTINGS, precision="auto")
+    run_training(tmp_path / "run", pairs, settings, stop_at=2)
+    with RunFolder(tmp_path / "run") as run:
+        assert Training(pairs, pairs[:2], run, settings, CPU, workers=0).precision == "bf16"
+
+
+def test_the_scale_of_fp16_goes_on(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, precision="fp16")
+    plain = LOSSES["bce+dice"]
+    calls = iter(range(100))
+    # A gradient that overflows in the first step halves the scale.
+    monkeypatch.setitem(LOSSES, "bce+dice", lambda *both: plain(*both) * (1e38 if next(calls) == 0 else 1.0))
+    run_training(tmp_path / "run", pairs, settings, stop_at=2)
+    with RunFolder(tmp_path / "run") as run:
+        training = Training(pairs, pairs[:2], run, settings, CPU, workers=0)
+    assert training.scaler.get_scale() == 32768
+
+
+def test_gradients_are_clipped(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def note(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [
+            one.grad.flatten()
+            for group in optimizer.param_groups
+            for one in group["params"]
+            if one.grad is not None
+        ]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    run_training(tmp_path / "free", pairs, replace(SETTINGS, clip=0.0, epochs=1))
+    free = norms.copy()
+    norms.clear()
+    run_training(tmp_path / "clipped", pairs, replace(SETTINGS, clip=0.01, epochs=1))
+    assert min(free) > 0.02
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+def test_a_checkpoint_is_written_every_few_minutes(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    saved: list[int] = []
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(
+        RunFolder, "save_checkpoint", lambda run, state: (saved.append(state["step"]), save(run, state))
+    )
+    run_training(tmp_path / "run", pairs)
+    assert sorted(set(saved)) == list(range(10))
+
+
+def test_a_signal_during_validation_leaves_it_to_the_resumed_run(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "whole", pairs)
+    stop = StopFlag()
+
+    def interrupt(work: str, *_: int) -> None:
+        if work == "validating":
+            stop.signal = signal.SIGTERM
+
+    with RunFolder(tmp_path / "broken") as run:
+        run.begin(SETTINGS, {})
+        training = Training(
+            pairs,
+            pairs[:2],
+            run,
+            SETTINGS,
+            CPU,
+            listener=TrainingListener(on_work=interrupt),
+            stop=stop,
+            workers=0,
+        )
+        outcome = training.run_to_end()
+    assert (outcome.step, outcome.stopped_by) == (3, signal.SIGTERM)
+    run_training(tmp_path / "broken", pairs)
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+
+
+def test_validation_is_what_predict_gives(tmp_path: Path, pairs: list[Pair]) -> None:
+    outcome = run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=20, validate_every=20))
+    images = tmp_path / "images"
+    images.mkdir()
+    for pair in pairs[:2]:
+        shutil.copy(pair.image, images)
+    options = Options(precision="fp32", device="cpu", workers=0)
+    pipeline.run(find_images(images).refs, tmp_path / "out", load_model(tmp_path / "run"), options)
+    dice = []
+    for pair in pairs[:2]:
+        predicted = np.asarray(Image.open(tmp_path / "out" / f"{pair.id}.png")).astype(bool)
+        assert pair.mask is not None
+        true = np.asarray(Image.open(pair.mask)).astype(bool)
+        dice.append(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+    assert outcome.best is not None
+    assert outcome.best.dice == pytest.approx(np.mean(dice), abs=1e-12)
+    assert 0.01 < outcome.best.dice < 0.999
+
+
+def test_a_run_can_be_resumed_before_its_first_step(tmp_path: Path, pairs: list[Pair]) -> None:
+    """Nothing of the beginning is needed again: not the initial weights, nor the photos' statistics."""
+    run_training(tmp_path / "init", pairs, replace(SETTINGS, epochs=1))
+    settings = replace(SETTINGS, init=str(tmp_path / "init"))
+    run_training(tmp_path / "whole", pairs, settings)
+    with RunFolder(tmp_path / "broken") as run:
+        run.begin(settings, {})
+        Training(pairs, pairs[:2], run, settings, CPU, workers=0)
+    shutil.rmtree(tmp_path / "init")
+    run_training(tmp_path / "broken", pairs, settings)
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_training(tmp_path / "run", pairs, stop_at=2)
+    monkeypatch.setitem(NETWORKS, "tiny", lambda: SegUNet((4, 12), 8, 1))
+    with pytest.raises(UsageError, match="another version or network"):
+        run_training(tmp_path / "run", pairs)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_was_damaged_meanwhile_is_named_in_a_line(
+    tmp_path: Path, pairs: list[Pair], workers: int
+) -> None:
+    run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None), stop_at=2)
+    for pair in pairs:
+        pair.image.write_bytes(pair.image.read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"^\S*car\d_0\d\.jpg ") as caught:
+        run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None), workers=workers)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_log_that_ran_ahead_of_the_checkpoint_is_cut_back(tmp_path: Path, pairs: list[Pair]) -> None:
@@ -149,10 +314,10 @@ def fake_validation(monkeypatch: pytest.MonkeyPatch, dice: Any) -> list[str]:
     """Let validations come out as told; the digests of the weights that they were given."""
     digests: list[str] = []
 
-    def validate(model: Any, val: list[Pair], *_: Any) -> list[Score]:
+    def validate(model: Any, val: list[Pair], *_: Any) -> Generator[Score]:
         digests.append(digest_of(model))
         value = next(dice)
-        return [Score(pair.id, value, value, value, value, value, 1, 1) for pair in val]
+        yield from (Score(pair.id, value, value, value, value, value, 1, 1) for pair in val)
 
     monkeypatch.setattr(loop, "validate", validate)
     return digests
@@ -188,13 +353,14 @@ def test_a_loss_that_is_not_finite_names_the_photos_and_keeps_the_checkpoint(
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gradient_that_is_not_finite_stops_the_run(
-    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     # The square root has an infinite slope at 0, where its value is fine.
     monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: (logits * 0).abs().sqrt().sum())
     with pytest.raises(CarvanaBatchError, match="a gradient is not finite"):
-        run_training(tmp_path / "run", pairs)
+        run_training(tmp_path / "run", pairs, replace(SETTINGS, precision=precision, epochs=30))
 
 
 def test_out_of_memory_says_what_to_do(

@@ -211,12 +211,11 @@ def test_unpaired_rows_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_twenty_are_listed_and_the_others_counted(data: Path) -> None:
+def test_every_one_is_listed(data: Path) -> None:
     for number in range(25):
         (data / "images" / f"c_{number:02}.jpg").touch()
     lines = refusal(data).split("\n")
-    assert len(lines) == 1 + 20 + 1
-    assert lines[-2:] == ["  images/c_19.jpg has no mask", "  ... and 5 more"]
+    assert lines[1:] == [f"  images/c_{number:02}.jpg has no mask" for number in range(25)]
 
 
 def test_no_pairs_at_all(tmp_path: Path) -> None:
@@ -324,7 +323,7 @@ def test_a_row_beyond_the_photo_is_named(tmp_path: Path) -> None:
     assert not np.asarray(load_pair(empty, None)[1]).any()
 
 
-def test_all_faults_are_counted_and_twenty_listed(tmp_path: Path) -> None:
+def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:
     ids = [f"a_{number:02}" for number in range(30)]
     write_photos(tmp_path / "images", ids)
     write_masks(tmp_path / "masks", ids[:3])
@@ -335,10 +334,9 @@ def test_all_faults_are_counted_and_twenty_listed(tmp_path: Path) -> None:
         check_pairs(find_pairs(tmp_path), workers=2, on_progress=lambda *step: steps.append(step))
     head, *lines = str(caught.value).split("\n")
     assert head.startswith("27 of 30 photos cannot be trained on")
-    assert [re.findall(r"a_(\d+)\.png is empty", line) for line in lines[:20]] == [
-        [f"{number:02}"] for number in range(3, 23)
+    assert [re.findall(r"a_(\d+)\.png is empty", line) for line in lines] == [
+        [f"{number:02}"] for number in range(3, 30)
     ]
-    assert lines[20:] == ["  ... and 7 more"]
     assert steps == [(done, 30) for done in range(1, 31)]
 
 

@@ -86,7 +86,7 @@ def test_photos_kept_in_memory_give_the_same_samples(tmp_path: Path) -> None:
     pairs = find_pairs(write_pairs(tmp_path))
     anew, kept = (Samples(pairs, (64, 32), AugmentationLimits(), seed=4) for _ in range(2))
     told: list[tuple[int, int]] = []
-    kept.keep_in_memory(lambda done, total: told.append((done, total)))
+    kept.keep_in_memory(on_progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (len(pairs), len(pairs))
     for path in (pair.image for pair in pairs):
         assert path.exists()

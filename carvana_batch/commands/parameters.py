@@ -45,16 +45,13 @@ class Memory(click.ParamType[Any]):
         return amount
 
 
-class Threshold(click.FloatRange):
-    """A number from 0 to 1; unlike ``click.FloatRange``, not nan."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1)
+class Finite(click.FloatRange):
+    """A range without nan and infinity, which ``click.FloatRange`` lets pass."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         number = super().convert(value, parameter, context)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not in the range 0<=x<=1.", parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", parameter, context)
         return number
 
 
@@ -83,6 +80,20 @@ class PhotoSize(click.ParamType[Any]):
         match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value.lower())
         if match is None:
             self.fail(f"{value!r} is neither full nor WIDTHxHEIGHT", parameter, context)
+        return int(match[1]), int(match[2])
+
+
+class MaskSize(click.ParamType[Any]):
+    """``WxH`` to (width, height) in pixels."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value.lower())
+        if match is None:
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1918x1280", parameter, context)
         return int(match[1]), int(match[2])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from carvana_batch.atomic import check_target
-from carvana_batch.commands.parameters import Memory, Shard, Threshold, TileSize
+from carvana_batch.commands.parameters import Finite, Memory, Shard, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.inputs import IMAGE_SUFFIXES, Found, find_images, read_file_list, shown
@@ -87,7 +87,7 @@ from carvana_batch.tiles import DEFAULT_OVERLAP
 )
 @click.option(
     "--threshold",
-    type=Threshold(),
+    type=Finite(0, 1),
     default=0.5,
     show_default=True,
     help="Probability above which a pixel is car.",

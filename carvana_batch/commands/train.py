@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from carvana_batch.commands.parameters import NetworkName, PhotoSize
+from carvana_batch.commands.parameters import Finite, NetworkName, PhotoSize
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_progress import TrainingReporter, describe_best
 from carvana_batch.inputs import shown
@@ -44,10 +45,10 @@ def _setting(
     )
 
 
-SHARE = click.FloatRange(0, 1)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+SHARE = Finite(0, 1)
+POSITIVE = Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
-AT_LEAST_ZERO = click.FloatRange(min=0)
+AT_LEAST_ZERO = Finite(min=0)
 
 
 @click.command()
@@ -65,7 +66,7 @@ AT_LEAST_ZERO = click.FloatRange(min=0)
 @_setting("val-cars", str, "Measure on the cars of DATA that this file names, one a line.", metavar="FILE")
 @_setting(
     "val-fraction",
-    click.FloatRange(0, 1, min_open=True, max_open=True),
+    Finite(0, 1, min_open=True, max_open=True),
     "Otherwise: measure on this part of the cars of DATA, chosen by --seed.",
 )
 @_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
@@ -96,12 +97,12 @@ AT_LEAST_ZERO = click.FloatRange(min=0)
 @_setting("clip", AT_LEAST_ZERO, "Longest gradient; 0 for any.")
 @_setting(
     "ema",
-    click.FloatRange(0, 1, max_open=True),
+    Finite(0, 1, max_open=True),
     "Decay per step of the moving average of the weights, which is what is measured and kept; 0 for none.",
 )
-@_setting("shift", click.FloatRange(0, 0.5), "Augmentation: farthest shift, as part of width and height.")
+@_setting("shift", Finite(0, 0.5), "Augmentation: farthest shift, as part of width and height.")
 @_setting("scale", SHARE, "Augmentation: largest relative change of size.")
-@_setting("rotation", click.FloatRange(0, 180), "Augmentation: widest rotation, in degrees.")
+@_setting("rotation", Finite(0, 180), "Augmentation: widest rotation, in degrees.")
 @_setting("flip", SHARE, "Augmentation: probability of a mirror image.")
 @_setting("brightness", SHARE, "Augmentation: largest relative change.")
 @_setting("contrast", SHARE, "Augmentation: largest relative change.")
@@ -116,7 +117,7 @@ AT_LEAST_ZERO = click.FloatRange(min=0)
 @_setting(
     "patience", click.IntRange(min=0), "End after so many validations without a better Dice; 0 for never."
 )
-@_setting("seed", click.IntRange(min=0), "For weights, split, order and augmentation.")
+@_setting("seed", click.IntRange(0, 2**32 - 1), "For weights, split, order and augmentation.")
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps", help="What trains."
 )
@@ -154,12 +155,14 @@ def command(
     were best on the photos that were measured on. Several GPUs: put `torchrun --nproc-per-node N -m
     carvana_batch` in place of `carvana-batch`.
     """
-    if resume and config is not None:
-        raise UsageError("--resume takes the settings of the run in RUN; leave --config out.")
-    if resume and not (run / "config.toml").exists():
-        raise UsageError(f"--resume: {shown(run)} holds no run; leave the option out to begin one.")
-    if resume or config is not None:
-        values = _fill_in(context, values, config or run / "config.toml")
+    if resume and dry_run:
+        raise UsageError(
+            "--dry-run is for a run that has not begun, --resume for one that has. Leave one out."
+        )
+    if resume and config is None and (run / "config.toml").exists():
+        config = run / "config.toml"
+    if config is not None:
+        values = _fill_in(context, values, config)
     settings = make_settings(values)
     if settings.val is not None and settings.val_cars is not None:
         raise UsageError("--val and --val-cars both say what to measure on. Leave one out.")
@@ -169,7 +172,7 @@ def command(
 
     # Of the processes that torchrun starts, the first one tells.
     reporter = TrainingReporter(quiet or os.environ.get("RANK", "0") != "0")
-    with stop_on_signals(reporter, "Stopping after this step; once more leaves at once.") as stop, reporter:
+    with stop_on_signals(reporter, "Stopping: saving first; once more leaves at once.") as stop, reporter:
         outcome = train(
             data,
             run,
@@ -187,9 +190,7 @@ def command(
         return
     if outcome.stopped_by is not None:
         reporter.say(f"Saved after step {outcome.step:,} of {outcome.steps:,}.")
-        reporter.say(
-            f"To go on: {shown(shlex.join(['carvana-batch', 'train', str(data), str(run), '--resume']))}"
-        )
+        reporter.say(f"To go on: {shown(shlex.join(_same_command()))}")
         context.exit(128 + outcome.stopped_by)
     if outcome.stopped_early:
         reporter.say(
@@ -202,6 +203,15 @@ def command(
     reporter.say(
         f"to use them: {shown(shlex.join(['carvana-batch', 'predict', 'in/', 'out/', '--model', str(run)]))}"
     )
+
+
+def _same_command() -> list[str]:
+    """The command line of this run, to go on with it."""
+    arguments = [*sys.argv[1:], *(["--resume"] if "--resume" not in sys.argv else [])]
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if processes == "1":
+        return ["carvana-batch", *arguments]
+    return ["torchrun", "--nproc-per-node", processes, "-m", "carvana_batch", *arguments]
 
 
 def _fill_in(context: click.Context, values: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -217,6 +227,8 @@ def _fill_in(context: click.Context, values: dict[str, Any], path: Path) -> dict
         if name not in given or context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             continue
         value = given[name]
+        if isinstance(value, dict) or isinstance(value, list) != bool(getattr(parameter, "multiple", False)):
+            raise UsageError(f"{shown(path)}: {name.replace('_', '-')}: {value!r} is not a value for it.")
         try:
             # As text, so that the option's own rules apply: click would take 3.5 for a count of 3.
             text = [str(one) for one in value] if isinstance(value, list) else str(value)

@@ -48,8 +48,8 @@ class Model:
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
-    """SHA-256 over network, mean and deviation of the header, and over the names, dtypes, shapes and bytes of
-    the tensors, in the order of their names."""
+    """SHA-256 over network, mean, deviation and size of the header, and over the names, dtypes, shapes and
+    bytes of the tensors, in the order of their names."""
     described = [(header or {}).get(key, "") for key in DESCRIBING]
     digest = hashlib.sha256("\n".join(described).encode())
     for name in sorted(weights):
@@ -94,6 +94,9 @@ def load_model(name_or_path: str | Path) -> Model:
     path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
     if path.is_dir():
         path = path / "best.safetensors"
+        latest = path.with_name("last.safetensors")
+        if latest.is_file() and not path.is_file():
+            raise ModelError(f"{path.parent} holds no best.safetensors yet; its latest weights are {latest}")
     if not path.is_file():
         names = ", ".join(BUNDLED_WEIGHTS)
         if str(name_or_path) in NETWORKS:

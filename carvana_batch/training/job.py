@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from carvana_batch.inputs import shown
 from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import UsageError
+from carvana_batch.records import CarvanaBatchError, UsageError
 from carvana_batch.training.curves import plot_curves
-from carvana_batch.training.loop import Outcome, Training, TrainingListener
+from carvana_batch.training.loop import Outcome, Training, TrainingListener, check_batch, load_initial
 from carvana_batch.training.pairs import (
+    MASK_NAMES,
+    PHOTO_FOLDERS,
     Pair,
     check_apart,
     check_pairs,
@@ -30,7 +33,7 @@ from carvana_batch.training.pairs import (
     split_by_car,
 )
 from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, write_picture
-from carvana_batch.training.processes import join_processes
+from carvana_batch.training.processes import Processes, join_processes
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples, draw_batches
 from carvana_batch.training.settings import TrainingSettings
@@ -38,7 +41,6 @@ from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs
 
 SAMPLES_SHOWN = 12
-WORST_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -118,27 +120,36 @@ def train(
 ) -> Outcome | None:
     """Train on the photos and masks of ``data`` and write the run into the folder ``root``.
 
-    With ``dry_run`` it ends before the first step, when data and settings are found to be good and
-    ``samples.jpg`` is written, and returns None.
+    ``root`` must not lie among the photos. With ``dry_run`` it ends before the first step, when data and
+    settings are found to be good and ``samples.jpg`` is written, and returns None.
 
     Raises:
         CarvanaBatchError: data, settings or weights that cannot be used, a folder that is in use or cannot be
             written, a loss that is not finite, too little memory.
     """
+    stop = stop or StopFlag()
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(device))
         listener = listener if listener is not None and processes.first else TrainingListener()
         run = RunFolder(root)
-        split = find_split(data, settings)
-        log: TensorBoardLog | None = None
+        problem: CarvanaBatchError | None = None
         if processes.first:
-            if tensorboard:
-                import_writer()  # says early if it is missing
-            stack.enter_context(run)
-            _prepare(run, split, settings, resume, dry_run, listener)
-        processes.share(None)  # the others wait for the checks
+            try:
+                if tensorboard:
+                    import_writer()  # says early if it is missing
+                check_place(root, data, settings)
+                stack.enter_context(run)
+                _prepare(data, run, settings, resume, dry_run, processes, listener, stop)
+            except CarvanaBatchError as error:
+                problem = error
+        problem = processes.share(problem)  # the others wait for the checks
+        if problem is not None:
+            if processes.first:
+                raise problem
+            sys.exit(problem.exit_code)  # the first one tells
         if dry_run:
             return None
+        split = find_split(data, settings)
         training = Training(
             split.train,
             split.val,
@@ -150,6 +161,7 @@ def train(
             stop=stop,
             workers=workers,
         )
+        log: TensorBoardLog | None = None
         if tensorboard and processes.first:
             begun = training.step > 0
             log = stack.enter_context(TensorBoardLog(run.tensorboard, training.step + 1 if begun else 0))
@@ -163,27 +175,50 @@ def train(
         return outcome
 
 
+def check_place(root: Path, data: Path, settings: TrainingSettings) -> None:
+    """Raise UsageError where RUN would lie among photos or masks: inputs are never written to."""
+    place = root.resolve()
+    for folder in (data, *map(Path, (*settings.also, *filter(None, [settings.val])))):
+        source = folder.resolve()
+        inside = [source / name for name in (*PHOTO_FOLDERS, *MASK_NAMES)]
+        if place == source or any(place.is_relative_to(taken) for taken in inside):
+            raise UsageError(
+                f"RUN {shown(root)} lies among the photos of {shown(folder)}. Choose another RUN."
+            )
+
+
 def _prepare(
+    data: Path,
     run: RunFolder,
-    split: Split,
     settings: TrainingSettings,
     resume: bool,
     dry_run: bool,
+    processes: Processes,
     listener: TrainingListener,
+    stop: StopFlag,
 ) -> None:
     """All that is checked before the first step, and the picture of samples."""
+
+    def tell(done: int, total: int) -> None:
+        listener.on_work("checking", done, total)
+        if stop.signal is not None:
+            raise KeyboardInterrupt  # nothing is under way yet that could be finished first
+
+    check_batch(settings, processes.count)
+    split = find_split(data, settings)
+    run.check(settings, split.describe(), resume)
+    if resume:
+        return
+    if settings.init is not None:
+        load_initial(settings)
+    sizes = check_pairs([*split.train, *split.val], on_progress=tell)
+    check_sizes(split.train, sizes[: len(split.train)], settings)
+    samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
+    draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
+    shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
+    write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))
+    listener.on_say(f"samples as the network sees them: {shown(run.samples)}")
     if not dry_run:
-        run.check(settings, split.describe(), resume)
-    if not resume:
-        pairs = [*split.train, *split.val]
-        sizes = check_pairs(pairs, on_progress=lambda done, total: listener.on_work("checking", done, total))
-        check_sizes(split.train, sizes[: len(split.train)], settings)
-        samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
-        draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
-        shown_draws = list(itertools.islice(draws, SAMPLES_SHOWN))
-        write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))
-        listener.on_say(f"samples as the network sees them: {shown(run.samples)}")
-    if not (dry_run or resume):
         run.begin(settings, split.describe())
 
 
@@ -197,8 +232,7 @@ def _draw_results(
         )
     else:
         plot_curves(run.read_log(), run.curves)
-    worst = run.read_worst(WORST_SHOWN)
-    pairs = [pair for pair in val if pair.id in worst]
+    pairs = [pair for pair in val if pair.id in training.worst]
     panels = []
     for pair, prediction in predict_pairs(load_model(run.best), pairs, training.device, training.precision):
         mask = prediction.mask

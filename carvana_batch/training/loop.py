@@ -24,16 +24,22 @@ from carvana_batch.loader import heed_main_process, workers_starting
 from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import Model, load_model, save_model
 from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.records import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.scoring import Score, Summary, summarise, write_scores
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.optimisation import WeightAverage, learning_rate_at, make_optimizer
 from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.processes import Processes
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import Draw, Samples, draw_batches, take_passes
+from carvana_batch.training.samples import Draw, Samples, collate, draw_batches, take_passes
 from carvana_batch.training.settings import TrainingSettings, describe_settings
 from carvana_batch.training.validation import validate
+
+WORST_KEPT = 6
+"""Photos with the lowest Dice whose ids are kept, to be drawn at the end."""
+
+LOST_WORKER_TEXTS = ("exited unexpectedly", "shared memory", "No space left on device")
+"""What torch says where a worker of the DataLoader is lost."""
 
 STATISTICS_PHOTOS = 64
 """Photos from which mean and deviation of the input are taken."""
@@ -42,6 +48,9 @@ MOST_LOGGED_STEPS = 50
 """Steps whose mean loss makes a line of the log; fewer in a run of less than 5,000 steps."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
+
+LOWEST_SCALE = 1e-3
+"""A scale of fp16 gradients below which they cannot be what overflows: it begins at 65,536 and is halved."""
 
 
 @dataclass
@@ -94,21 +103,58 @@ def input_statistics(
     return (red, green, blue), (deviations[0], deviations[1], deviations[2])
 
 
+def check_batch(settings: TrainingSettings, processes: int) -> None:
+    """Raise UsageError where a step's photos cannot be shared out evenly."""
+    passes = settings.accumulate * processes
+    if settings.batch % passes:
+        raise UsageError(
+            f"--batch {settings.batch} cannot be split evenly into {settings.accumulate} passes"
+            f" (--accumulate) of {processes} processes; use a multiple of {passes}."
+        )
+
+
+def load_initial(settings: TrainingSettings) -> Model:
+    """The model of ``settings.init``; raises UsageError if it is another network, ModelError if unusable."""
+    model = load_model(str(settings.init))
+    if model.name != settings.model:
+        raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
+    return model
+
+
 def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
 
-    Raises:
-        UsageError: the initial weights are those of another network.
-        ModelError: they cannot be loaded.
+    Raises what :func:`load_initial` raises.
     """
     if settings.init is None:
         torch.manual_seed(settings.seed)
         mean, deviation = input_statistics(pairs)
         return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
-    model = load_model(settings.init)
-    if model.name != settings.model:
-        raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
+    model = load_initial(settings)
     return Model(model.name, model.network, model.mean, model.deviation, "", size=settings.size)
+
+
+def _model_of(state: dict[str, Any], settings: TrainingSettings) -> Model:
+    """The model of a checkpoint, its weights still to be filled in."""
+    try:
+        mean, deviation = tuple(state["mean"]), tuple(state["deviation"])
+    except (KeyError, TypeError) as error:
+        raise _foreign_checkpoint(error) from error
+    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
+
+
+def _foreign_checkpoint(error: Exception) -> UsageError:
+    return UsageError(
+        f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
+        f" {shown(str(error)[:100])}). Begin another RUN."
+    )
+
+
+def _make_pass(draws: list[Draw], tensors: tuple[Tensor, Tensor] | str) -> Pass:
+    """Raises ImageError where a photo or mask could not be read."""
+    if isinstance(tensors, str):
+        raise ImageError(tensors)
+    return Pass(draws, *tensors)
 
 
 class Training:
@@ -144,24 +190,26 @@ class Training:
         self.stop = stop or StopFlag()
         self.workers = workers
         self.steps = math.ceil(settings.epochs * len(pairs) / settings.batch)
-        passes = settings.accumulate * self.processes.count
-        if settings.batch % passes:
-            raise UsageError(
-                f"--batch {settings.batch} cannot be split evenly into {settings.accumulate} passes"
-                f" (--accumulate) of {self.processes.count} processes; use a multiple of {passes}."
-            )
-        self.model = start_model(pairs, settings)
+        check_batch(settings, self.processes.count)
         state = self.processes.share(run.load_checkpoint() if self.processes.first else None)
-        self.precision: str = state["precision"] if state else self.processes.share(self._pick_precision())
+        if state is None:
+            self.model = start_model(pairs, settings)
+            self.precision: str = self.processes.share(self._pick_precision())
+        else:
+            self.model = _model_of(state, settings)
+            self.precision = state["precision"]
         self.network = self.model.network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.average = WeightAverage(self.network, settings.ema)
         self.step = self.validated = self.validations_since_best = 0
         self.best: Summary | None = None
+        self.worst: list[str] = []  # ids, in the best validation
         self.losses: list[float] = []  # since the last line of the log
         if state is not None:
             self._restore(state)
+        else:
+            self._save()  # so that a run that was begun can be resumed, come what may
         self.wrapped = self.processes.wrap(self.network, device)
         self.samples = Samples(pairs, settings.size, settings.augmentation, settings.seed)
 
@@ -172,28 +220,29 @@ class Training:
             CarvanaBatchError: the loss or a gradient is not finite, or memory ran out; the last checkpoint is
                 kept.
         """
-        self.samples.keep_in_memory(lambda done, total: self.listener.on_work("reading", done, total))
-        if self._is_validation_due():  # the run was stopped before it
-            self._validate()
-        began = saved = time.monotonic()
-        first = self.step
+        self.samples.keep_in_memory(
+            self.processes.local_count, lambda done, total: self.listener.on_work("reading", done, total)
+        )
+        stopping = self._is_validation_due() and not self._validate()  # the run was stopped before it
+        spent, first, saved = 0.0, self.step, time.monotonic()
         with contextlib.closing(self._passes_of_steps()) as steps:
-            while not self._is_over():
-                self.losses.append(self._take_step(next(steps)))
-                rate = (self.step - first) * self.settings.batch / (time.monotonic() - began)
-                self.listener.on_step(self.step, self.steps, self.losses[-1], rate)
+            while not (self._is_over() or stopping):
+                began = time.monotonic()
+                loss, stopping = self._agree(self._take_step(next(steps)))
+                spent += time.monotonic() - began
+                rate = (self.step - first) * self.settings.batch / spent
+                self.losses.append(loss)
+                self.listener.on_step(self.step, self.steps, loss, rate)
                 if self.step % self._logged_steps == 0 or self.step == self.steps:
                     self._log_loss(rate)
-                stopping = self.processes.any(self.stop.signal is not None)
-                if self._is_validation_due() and not stopping:
-                    self._validate()
-                elif not stopping and time.monotonic() - saved < SECONDS_BETWEEN_CHECKPOINTS:
-                    continue
-                self._save()
-                saved = time.monotonic()
-                if stopping:
-                    return Outcome(self.step, self.steps, self.best, self.stop.signal or signal.SIGTERM)
-        return Outcome(self.step, self.steps, self.best)
+                due = self._is_validation_due()
+                if stopping or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    self._save()
+                    saved = time.monotonic()
+                if due and not stopping:
+                    stopping = not self._validate()
+        stopped_by = (self.stop.signal or signal.SIGTERM) if stopping else None
+        return Outcome(self.step, self.steps, self.best, stopped_by)
 
     def describe(self) -> str:
         """One line that says what is trained, on what and how."""
@@ -222,30 +271,31 @@ class Training:
     def _passes_of_steps(self) -> Generator[list[Pass]]:
         """The passes of each step that is left, as far as they are this process's."""
         settings, processes = self.settings, self.processes
-        draws = [
+        draws, drawn = itertools.tee(
             pass_draws
             for step_draws in draw_batches(len(self.pairs), settings, range(self.step, self.steps))
             for pass_draws in take_passes(step_draws, settings.accumulate, processes.rank, processes.count)
-        ]
+        )
         loader = DataLoader(
             self.samples,
             batch_sampler=draws,
+            collate_fn=collate,
             num_workers=self.workers,
             worker_init_fn=heed_main_process,
             pin_memory=self.device.type == "cuda",
         )
         with workers_starting():
             tensors = iter(loader)
-        passes = (Pass(drawn, *pair) for drawn, pair in zip(draws, tensors, strict=True))
+        passes = itertools.starmap(_make_pass, zip(drawn, tensors, strict=True))
         try:
             while step_passes := list(itertools.islice(passes, settings.accumulate)):
                 yield step_passes
         except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+            if not any(text in str(error) for text in LOST_WORKER_TEXTS):
                 raise
             raise CarvanaBatchError(
-                "A process that reads photos died, perhaps for lack of memory. Use --resume to go on, with"
-                " --workers 0 if it happens again."
+                "A process that reads photos died, or found no room in shared memory (/dev/shm). Use --resume"
+                " to go on from the last checkpoint, with --workers 0 if it happens again."
             ) from error
 
     def _take_step(self, passes: list[Pass]) -> float:
@@ -275,10 +325,12 @@ class Training:
             if not is_out_of_memory(error):
                 raise
             raise CarvanaBatchError(
-                f"Out of memory on {self.device} at step {self.step + 1}. Use a smaller --batch, more"
-                " --accumulate or a --crop. The last checkpoint is kept."
+                f"Out of memory on {self.device} at step {self.step + 1}. Begin another RUN with a smaller"
+                f" --batch, more --accumulate or a --crop{self._init_hint()}."
             ) from error
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LOWEST_SCALE:
+            raise self._not_finite("a gradient", passes)
         self.average.update(self.network, self.step)
         self.step += 1
         return total / len(passes)
@@ -306,9 +358,12 @@ class Training:
     def _not_finite(self, what: str, passes: Sequence[Pass]) -> CarvanaBatchError:
         ids = ", ".join(shown(self.pairs[draw.index].id) for one in passes for draw in one.draws)
         return CarvanaBatchError(
-            f"At step {self.step + 1} {what} is not finite; the photos were {ids}. Use a lower --lr, or"
-            " --precision fp32. The last checkpoint is kept."
+            f"At step {self.step + 1} {what} is not finite; the photos were {ids}. The last checkpoint"
+            f" is kept. Begin another RUN with a lower --lr or --precision fp32{self._init_hint()}."
         )
+
+    def _init_hint(self) -> str:
+        return f" and --init {shown(self.run.last)}" if self.run.last.exists() else ""
 
     def _pick_precision(self) -> str:
         if self.settings.precision != "auto":
@@ -337,29 +392,45 @@ class Training:
     def _is_over(self) -> bool:
         return self.step >= self.steps or 0 < self.settings.patience <= self.validations_since_best
 
-    def _validate(self) -> None:
-        """Measure the averaged weights, write them, and keep those that are the best so far."""
-        self.validated = self.step
-        scores = self.processes.share(self._measure() if self.processes.first else [])
+    def _validate(self) -> bool:
+        """Measure the averaged weights, write them, and keep those that are the best so far.
+
+        Returns False where a signal came meanwhile: it is all done again when the run is resumed.
+        """
+        scores = self.processes.share(self._measure() if self.processes.first else None)
+        if scores is None:
+            return False
         summary = summarise(scores)
         if summary is None:
             raise UsageError("There is no photo to validate on.")
+        self.validated = self.step
         better = self.best is None or summary.dice > self.best.dice
         self.validations_since_best = 0 if better else self.validations_since_best + 1
         if better:
             self.best = summary
+            self.worst = [score.image for score in sorted(scores, key=lambda score: score.dice)[:WORST_KEPT]]
         if self.processes.first:
             self._log({"val": asdict(summary)})
             self._write_weights(self.run.last, summary)
             if better:
                 write_scores(scores, self.run.scores)
                 self._write_weights(self.run.best, summary)
+        self._save()
+        return True
 
-    def _measure(self) -> list[Score]:
-        def tell(done: int, total: int) -> None:
-            self.listener.on_work("validating", done, total)
-
-        return validate(self.averaged_model(), self.val, self.device, self.precision, tell)
+    def _measure(self) -> list[Score] | None:
+        """The scores of the averaged weights, None where a signal came meanwhile."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what training has cached would not count as free memory
+        scores: list[Score] = []
+        validating = validate(self.averaged_model(), self.val, self.device, self.precision)
+        with contextlib.closing(validating):
+            for score in validating:
+                scores.append(score)
+                self.listener.on_work("validating", len(scores), len(self.val))
+                if self.stop.signal is not None:
+                    return None
+        return sorted(scores, key=lambda score: score.image)
 
     def _write_weights(self, path: Path, summary: Summary | None) -> None:
         cars = len({pair.car for pair in self.pairs})
@@ -383,11 +454,14 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state,
+            "mean": self.model.mean,
+            "deviation": self.model.deviation,
             "precision": self.precision,
             "step": self.step,
             "validated": self.validated,
             "validations_since_best": self.validations_since_best,
             "best": None if self.best is None else asdict(self.best),
+            "worst": self.worst,
             "losses": self.losses,
         }
         self.run.save_checkpoint(state)
@@ -395,17 +469,25 @@ class Training:
             self._write_weights(self.run.last, None)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.average.load(state["average"])
-        self.step, self.validated = state["step"], state["validated"]
-        self.validations_since_best = state["validations_since_best"]
-        self.best = None if state["best"] is None else Summary(**state["best"])
-        self.losses = list(state["losses"])
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.average.load(state["average"])
+            self.step, self.validated = state["step"], state["validated"]
+            self.validations_since_best = state["validations_since_best"]
+            self.best = None if state["best"] is None else Summary(**state["best"])
+            self.worst, self.losses = list(state["worst"]), list(state["losses"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _foreign_checkpoint(error) from error
+
+    def _agree(self, loss: float) -> tuple[float, bool]:
+        """The mean loss of all processes, and whether a signal reached one of them."""
+        parts = self.processes.gather((loss, self.stop.signal is not None))
+        return sum(loss for loss, _ in parts) / len(parts), any(stopped for _, stopped in parts)
 
     def _log_loss(self, rate: float) -> None:
-        loss = self.processes.mean(float(np.mean(self.losses)))
+        loss = float(np.mean(self.losses))
         self.losses = []
         learning_rate = learning_rate_at(self.step - 1, self.steps, self.settings)
         self._log({"loss": loss, "learning_rate": learning_rate, "samples_per_second": rate})

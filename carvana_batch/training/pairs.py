@@ -28,9 +28,6 @@ PHOTO_FOLDERS = ("images", "train")
 MASK_NAMES = ("masks", "train_masks")
 ROW_SUFFIXES = (".csv", ".csv.gz", ".csv.zip", ".zip")
 
-LISTED = 20
-"""Lines in an error that names many photos or cars."""
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -338,6 +335,5 @@ def _refuse_one_car(cars: Sequence[str]) -> None:
 
 
 def _list_lines(lines: Sequence[str]) -> str:
-    """Up to ``LISTED`` lines, indented, each with a line end before it, and how many more there are."""
-    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
+    """The lines, indented, each with a line end before it: whoever repairs a folder needs them all."""
+    return "".join(f"\n  {line}" for line in lines)

@@ -17,15 +17,21 @@ from carvana_batch.records import UsageError
 PATIENCE = timedelta(hours=4)
 """How long the other processes wait for the first one, which checks the photos and validates alone."""
 
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
+
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """``rank`` of this process among ``count``; the first one, rank 0, writes and tells."""
+    """``rank`` of this process among ``count``, ``local_count`` of them on this machine.
+
+    The first one, rank 0, writes and tells.
+    """
 
     rank: int = 0
     count: int = 1
+    local_count: int = 1
 
     @property
     def first(self) -> bool:
@@ -39,21 +45,12 @@ class Processes:
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in one of them at least."""
-        if self.count == 1:
-            return flag
-        flags: list[bool | None] = [None] * self.count
-        distributed.all_gather_object(flags, flag)
-        return any(flags)
-
-    def mean(self, value: float) -> float:
-        """The mean of all processes' values."""
-        if self.count == 1:
-            return value
-        values: list[float | None] = [None] * self.count
-        distributed.all_gather_object(values, value)
-        return sum(value for value in values if value is not None) / self.count
+    def gather(self, value: Value) -> list[Value]:
+        """What each process holds, by rank."""
+        values = [value] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(values, value)
+        return values
 
     def without_averaging(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[object]:
         """Around a pass that is not the last one of its step: gradients are only added up."""
@@ -76,11 +73,10 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
     Raises:
         UsageError: more processes on this machine than it has GPUs.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if not all(name in os.environ for name in TORCHRUN_VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         yield Processes(), device
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    count, local_count, rank, local_rank = (int(os.environ[name]) for name in TORCHRUN_VARIABLES)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UsageError(
@@ -91,6 +87,6 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Processes(rank, count), device
+        yield Processes(rank, count, local_count), device
     finally:
         distributed.destroy_process_group()

@@ -14,7 +14,6 @@ RUN/worst.jpg          the photos of the validation with the lowest Dice, both a
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import filelock
 import torch
 
-from carvana_batch.atomic import atomic_writer, write_error
+from carvana_batch.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, atomic_writer, write_error
 from carvana_batch.inputs import shown
 from carvana_batch.records import FolderInUseError, UsageError
 from carvana_batch.store import LOCK_PATIENCE, describe_holder, not_writable, write_holder
@@ -60,6 +59,8 @@ class RunFolder:
         except OSError as error:
             raise not_writable(self.root, error.strerror or str(error), "RUN") from error
         write_holder(holder)
+        for leftover in self.root.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):  # of a run that was killed
+            leftover.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,6 +69,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.root / "config.toml"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split.json"
 
     @property
     def log(self) -> Path:
@@ -107,8 +112,8 @@ class RunFolder:
 
     def begin(self, settings: TrainingSettings, split: dict[str, Any]) -> None:
         """Write down what the run is asked for."""
+        self._write_text(self.split, json.dumps(split, indent=2) + "\n")
         self._write_text(self.log, "")
-        self._write_text(self.root / "split.json", json.dumps(split, indent=2) + "\n")
         self._write_text(self.config, format_settings(settings))
 
     def check(self, settings: TrainingSettings, split: dict[str, Any], resume: bool) -> None:
@@ -119,9 +124,16 @@ class RunFolder:
                 raise UsageError(
                     f"{shown(self.root)} holds a run already. Use --resume to go on with it, or another RUN."
                 )
+            if (self.config.exists() or self.log.exists()) and not self.split.exists():
+                raise UsageError(f"{shown(self.root)} holds files that are not a run's. Choose another RUN.")
             return
-        if not self.config.exists():
-            raise UsageError(f"--resume: {shown(self.root)} holds no run; leave the option out to begin one.")
+        if not self.checkpoint.exists():
+            advice = (
+                f"begin another RUN with --init {shown(self.best)}"
+                if self.best.exists()
+                else "leave the option out to begin one"
+            )
+            raise UsageError(f"--resume: {shown(self.root)} holds no run with a checkpoint; {advice}.")
         earlier, now = _normal(read_settings(self.config)), _normal(describe_settings(settings))
         differences = [
             f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"
@@ -133,14 +145,14 @@ class RunFolder:
                 f"--resume: the run in {shown(self.root)} has other settings ({'; '.join(differences)})."
                 " Leave those options out, or begin another RUN."
             )
-        if self._read_json(self.root / "split.json") != split:
+        if self._read_json(self.split) != split:
             raise UsageError(
                 f"--resume: DATA or the cars to measure on have changed since {shown(self.root)} was begun."
                 " Bring them back, or begin another RUN."
             )
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state of an earlier run, or None; the log is cut back to its step.
+        """The state of an earlier run, or None; the log is cut back to what the state knows of.
 
         Raises:
             UsageError: the checkpoint cannot be read.
@@ -154,7 +166,13 @@ class RunFolder:
                 f"{shown(self.checkpoint)} is damaged ({type(error).__name__}); begin another RUN, with"
                 f" --init {shown(self.last)} if that is there."
             ) from error
-        lines = [line for line in self.read_log() if line["step"] <= state["step"]]
+        try:
+            last = {"loss": state["step"], "val": state["validated"]}
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"{shown(self.checkpoint)} is not of this version of carvana-batch; begin another RUN."
+            ) from error
+        lines = [line for line in self.read_log() if line["step"] <= last["val" if "val" in line else "loss"]]
         self._write_text(self.log, "".join(json.dumps(line) + "\n" for line in lines))
         return state
 
@@ -178,12 +196,6 @@ class RunFolder:
             except ValueError:
                 continue
         return lines
-
-    def read_worst(self, number: int) -> set[str]:
-        """The ids of the photos with the lowest Dice in ``val.csv``."""
-        with self.scores.open(encoding="utf-8", newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: float(row["dice"]))
-        return {row["image"] for row in rows[:number]}
 
     def _write_text(self, path: Path, text: str) -> None:
         with atomic_writer(path, "w") as file:

@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from carvana_batch.devices import free_memory
 from carvana_batch.masks import map_in_order
+from carvana_batch.records import ImageError
 from carvana_batch.training.augmentation import augment
 from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 
 KEPT_SHARE = 0.25
 """Part of the free memory that photos of a smaller size may take, so that they are decoded only once."""
+
+
+KEPT_BYTES = 5
+"""Of a pixel: Pillow keeps RGB in four, and the mask takes one."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,14 @@ class Draw:
     crop: tuple[int, int] | None
 
 
-class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Augmented (3, h, w) uint8 images and (1, h, w) uint8 soft masks, addressed by :class:`Draw`."""
+Sample = tuple[torch.Tensor, torch.Tensor]
+
+
+class Samples(Dataset[Sample | str]):
+    """Augmented (3, h, w) uint8 images and (1, h, w) uint8 soft masks, addressed by :class:`Draw`.
+
+    In the place of one that cannot be read stands the reason.
+    """
 
     def __init__(
         self,
@@ -43,11 +54,17 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.pairs, self.size, self.limits, self.seed = pairs, size, limits, seed
         self._kept: list[tuple[Image.Image, Image.Image]] | None = None
 
-    def keep_in_memory(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> None:
-        """Decode all pairs once, if they are made smaller and fit the memory; else each time anew."""
+    def keep_in_memory(
+        self, processes: int = 1, on_progress: Callable[[int, int], object] = lambda *_: None
+    ) -> None:
+        """Decode all pairs once, if they are made smaller and fit the memory; else each time anew.
+
+        ``processes`` is how many on this machine do the same.
+        """
         if self.size is None:
             return
-        if 4 * self.size[0] * self.size[1] * len(self.pairs) > KEPT_SHARE * psutil.virtual_memory().available:
+        room = KEPT_SHARE * free_memory(torch.device("cpu")) / processes
+        if KEPT_BYTES * self.size[0] * self.size[1] * len(self.pairs) > room:
             return
         kept = []
         for loaded in map_in_order(lambda pair: load_pair(pair, self.size), self.pairs):
@@ -58,12 +75,15 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = self.make(draw)
+    def __getitem__(self, draw: Draw) -> Sample | str:
+        try:
+            image, mask = self.make(draw)
+        except ImageError as error:  # raised in a worker, it would come with a page of traceback
+            return str(error)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
 
     def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255."""
+        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255; raises ImageError."""
         generator = np.random.default_rng((self.seed, draw.number))
         image, mask = self._kept[draw.index] if self._kept else load_pair(self.pairs[draw.index], self.size)
         image, mask = augment(image, mask, self.limits, generator)
@@ -74,6 +94,15 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             image = image.crop((left, top, left + width, top + height))
             mask = mask.crop((left, top, left + width, top + height))
         return np.array(image), np.array(mask)
+
+
+def collate(samples: Sequence[Sample | str]) -> tuple[torch.Tensor, torch.Tensor] | str:
+    """(n, 3, h, w) images and (n, 1, h, w) masks, or why one of them could not be read."""
+    for sample in samples:
+        if isinstance(sample, str):
+            return sample
+    images, masks = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(masks)
 
 
 def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterator[list[Draw]]:

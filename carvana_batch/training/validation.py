@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -21,31 +21,31 @@ def validate(
     pairs: Sequence[Pair],
     device: torch.device,
     precision: str,
-    on_progress: Callable[[int, int], object] = lambda *_: None,
-) -> list[Score]:
-    """Each pair's hard metrics at full resolution, in the order of the pairs.
+) -> Generator[Score]:
+    """Each pair's hard metrics at full resolution.
 
     Raises:
         ImageError: a photo that cannot be masked, or a mask that cannot be read.
     """
-    scores: dict[str, Score] = {}
-    for pair, prediction in predict_pairs(model, pairs, device, precision):
-        mask = prediction.mask
-        scores[pair.id] = score_mask(pair.id, mask, pair.read_mask(mask.width, mask.height))
-        on_progress(len(scores), len(pairs))
-    return [scores[pair.id] for pair in pairs]
+    with contextlib.closing(predict_pairs(model, pairs, device, precision)) as predicted:
+        for pair, prediction in predicted:
+            mask = prediction.mask
+            yield score_mask(pair.id, mask, pair.read_mask(mask.width, mask.height))
 
 
 def predict_pairs(
     model: Model, pairs: Sequence[Pair], device: torch.device, precision: str
-) -> Iterator[tuple[Pair, Prediction]]:
+) -> Generator[tuple[Pair, Prediction]]:
     """Each pair with what the model makes of its photo; raises ImageError for one that cannot be masked."""
     predictor, _ = make_predictor(model, Options(device=str(device), precision=precision), {})
     by_id = {pair.id: pair for pair in pairs}
     refs = [ImageRef(pair.id, pair.image) for pair in pairs]
     decoding = DecodeOptions(DEFAULT_PIXEL_LIMIT, apply_exif=False)
-    photos = iter(PhotoLoader(refs, decoding, default_workers(device, len(refs))))
-    with contextlib.closing(predictor.predict(photos)) as predictions:
+    loader = PhotoLoader(refs, decoding, default_workers(device, len(refs)))
+    with (
+        contextlib.closing(iter(loader)) as photos,
+        contextlib.closing(predictor.predict(photos)) as predictions,
+    ):
         for result in predictions:
             if isinstance(result, Failure):
                 raise ImageError(f"{result.ref.path}: {result.reason}")

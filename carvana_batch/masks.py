@@ -1,4 +1,4 @@
-"""A folder of masks: what lies in it, by id, and working through it in parallel."""
+"""Folders of masks and of their photos: what lies in them, by id, and working through it in parallel."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import TypeVar
 
 import joblib
 
-from carvana_batch.inputs import shown
+from carvana_batch.inputs import find_images, shown
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.records import UsageError
 
 MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
 TASKS_PER_WORKER = 64
 EXTRA_FOLDERS = {folder for folder, _ in EXTRA_FILES.values()}
+
+PREDICTED_ADVICE = "`carvana-batch predict` writes masks into `out`."
+TRUTH_ADVICE = "--gt takes the true masks of the photos."
+"""What to do where there are no masks, for those that predict has written, and for the true ones."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +32,37 @@ def mask_id(key: str) -> str:
     return folder + slash + (name.removesuffix("_mask") or name)
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
+def split_id(image: str) -> tuple[str, str]:
+    """Car and view of an image, from its id: what stands before the last underscore of the name, and after.
+
+    ``("a/00087a6bd4dc", "01")`` for ``a/00087a6bd4dc_01``; all of the id, and an empty view, where nothing
+    stands before an underscore.
+    """
+    folder, slash, name = image.rpartition("/")
+    car, _, view = name.rpartition("_")
+    return (folder + slash + car, view) if car else (image, "")
+
+
+def find_photos(folder: Path) -> dict[str, Path]:
+    """The photos below ``folder`` by the id of their masks, in the order of the ids.
+
+    Links are followed, wherever they lead. Raises UsageError where two photos would have masks of the same
+    id, and what ``find_images`` raises.
+    """
+    photos: dict[str, Path] = {}
+    for ref in find_images(folder, follow_links=True).refs:
+        found = mask_id(ref.key)
+        if found in photos:
+            both = " and ".join(map(shown, sorted([photos[found], ref.path])))
+            raise UsageError(
+                f"Two photos have the id {shown(found)}: {both}. Remove one of them, or name a folder that "
+                "holds nothing but the photos."
+            )
+        photos[found] = ref.path
+    return dict(sorted(photos.items()))
+
+
+def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Path]:
     """The masks below ``folder`` by id, in the order of the ids.
 
     A mask's id is its POSIX path below the folder, without the suffix and without a ``_mask`` at its end:
@@ -37,13 +71,11 @@ def find_masks(folder: Path) -> dict[str, Path]:
     extras (the folders ``_overlay`` and the like at the top). Links to folders are not followed.
 
     Raises UsageError where the folder is missing or cannot be listed, where two masks have the same id,
-    and where there is no mask at all.
+    and where there is no mask at all; ``advice`` ends its message where there are none.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"The masks folder {shown(folder)} {what}. `carvana-batch predict` writes masks into `out`."
-        )
+        raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
     masks: dict[str, Path] = {}
     for name, folders, files in os.walk(folder, onerror=_refuse_unlistable):
         parent = Path(name)
@@ -62,8 +94,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
     if not masks:
         raise UsageError(
             f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "
-            f"its folders, except hidden ones and {', '.join(sorted(EXTRA_FOLDERS))}. "
-            "`carvana-batch predict` writes masks into `out`."
+            f"its folders, except hidden ones and {', '.join(sorted(EXTRA_FOLDERS))}. {advice}"
         )
     return dict(sorted(masks.items()))
 

@@ -18,7 +18,7 @@ from carvana_batch.images import read_mask
 from carvana_batch.inputs import take_shard
 from carvana_batch.journal import Entry, read_entries
 from carvana_batch.loader import DecodeOptions, PhotoLoader
-from carvana_batch.masks import find_masks, map_in_order, mask_id
+from carvana_batch.masks import TRUTH_ADVICE, find_masks, map_in_order, mask_id
 from carvana_batch.metrics import rank_correlation
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.options import Options
@@ -103,7 +103,7 @@ def run(
     """
     check_request(refs, root, options)
     own = take_shard(refs, *options.shard)
-    truth = find_masks(options.truth) if options.truth else None
+    truth = find_masks(options.truth, advice=TRUTH_ADVICE) if options.truth else None
     settings = options.settings(f"{model.name} {model.digest[:16]}")
     stop = stop or StopFlag()
     with OutFolder(root, settings, options.shard, options.overwrite) as out:

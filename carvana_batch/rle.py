@@ -84,7 +84,9 @@ def _parse(text: str, height: int, width: int) -> NDArray[np.int64]:
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):
             shown = word if len(word) <= 40 else word[:40] + "..."
-            raise RunLengthError(f"Pair {index // 2 + 1} holds {shown!r}, not a whole number of usual size.")
+            raise RunLengthError(
+                f"Pair {index // 2 + 1} holds {shown!r}, not a positive whole number of usual size."
+            )
     if len(words) % 2:
         raise RunLengthError(f"Pair {len(words) // 2 + 1} has a start ({words[-1]}) but no length.")
     runs = np.array(list(map(int, words)), np.int64).reshape(-1, 2)

@@ -1,25 +1,28 @@
-"""Masks against the true ones: a row of metrics for each image, and their summary."""
+"""Masks against the true ones: a row of numbers for each image, and what they come to together."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from carvana_batch.atomic import atomic_writer
-from carvana_batch.images import read_mask
-from carvana_batch.inputs import shown
-from carvana_batch.masks import find_masks, map_in_order
-from carvana_batch.metrics import SizeError, count
-from carvana_batch.records import ImageError, PackedMask, UsageError
+from carvana_batch.masks import split_id
+from carvana_batch.metrics import count
+from carvana_batch.records import PackedMask
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One image: its id, ratios in 0..1 (see ``metrics.Counts``), and foreground areas in pixels."""
+    """One image, by its id. ``MEANINGS`` says what each number is.
+
+    None is what was not measured (validation while training counts pixels only, and ``similar_*`` take the
+    photo), or what is not defined for this image.
+    """
 
     image: str
     dice: float
@@ -29,11 +32,73 @@ class Score:
     recall: float
     area_true: int
     area_predicted: int
+    boundary_mean: float | None = None
+    boundary_p95: float | None = None
+    band_dice: float | None = None
+    outline_pixels: int | None = None
+    outline_error: float | None = None
+    thin_pixels: int | None = None
+    thin_recall: float | None = None
+    lower_pixels: int | None = None
+    lower_error: float | None = None
+    similar_pixels: int | None = None
+    similar_share: float | None = None
+    similar_error: float | None = None
+
+
+COLUMNS = tuple(each.name for each in fields(Score))
+COUNTED = COLUMNS[: COLUMNS.index("boundary_mean")]
+"""What counting pixels gives: all that validation while training measures."""
+
+WITHOUT_PHOTO = COLUMNS[: COLUMNS.index("similar_pixels")]
+"""What two masks give."""
+
+MEANINGS = {
+    "image": "The id of the image: the path of its masks without suffix and without _mask.",
+    "dice": "2 TP / (2 TP + FP + FN) of the pixels of the image; 1 if both masks are empty.",
+    "iou": "TP / (TP + FP + FN), intersection over union; 1 if both masks are empty.",
+    "pixel_accuracy": "The share of all pixels that are right.",
+    "precision": "The share of the predicted car that is car.",
+    "recall": "The share of the car that was found.",
+    "area_true": "Pixels of the true mask.",
+    "area_predicted": "Pixels of the predicted mask.",
+    "boundary_mean": "Mean distance in pixels from each pixel of either outline to the other outline; 0 if"
+    " both masks are empty, not defined if one is.",
+    "boundary_p95": "95th percentile of these distances.",
+    "band_dice": "Dice of the pixels at most 5 pixels from the true outline; 1 if both masks are empty, not"
+    " defined if only the true one is.",
+    "outline_pixels": "Pixels of the true mask that touch background or the frame.",
+    "outline_error": "Wrong pixels at most 20 pixels from the true outline, for each pixel of it: about how"
+    " thick the error is, in pixels.",
+    "thin_pixels": "Pixels of thin structures: where the true mask is less than 9 pixels wide, apart from"
+    " corners.",
+    "thin_recall": "The share of the thin structures that was found.",
+    "lower_pixels": "Pixels of the lower outline (wheels and the shadow between them): where, in the lower"
+    " half of the true mask, the ground below touches the car.",
+    "lower_error": "As outline_error, along the lower outline.",
+    "similar_pixels": "Pixels of the true outline where car and background, averaged within 5 pixels, are"
+    " less than 10 apart in CIELAB.",
+    "similar_share": "Their share of the true outline.",
+    "similar_error": "As outline_error, along this part of the outline.",
+}
+"""One sentence for each column."""
+
+WEIGHTS = {
+    "outline_error": "outline_pixels",
+    "thin_recall": "thin_pixels",
+    "lower_error": "lower_pixels",
+    "similar_share": "outline_pixels",
+    "similar_error": "similar_pixels",
+}
+"""Numbers of a part of the image, and its size: a mean over images weighs by it, so that each pixel of the
+part counts the same. All other means are over images that count the same."""
+
+AVERAGED = ("boundary_mean", "boundary_p95", "band_dice", *WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """An image whose masks were both there but could not be compared."""
+    """An image whose masks, or whose photo, were there but could not be used."""
 
     image: str
     reason: str
@@ -55,31 +120,102 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """The mean of a number that is not defined for every image.
+
+    ``value`` is None if it is defined for none, ``images`` are those it is defined for, and ``pixels`` is
+    the size of the part it is about, all images together (see ``WEIGHTS``), or None.
+    """
+
+    value: float | None
+    images: int
+    pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The images of one car, or of one view, and what they come to; ``averages`` as in ``Scores``."""
+
+    name: str
+    rows: tuple[Score, ...] = field(repr=False)
+    summary: Summary
+    averages: Mapping[str, Average]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
-    """All that came of comparing two folders, each part in the order of the ids.
+    """All that came of comparing masks with the true ones, each part in the order of the ids.
 
     Only ``rows`` are ever averaged: an image that is ``missing`` (true mask without a predicted one),
-    ``extra`` (predicted without a true one) or ``unusable`` is named, not given a score.
+    ``extra`` (predicted without a true one) or ``unusable`` is named, not given a score. ``unseen`` are
+    those of the rows whose photo was wanted but not there or not usable.
+
+    ``columns`` are the fields of the rows that were measured. ``reader`` is for ``read_masks``.
     """
 
     rows: tuple[Score, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     unusable: tuple[Unusable, ...]
+    unseen: tuple[Unusable, ...] = ()
+    columns: tuple[str, ...] = COUNTED
+    reader: Callable[[str], tuple[PackedMask, PackedMask]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def complete(self) -> bool:
-        """Whether every mask of both folders was scored."""
-        return not (self.missing or self.extra or self.unusable)
+        """Whether all that was given could be scored."""
+        return not (self.missing or self.extra or self.unusable or self.unseen)
 
     @property
     def summary(self) -> Summary | None:
         """None if no image was scored."""
         return summarise(self.rows)
 
+    @property
+    def averages(self) -> dict[str, Average]:
+        """The means of those numbers that were measured and are not in ``summary``."""
+        return average(self.rows, self.columns)
+
+    @property
+    def cars(self) -> list[Group]:
+        """By car (see ``split_id``), in the order of the names; empty if each image has a car of its own."""
+        return self._group({row.image: split_id(row.image)[0] for row in self.rows})
+
+    @property
+    def views(self) -> list[Group]:
+        """By view, the images without one left out; empty if each image has a view of its own."""
+        views = {row.image: split_id(row.image)[1] for row in self.rows}
+        return self._group({image: view for image, view in views.items() if view})
+
     def find_worst(self, number: int) -> list[Score]:
         """The rows with the lowest Dice, the lowest first."""
         return sorted(self.rows, key=lambda row: (row.dice, row.image))[:number]
+
+    def read_masks(self, image: str) -> tuple[PackedMask, PackedMask]:
+        """The predicted and the true mask of one of the rows, read again.
+
+        Raises ImageError where a file has become unusable since, and ValueError for scores that did not
+        come from masks.
+        """
+        if self.reader is None:
+            raise ValueError("These scores do not know where their masks are.")
+        return self.reader(image)
+
+    def _group(self, names: Mapping[str, str]) -> list[Group]:
+        groups: dict[str, list[Score]] = defaultdict(list)
+        for row in self.rows:
+            if row.image in names:
+                groups[names[row.image]].append(row)
+        if len(groups) == len(names):
+            return []
+        found = []
+        for name, rows in sorted(groups.items()):
+            summary = summarise(rows)
+            if summary is not None:  # no group is empty
+                found.append(Group(name, tuple(rows), summary, average(rows, self.columns)))
+        return found
 
 
 def summarise(rows: Sequence[Score]) -> Summary | None:
@@ -101,54 +237,29 @@ def summarise(rows: Sequence[Score]) -> Summary | None:
     )
 
 
-def score_folders(
-    predicted: Path,
-    truth: Path,
-    *,
-    workers: int | None = None,
-    on_progress: Callable[[int, int], object] = lambda *_: None,
-) -> Scores:
-    """Compare the masks of two folders that have the same id (see ``find_masks``).
-
-    ``workers`` threads read the masks (default: one a core), and ``on_progress(done, total)`` is called
-    after each pair. Raises UsageError where a folder cannot be used, or where not one id is in both.
-    """
-    predicted_masks, true_masks = find_masks(predicted), find_masks(truth)
-    shared = [mask_id for mask_id in predicted_masks if mask_id in true_masks]
-    if not shared:
-        one, other = shown(next(iter(predicted_masks))), shown(next(iter(true_masks)))
-        raise UsageError(
-            f"Nothing to compare: no mask of {shown(predicted)} (such as {one}) has the name of one of "
-            f"{shown(truth)} (such as {other}). Give two folders of masks of the same photos."
-        )
-
-    def score(mask_id: str) -> Score | Unusable:
-        return _score_files(mask_id, predicted_masks[mask_id], true_masks[mask_id])
-
-    results = []
-    for result in map_in_order(score, shared, workers):
-        results.append(result)
-        on_progress(len(results), len(shared))
-    return Scores(
-        rows=tuple(result for result in results if isinstance(result, Score)),
-        missing=tuple(mask_id for mask_id in true_masks if mask_id not in predicted_masks),
-        extra=tuple(mask_id for mask_id in predicted_masks if mask_id not in true_masks),
-        unusable=tuple(result for result in results if isinstance(result, Unusable)),
-    )
+def average(rows: Sequence[Score], columns: Iterable[str] = COLUMNS) -> dict[str, Average]:
+    """The mean of each of ``AVERAGED`` that is among ``columns``, over the rows that have a value."""
+    averages = {}
+    for name in (name for name in AVERAGED if name in set(columns)):
+        defined = [row for row in rows if getattr(row, name) is not None]
+        weights = [getattr(row, WEIGHTS[name]) for row in defined] if name in WEIGHTS else None
+        values = [getattr(row, name) for row in defined]
+        mean = float(np.average(values, weights=weights)) if values else None
+        averages[name] = Average(mean, len(defined), None if weights is None else sum(weights))
+    return averages
 
 
-def write_scores(rows: Sequence[Score], path: Path) -> None:
-    """Write the scored images as CSV, one a row, ratios with eight decimals; whole or not at all.
+def write_scores(rows: Iterable[Score], path: Path, columns: Sequence[str] = COUNTED) -> None:
+    """Write the scored images as CSV, one a row, with these fields of theirs; whole or not at all.
 
-    Raises what ``atomic_writer`` raises.
+    Ratios and distances have eight decimals; what is not defined is left empty. Raises what
+    ``atomic_writer`` raises.
     """
     with atomic_writer(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Score))
+        writer.writerow(columns)
         for row in rows:
-            image, *values = astuple(row)
-            ratios = (f"{value:.8f}" if isinstance(value, float) else value for value in values)
-            writer.writerow((defuse_formula(image), *ratios))
+            writer.writerow(_write_value(getattr(row, column)) for column in columns)
 
 
 def defuse_formula(text: str) -> str:
@@ -159,18 +270,11 @@ def defuse_formula(text: str) -> str:
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _score_files(mask_id: str, predicted: Path, truth: Path) -> Score | Unusable:
-    try:
-        return score_mask(mask_id, read_mask(predicted), read_mask(truth))
-    except (ImageError, SizeError) as error:
-        return Unusable(mask_id, str(error))
-
-
-def score_mask(mask_id: str, predicted: PackedMask, true: PackedMask) -> Score:
-    """The row of one image; raises SizeError if the masks' sizes differ."""
+def score_mask(image: str, predicted: PackedMask, true: PackedMask) -> Score:
+    """The row of one image, with what counting pixels gives; raises SizeError if the masks' sizes differ."""
     counts = count(predicted, true)
     return Score(
-        image=mask_id,
+        image=image,
         dice=counts.dice,
         iou=counts.iou,
         pixel_accuracy=counts.pixel_accuracy,
@@ -179,3 +283,11 @@ def score_mask(mask_id: str, predicted: PackedMask, true: PackedMask) -> Score:
         area_true=counts.area_true,
         area_predicted=counts.area_predicted,
     )
+
+
+def _write_value(value: str | float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return defuse_formula(value)
+    return f"{value:.8f}" if isinstance(value, float) else str(value)

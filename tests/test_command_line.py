@@ -25,7 +25,11 @@ TORCH_FREE |= {
     f"carvana_batch.{name}" for name in ("options", "png", "preflight", "records", "rle", "scoring")
 }
 TORCH_FREE |= {f"carvana_batch.{name}" for name in ("sinks", "spool", "store", "submission")}
-TORCH_FREE |= {f"carvana_batch.commands.{name}" for name in ("demo", "predict", "score", "submit")}
+TORCH_FREE |= {
+    f"carvana_batch.{name}" for name in ("comparison", "mask_sources", "morphology", "outline", "weak_spots")
+}
+TORCH_FREE |= {f"carvana_batch.{name}" for name in ("decoding", "run_state")}
+TORCH_FREE |= {f"carvana_batch.commands.{name}" for name in ("decode", "demo", "predict", "score", "submit")}
 """Modules that must stay free of torch: the ground floor, and what help and a refusal need."""
 
 
@@ -62,7 +66,7 @@ def test_help_lists_the_commands_and_exit_codes():
     assert "130 or 143 interrupted" in " ".join(result.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["predict", "submit", "score", "demo"])
+@pytest.mark.parametrize("name", ["predict", "submit", "decode", "score", "train", "demo"])
 def test_every_option_has_help(name):
     command = group.get_command(None, name)
     assert command.help

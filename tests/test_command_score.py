@@ -1,15 +1,20 @@
 import csv
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import names_below, write_mask
+from PIL import Image
 
-from carvana_batch import scoring
+from carvana_batch import mask_sources
 from carvana_batch.commands import group
 from carvana_batch.records import QualityGateError, UsageError
+from carvana_batch.scoring import COLUMNS, WITHOUT_PHOTO
 
 
 @pytest.fixture
@@ -32,12 +37,23 @@ def score(*arguments):
     return CliRunner().invoke(group, ["score", *arguments])
 
 
-def test_summary_worst_three_and_table(here):
+def read_table(path="scores.csv"):
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+def paragraphs(text):
+    """The paragraphs that a command printed, each a list of its lines."""
+    return [paragraph.splitlines() for paragraph in text.split("\n\n")]
+
+
+@pytest.mark.usefixtures("here")
+def test_summary_worst_five_and_table():
     result = score("--gt", "gt")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    values = dict(line.strip("│ ").split("│") for line in result.stdout.splitlines() if line.startswith("│"))
-    values = {name.strip(): value.strip() for name, value in values.items()}
+    first, summary, _distances, _errors, worst, last = paragraphs(result.stdout)
+    assert first == ["Masks scored: 5"]
+    values = {line[:34].strip(): line[34:].strip() for line in summary}
     assert values == {
         "mean Dice": f"{(1 + 0.8 + 2 / 3 + 0.5) / 5:.6f}",
         "mean IoU": f"{(1 + 2 / 3 + 1 / 2 + 1 / 3) / 5:.6f}",
@@ -48,10 +64,151 @@ def test_summary_worst_three_and_table(here):
         "Dice at 50 %": "0.666667",
         "Dice at 95 %": "0.960000",
     }
-    assert "Lowest Dice:\n  0.000000  e\n  0.500000  d\n  0.666667  c\n" in result.stdout
-    assert result.stdout.endswith("Each image's scores: scores.csv\n")
-    with (here / "scores.csv").open(newline="") as file:
-        assert [row["image"] for row in csv.DictReader(file)] == ["a", "b", "c", "d", "e"]
+    assert worst == [
+        "Lowest Dice",
+        "  0.000000  e",
+        "  0.500000  d",
+        "  0.666667  c",
+        "  0.800000  b",
+        "  1.000000  a",
+    ]
+    assert last == ["Each image's scores: scores.csv"]
+    rows = read_table()
+    assert [row["image"] for row in rows] == ["a", "b", "c", "d", "e"]
+    assert tuple(rows[0]) == WITHOUT_PHOTO
+
+
+def draw(folder, name, shift=0, antenna=False):
+    """A dark car before a light wall and a dark floor; its mask is ``shift`` columns off."""
+    true = np.zeros((60, 90), bool)
+    true[20:50, 20:70] = True
+    true[2:20, 40:43] = antenna
+    photo = np.where(true, 40, 220).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    photo[40:] = 42
+    write_mask(folder / "out" / f"{name}.png", np.roll(true, shift, axis=1))
+    write_mask(folder / "gt" / f"{name}.png", true)
+    (folder / "in").mkdir(exist_ok=True)
+    Image.fromarray(photo).save(folder / "in" / f"{name}.png")
+
+
+@pytest.fixture
+def cars(tmp_path, monkeypatch):
+    """Seven cars from two sides each: masks shifted by 0 to 6 columns, and an antenna on the last car."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(7):
+        for view in ("01", "02"):
+            draw(tmp_path, f"car{number}_{view}", number, antenna=number == 6)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("cars")
+def test_outlines_views_and_cars():
+    result = score("--gt", "gt", "--images", "in")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    _, _, distances, errors, views, by_car, worst, _ = paragraphs(result.stdout)
+    rows = {row["image"]: row for row in read_table()}
+    assert tuple(rows["car0_01"]) == COLUMNS
+    mean = np.mean([float(row["boundary_mean"]) for row in rows.values()])
+    assert distances[0] == f"{'distance between outlines':<34}{mean:>5.2f} px"
+    assert [line[:34].strip() for line in distances[1:]] == [
+        "95th percentile",
+        "Dice within 5 px of the outline",
+    ]
+
+    def weighed(name, part):
+        total = sum(float(row[name]) * int(row[part]) for row in rows.values() if row[name])
+        return total / sum(int(row[part]) for row in rows.values())
+
+    outline = sum(int(row["outline_pixels"]) for row in rows.values())
+    lower = sum(int(row["lower_pixels"]) for row in rows.values()) / outline
+    similar = sum(int(row["similar_pixels"]) for row in rows.values()) / outline
+    thin = sum(int(row["thin_pixels"]) for row in rows.values())
+    assert errors == [
+        f"{'error along the true outline':<34}{weighed('outline_error', 'outline_pixels'):>5.2f} px",
+        f"{'  lower outline':<34}{weighed('lower_error', 'lower_pixels'):>5.2f} px  ({lower:.0%} of it)",
+        f"{'  similar colours':<34}{weighed('similar_error', 'similar_pixels'):>5.2f} px"
+        f"  ({similar:.0%} of it)",
+        f"{'recall of thin structures':<34}{weighed('thin_recall', 'thin_pixels'):>8.4f}"
+        f"  ({thin} px, in 2 of 14 images)",
+    ]
+    assert 0.3 < lower < 0.5
+    assert 0.3 < similar < 0.7
+    assert thin == 2 * 3 * 16
+    assert views[0] == "By view"
+    assert [line.split()[-1] for line in views[1:]] == ["view", "01", "02"]
+    dice = np.mean([float(row["dice"]) for name, row in rows.items() if name.endswith("01")])
+    assert views[2].split()[:2] == ["7", f"{dice:.4f}"]
+    assert by_car[0] == "The 5 of 7 cars with the lowest Dice (--json has all)"
+    assert [line.split()[-1] for line in by_car[2:]] == ["car6", "car5", "car4", "car3", "car2"]
+    assert by_car[2].split()[:2] == ["2", f"{float(rows['car6_01']['dice']):.4f}"]
+    assert worst[1] == f"  {float(rows['car6_01']['dice']):.6f}  car6_01"
+
+
+def test_many_views_are_cut_to_the_worst(cars):
+    for number in range(25):
+        for car in "xy":
+            draw(cars, f"{car}_{number}", shift=number % 13)
+    stdout = score("--gt", "gt").stdout
+    (views,) = (lines for lines in paragraphs(stdout) if "views" in lines[0])
+    assert views[0] == "The 20 of 27 views with the lowest Dice (--json has all)"
+    assert len(views) == 2 + 20
+    assert "12" in views[2].split()
+
+
+def test_photos_that_cannot_be_used_are_named_and_exit_3(cars):
+    for number in range(3, 7):
+        (cars / "in" / f"car{number}_01.png").unlink()
+        Image.new("RGB", (9, 9)).save(cars / "in" / f"car{number}_02.png")
+    result = score("--gt", "gt", "--images", "in")
+    assert result.exit_code == 3
+    (unseen,) = (lines for lines in paragraphs(result.stdout) if lines[0].startswith("Photos"))
+    assert unseen[0] == "Photos that cannot be used: 8"
+    assert unseen[1] == "  car3_01: There is no photo of this name."
+    assert unseen[2].startswith("  car3_02: ")
+    assert unseen[-1] == "  ... and 3 more"
+    seen = [row for row in read_table() if row["similar_pixels"]]
+    share = sum(int(row["similar_pixels"]) for row in seen) / sum(int(row["outline_pixels"]) for row in seen)
+    assert re.search(rf"similar colours .* px  \({share:.0%} of it, in 6 of 14 images\)\n", result.stdout)
+    content = json.loads(score("--gt", "gt", "--images", "in", "--json").stdout)
+    assert [each["image"] for each in content["unseen"]][:2] == ["car3_01", "car3_02"]
+    assert content["summary"]["defined_for"]["similar_error"] == 6
+
+
+@pytest.mark.parametrize("sides", [("ours.csv", "gt"), ("out", "true.csv.gz"), ("ours.csv", "true.csv.gz")])
+def test_run_length_rows(cars, sides):
+    CliRunner().invoke(group, ["submit", "out", "-o", "ours.csv", "--size", "90x60"], catch_exceptions=False)
+    CliRunner().invoke(
+        group, ["submit", "gt", "-o", "true.csv.gz", "--size", "90x60"], catch_exceptions=False
+    )
+    expected = score("--gt", "gt").stdout
+    table = (cars / "scores.csv").read_bytes()
+    predicted, truth = sides
+    both = predicted.endswith(".csv") and truth.endswith(".gz")
+    result = score(predicted, "--gt", truth, *(["--size", "90x60"] if both else []))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == expected
+    assert (cars / "scores.csv").read_bytes() == table
+    if not both:
+        result = score(predicted, "--gt", truth, "--size", "90x60")
+        assert isinstance(result.exception, UsageError)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("size", ["0x3", "3", "3x", "axb", "any"])
+def test_a_size_is_width_by_height(size):
+    result = score("--gt", "gt", "--size", size)
+    assert result.exit_code == 2
+    assert "--size" in result.stderr
+
+
+def test_a_row_that_is_no_mask_is_named_with_its_position(cars):
+    (cars / "rows.csv").write_text("img,rle_mask\ncar0_01.jpg,1 2 2 2\ncar0_02.jpg,1 2\n")
+    result = score("rows.csv", "--gt", "gt")
+    assert result.exit_code == 3
+    assert result.stdout.startswith("Masks scored: 1\n")
+    assert "\nMasks that cannot be compared: 1\n  car0_01: The run-length row of car0_01 in" in result.stdout
+    assert "Pair 2 (2 2) overlaps" in result.stdout
 
 
 def test_what_cannot_be_compared_is_named_and_exits_3(here):
@@ -66,7 +223,7 @@ def test_what_cannot_be_compared_is_named_and_exits_3(here):
     assert f"True masks without a predicted one: 7\n{first_five}  ... and 2 more\n" in result.stdout
     assert "Predicted masks without a true one: 1\n  predicted\n" in result.stdout
     assert (
-        "Pairs that cannot be compared: 1\n"
+        "Masks that cannot be compared: 1\n"
         "  e: The predicted mask is 4x1 pixels, the true one 2x1.\n" in result.stdout
     )
     assert len((here / "s.csv").read_text().splitlines()) == 1 + 4
@@ -78,16 +235,40 @@ def test_one_json_object(here):
     result = score("--gt", "gt", "--json")
     assert result.exit_code == 3
     content = json.loads(result.stdout)
-    assert list(content) == ["summary", "worst", "missing", "extra", "unusable", "scores"]
+    assert list(content) == [
+        *("summary", "views", "cars", "worst", "missing", "extra", "unusable", "unseen", "scores")
+    ]
     assert content["summary"]["images"] == 4
     assert content["summary"]["dice"] == pytest.approx((1 + 0.8 + 2 / 3 + 0.5) / 4)
-    assert [row["image"] for row in content["worst"]] == ["d", "c", "b"]
+    assert content["summary"]["boundary_mean"] >= 0
+    assert content["summary"]["defined_for"]["boundary_mean"] == 4
+    assert (content["views"], content["cars"]) == ([], [])
+    assert [row["image"] for row in content["worst"]] == ["d", "c", "b", "a"]
     assert (content["missing"], content["extra"]) == (["true"], [])
     assert content["unusable"] == [
         {"image": "e", "reason": "The predicted mask is 4x1 pixels, the true one 2x1."}
     ]
     assert content["scores"] == "scores.csv"
     assert (here / "scores.csv").exists()
+
+
+@pytest.mark.usefixtures("cars")
+def test_json_has_every_car_and_view():
+    content = json.loads(score("--gt", "gt", "--json").stdout)
+    assert [car["car"] for car in content["cars"]] == [f"car{number}" for number in range(7)]
+    assert [view["view"] for view in content["views"]] == ["01", "02"]
+    rows = read_table()
+    for kind, part in (("cars", 0), ("views", 1)):
+        for entry in content[kind]:
+            own = [row for row in rows if row["image"].split("_")[part] == entry[kind[:-1]]]
+            assert entry["images"] == len(own)
+            assert entry["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in own]), abs=1e-8)
+            assert entry["boundary_mean"] == pytest.approx(
+                np.mean([float(row["boundary_mean"]) for row in own]), abs=1e-8
+            )
+    assert content["cars"][0]["thin_recall"] is None
+    assert content["cars"][0]["defined_for"]["thin_recall"] == 0
+    assert set(content["worst"][0]) == set(WITHOUT_PHOTO)
 
 
 def test_nothing_could_be_scored(here):
@@ -129,13 +310,16 @@ def test_a_gate_outside_of_0_to_1_is_refused(limit):
 
 
 def test_wrong_usage_is_told_before_a_mask_is_read(here, monkeypatch):
-    monkeypatch.setattr(scoring, "read_mask", lambda _: pytest.fail("read a mask"))
+    monkeypatch.setattr(mask_sources, "read_mask", lambda _: pytest.fail("read a mask"))
     result = score()
     assert result.exit_code == 2
     assert "--gt" in result.stderr
     for arguments, message in [
         (["missing", "--gt", "gt"], "missing does not exist"),
-        (["--gt", "missing"], "missing does not exist"),
+        (["--gt", "missing"], "missing does not exist. --gt takes the true masks"),
+        (["--gt", "missing.csv"], "Cannot read missing.csv"),
+        (["--gt", "gt", "--images", "missing"], "--images: There is no file or folder missing"),
+        (["--gt", "gt", "--size", "3x1"], "--size is for two files"),
         (["--gt", "gt", "-o", "missing/s.csv"], "there is no folder missing"),
         (["--gt", "gt", "-o", "gt/a_mask.gif"], "ends in .csv"),
     ]:
@@ -173,3 +357,17 @@ def test_in_a_pipe(here):
     assert result.returncode == 4
     assert json.loads(result.stdout)["summary"]["images"] == 5
     assert result.stderr == "Error: The mean Dice is 0.59333333, below --fail-under 0.9.\n"
+
+
+def test_a_page_is_written_beside_the_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mask(tmp_path / "out" / "car_01.png", [[1, 0], [0, 1]])
+    write_mask(tmp_path / "gt" / "car_01_mask.png", [[1, 1], [0, 1]])
+    result = CliRunner().invoke(group, ["score", "--gt", "gt", "--html", "report.html"])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert "car_01" in page
+    assert "0.8" in page
+    refused = CliRunner().invoke(group, ["score", "--gt", "gt", "--html", "report.txt"])
+    assert isinstance(refused.exception, UsageError)
+    assert not (tmp_path / "report.txt").exists()

@@ -9,7 +9,9 @@ from click.testing import CliRunner
 from helpers import names_below, write_mask
 
 from carvana_batch.commands import group
-from carvana_batch.records import ImageError, UsageError
+from carvana_batch.journal import Entry
+from carvana_batch.records import Failure, ImageError, ImageRef, UsageError
+from carvana_batch.store import OutFolder
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_as_it_is_after_predict(here):
     assert result.stdout.splitlines() == [
         "file         submission.csv.gz",
         "rows         2 (the competition asks for 100,064)",
-        "empty masks  1",
+        "empty masks  1 (b.jpg)",
         f"size         {len(data)} bytes",
         f"sha256       {hashlib.sha256(data).hexdigest()}",
         "",
@@ -58,6 +60,51 @@ def test_any_size(here):
     result = submit("--size", "any", "-o", "s.zip")
     assert result.exit_code == 0, result.output
     assert "rows         2\n" in result.stdout
+
+
+def test_many_empty_masks_are_counted_and_five_named(here):
+    for number in range(7):
+        write_mask(here / "out" / f"{number}.png", [[0]])
+    result = submit("--size", "any")
+    assert "empty masks  7 (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...)\n" in result.stdout
+
+
+def test_a_sample(here):
+    write_mask(here / "out" / "a.png", [[1, 0]])
+    write_mask(here / "out" / "b.png", [[0, 1]])
+    (here / "sample.csv").write_text("img,rle_mask\nb.jpg,1 1\na.jpg,1 1\n")
+    result = submit("--size", "2x1", "--sample", "sample.csv", "-o", "s.csv")
+    assert result.exit_code == 0, result.output
+    assert (here / "s.csv").read_text() == "img,rle_mask\nb.jpg,2 1\na.jpg,1 1\n"
+    assert "rows         2 (those of sample.csv)\n" in result.stdout
+    (here / "out" / "b.png").unlink()
+    result = submit("--size", "2x1", "--sample", "sample.csv", "-o", "none.csv")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).splitlines()[1:] == ["Ids without a mask: 1", "  b.jpg"]
+    assert names_below(here) == ["out", "s.csv", "sample.csv"]
+
+
+def test_a_run_that_is_not_finished_is_told_but_not_refused(here):
+    out = here / "out"
+    with OutFolder(out, {}, (1, 2), overwrite=False) as folder:
+        folder.start({})
+        write_mask(out / "a.png", [[1, 0]])
+        folder.commit(Entry("a", "in/a.jpg", 1, 1))
+        folder.commit_failure(Failure(ImageRef("b", here / "b.jpg"), "decode", "is empty"))
+        result = submit("--size", "any")
+        assert result.exit_code == 0, result.output
+        assert result.stderr.splitlines() == [
+            "Warning: a run of predict is at work in out. Masks so far: 1; shards begun: 1 of 2.",
+            "Warning: photos that failed and have no mask in out: 1.",
+        ]
+    (out / "report.csv").touch()
+    result = submit("--size", "any")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[1].endswith("in out: 1; out/report.csv names them.")
+    assert result.stderr.splitlines()[0] == (
+        "Warning: out is not finished. Masks so far: 1; shards begun: 1 of 2. The same predict command, run"
+        " again, does the rest."
+    )
 
 
 @pytest.mark.parametrize("size", ["1918", "1918x", "0x5", "-1x5", "5x5x5", "axb", "", "1918 x 1280"])

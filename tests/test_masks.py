@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from carvana_batch.masks import TASKS_PER_WORKER, find_masks, map_in_order
+from carvana_batch.masks import (
+    TASKS_PER_WORKER,
+    TRUTH_ADVICE,
+    find_masks,
+    find_photos,
+    map_in_order,
+    split_id,
+)
 from carvana_batch.records import UsageError
 
 
@@ -95,6 +102,47 @@ def test_no_folder(tmp_path):
     touch(tmp_path, "file")
     with pytest.raises(UsageError, match="file is not a folder"):
         find_masks(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["missing", "file", "empty"])
+def test_true_masks_that_are_missing_are_not_what_predict_writes(tmp_path, name):
+    touch(tmp_path, "file", "empty/report.csv")
+    with pytest.raises(UsageError, match=rf"{name}.*--gt takes the true masks") as caught:
+        find_masks(tmp_path / name, advice=TRUTH_ADVICE)
+    assert "predict" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "car", "view"),
+    [
+        ("00087a6bd4dc_01", "00087a6bd4dc", "01"),
+        ("a_b/c_d_2", "a_b/c_d", "2"),
+        ("a_b/c", "a_b/c", ""),
+        ("c", "c", ""),
+        ("_c", "_c", ""),
+        ("a/_c", "a/_c", ""),
+        ("c_", "c", ""),
+    ],
+)
+def test_car_and_view(image, car, view):
+    assert split_id(image) == (car, view)
+
+
+def test_photos_have_the_ids_of_their_masks(tmp_path):
+    touch(tmp_path / "in", "b_01.jpg", "a/c_02.PNG", "d_mask.webp", "notes.txt", ".hidden.jpg")
+    (tmp_path / "link.jpg").touch()
+    (tmp_path / "in" / "e.jpg").symlink_to(tmp_path / "link.jpg")
+    found = find_photos(tmp_path / "in")
+    assert list(found) == ["a/c_02", "b_01", "d", "e"]
+    assert found["d"] == tmp_path / "in" / "d_mask.webp"
+
+
+def test_two_photos_of_one_id_are_refused_with_both_named(tmp_path):
+    touch(tmp_path, "a.jpg", "a_mask.png")
+    with pytest.raises(UsageError, match=r"id a: .*a\.jpg and .*a_mask\.png"):
+        find_photos(tmp_path)
+    with pytest.raises(UsageError, match="no file or folder"):
+        find_photos(tmp_path / "missing")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):

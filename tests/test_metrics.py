@@ -1,9 +1,15 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
+from carvana_batch.drawing import draw_photo
 from carvana_batch.metrics import Counts, SizeError, count, rank_correlation
 from carvana_batch.records import CarvanaBatchError, PackedMask
 
@@ -78,6 +84,49 @@ def test_counts_are_those_of_a_loop_over_pixels(pair):
     assert (swapped.dice, swapped.iou) == (counts.dice, counts.iou)
     assert (swapped.precision, swapped.recall) == (counts.recall, counts.precision)
     assert counts.dice == pytest.approx(2 * counts.iou / (1 + counts.iou))
+
+
+RATIOS = {
+    "dice": f1_score,
+    "iou": jaccard_score,
+    "pixel_accuracy": accuracy_score,
+    "precision": precision_score,
+    "recall": recall_score,
+}
+
+
+def check_against_scikit_learn(predicted, true):
+    counts = count(PackedMask.from_bool(predicted), PackedMask.from_bool(true))
+    for name, ratio in RATIOS.items():
+        assert getattr(counts, name) == pytest.approx(ratio(true.ravel(), predicted.ravel()), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(1, 8), st.integers(1, 35)).flatmap(
+        lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
+    )
+)
+def test_ratios_are_those_of_scikit_learn(pair):
+    predicted, true = pair
+    predicted[0, 0] = true[-1, -1] = True  # 0/0 is a convention; see the ends of the scale
+    check_against_scikit_learn(predicted, true)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (1, 0), (3, -2), (40, 90)])
+def test_ratios_of_a_drawn_car_are_those_of_scikit_learn(down, right):
+    _, mask = draw_photo(1, 4, (480, 320))
+    true = mask.astype(bool)
+    check_against_scikit_learn(np.roll(true, (down, right), axis=(0, 1)), true)
+
+
+@pytest.mark.skipif("CARVANA_DATA" not in os.environ, reason="CARVANA_DATA names no folder with real photos")
+@pytest.mark.real
+def test_ratios_of_real_masks_are_those_of_scikit_learn():
+    for path in sorted((Path(os.environ["CARVANA_DATA"]) / "val" / "masks").glob("*.gif"))[::100]:
+        with Image.open(path) as image:
+            true = np.asarray(image) == 1
+        check_against_scikit_learn(np.roll(true, (2, 3), axis=(0, 1)), true)
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (4, 9), (10, 4)])

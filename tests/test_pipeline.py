@@ -14,6 +14,7 @@ from helpers import names_in, results_in, write_photo
 from PIL import Image
 
 from carvana_batch import loader, pipeline, sinks, store
+from carvana_batch.comparison import compare_masks
 from carvana_batch.images import read_image, read_mask
 from carvana_batch.inputs import find_images
 from carvana_batch.masks import find_masks
@@ -21,7 +22,6 @@ from carvana_batch.metrics import rank_correlation
 from carvana_batch.options import Options
 from carvana_batch.pipeline import Listener, StopFlag, run
 from carvana_batch.records import ImageRef, OutOfSpaceError, UsageError
-from carvana_batch.scoring import score_folders
 from carvana_batch.submission import write_submission
 
 
@@ -382,7 +382,7 @@ def test_dice_is_that_of_score(predict, drawn, tmp_path, out):
     shutil.copy2(truth / "car0_mask.gif", truth / "named.gif")
     report = predict(photos, out, truth=truth)
     assert report.exit_code == 0
-    scores = score_folders(out, truth)
+    scores = compare_masks(out, truth)
     rows = report_rows(out)
     assert {row.image: f"{row.dice:.6f}" for row in scores.rows} == {
         key.removesuffix("_mask"): row["dice"] for key, row in rows.items()
@@ -420,7 +420,7 @@ def test_true_masks_that_come_or_change_later_count(predict, drawn, tmp_path, ou
     assert (second.exit_code, second.done, second.without_truth) == (0, 0, [])
     rows = report_rows(out)
     assert rows["car2"]["dice"] == "1.000000"
-    scores = score_folders(out, truth)
+    scores = compare_masks(out, truth)
     assert [f"{row.dice:.6f}" for row in scores.rows] == [rows[row.image]["dice"] for row in scores.rows]
     journal = (out / ".carvana-batch" / "journal-1-of-1.jsonl").read_bytes()
     predict(drawn / "images", out, truth=truth)
@@ -440,7 +440,7 @@ def test_extras_never_get_in_the_way(predict, drawn, tmp_path, out, mask_bits):
     predict(drawn / "images", out, extras=extras, mask_bits=mask_bits, threshold=0.3)
     summary = write_submission(out, tmp_path / "rows.csv", None)
     assert summary.rows == 4
-    assert score_folders(out, drawn / "masks").complete
+    assert compare_masks(out, drawn / "masks").complete
     for key, path in find_masks(out).items():
         mask = read_mask(path).to_bool()
         with Image.open(path) as image:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from carvana_batch.png import encode_mask
+from carvana_batch.png import decode_mask, encode_mask
 from carvana_batch.records import PackedMask
 
 MASKS = st.tuples(st.integers(1, 12), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape))
@@ -67,3 +67,92 @@ def test_a_mask_of_full_size(bits):
     mask = np.random.default_rng(0).random((1280, 1918)) < 0.01
     with Image.open(io.BytesIO(encode_mask(PackedMask.from_bool(mask), bits))) as image:
         np.testing.assert_array_equal(np.asarray(image).astype(bool), mask)
+
+
+# ---- reading
+
+
+def decode(content, pixel_limit=2**31):
+    return decode_mask(io.BytesIO(content), pixel_limit)
+
+
+def write_chunks(chunks):
+    parts = (struct.pack(">I", len(data)) + kind + data for kind, data in chunks)
+    sums = (struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(one + other for one, other in zip(parts, sums, strict=True))
+
+
+@settings(deadline=None)
+@given(MASKS)
+def test_what_is_written_is_read(mask):
+    packed = decode(encode_mask(PackedMask.from_bool(mask)))
+    assert packed.width == mask.shape[1]
+    np.testing.assert_array_equal(packed.rows, PackedMask.from_bool(mask).rows)
+
+
+@settings(deadline=None)
+@given(MASKS, st.randoms())
+def test_the_data_may_come_in_several_chunks_and_the_padding_may_hold_anything(mask, random):
+    packed = PackedMask.from_bool(mask)
+    rows = np.concatenate([np.zeros((mask.shape[0], 1), np.uint8), packed.rows], axis=1)
+    rows[:, -1] |= random.randrange(256) & ~(0xFF << -packed.width % 8)
+    header, _, end = read_chunks(encode_mask(packed))
+    data = zlib.compress(rows.tobytes())
+    cut = random.randrange(len(data))
+    content = write_chunks([header, (b"IDAT", data[:cut]), (b"IDAT", data[cut:]), end])
+    np.testing.assert_array_equal(decode(content).rows, packed.rows)
+
+
+def test_all_other_files_are_left_to_pillow():
+    mask = PackedMask.from_bool(np.random.default_rng(0).random((6, 21)) < 0.5)
+    header, data, end = read_chunks(encode_mask(mask))
+    scanlines = zlib.decompress(data[1])
+
+    def with_scanlines(lines):
+        return write_chunks([header, (b"IDAT", zlib.compress(lines)), end])
+
+    def with_header(**values):
+        fields = {"bits": 1, "colour": 0, "packing": 0, "filter": 0, "interlace": 0} | values
+        return write_chunks([(b"IHDR", header[1][:8] + bytes(fields.values())), data, end])
+
+    assert decode(with_scanlines(scanlines)) is not None
+    assert decode(with_header()) is not None
+    others = {
+        "empty": b"",
+        "text": b"img,rle_mask\n" * 10,
+        "8 bits": encode_mask(mask, 8),
+        "filtered": with_scanlines(b"\x02" + scanlines[1:]),
+        "a scanline less": with_scanlines(scanlines[:-4]),
+        "a scanline more": with_scanlines(scanlines + scanlines[:4]),
+        "transparency": write_chunks([header, (b"tRNS", b"\0\0"), data, end]),
+        "palette": with_header(colour=3),
+        "interlaced": with_header(interlace=1),
+        "no data": write_chunks([header, end]),
+        "no end": write_chunks([header, data]),
+        "two headers": write_chunks([header, header, data, end]),
+        "data cut short": write_chunks([header, (b"IDAT", data[1][:-6]), end]),
+        "no width": write_chunks([(b"IHDR", bytes(4) + header[1][4:]), data, end]),
+        "no height": write_chunks([(b"IHDR", header[1][:4] + bytes(4) + header[1][8:]), data, end]),
+        "much behind the end": encode_mask(mask) + bytes(100_000),
+    }
+    assert [name for name, content in others.items() if decode(content) is not None] == []
+
+
+def test_a_damaged_file_is_never_read():
+    """Every byte changed, and the file cut at every place."""
+    content = encode_mask(PackedMask.from_bool(np.random.default_rng(0).random((9, 21)) < 0.5))
+    for place in range(len(content)):
+        assert decode(content[:place]) is None
+        assert decode(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]) is None
+
+
+def test_the_pixel_limit_is_exact():
+    content = encode_mask(PackedMask.from_bool(np.ones((6, 21), bool)))
+    assert decode(content, 6 * 21) is not None
+    assert decode(content, 6 * 21 - 1) is None
+
+
+def test_a_small_file_that_claims_to_be_large_costs_nothing():
+    header = (b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0))
+    bomb = write_chunks([header, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
+    assert decode(bomb) is None

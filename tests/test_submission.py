@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 from helpers import names_below, write_mask
 from PIL import Image
 
-from carvana_batch import rle, submission
+from carvana_batch import submission
 from carvana_batch.atomic import atomic_writer
-from carvana_batch.masks import find_masks
+from carvana_batch.masks import TASKS_PER_WORKER
 from carvana_batch.records import ImageError, OutOfSpaceError, UsageError
 from carvana_batch.submission import read_rows, write_rows, write_submission
 
@@ -203,14 +204,173 @@ def test_a_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
     assert read_back(target) == ROWS
 
 
-@pytest.mark.real
-def test_the_published_file_byte_for_byte_but_for_line_ends(tmp_path):
-    if "CARVANA_DATA" not in os.environ:
-        pytest.skip("CARVANA_DATA names no folder with real photos")
-    folder = Path(os.environ["CARVANA_DATA"]) / "val"
-    write_submission(folder / "masks", tmp_path / "s.csv")
-    published = (folder / "masks.csv").read_bytes().replace(b"\r\n", b"\n")
-    assert (tmp_path / "s.csv").read_bytes() == published
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_do_not_pile_up(tmp_path, monkeypatch, workers):
+    """However many masks there are: no mask is read long before the rows ahead of it are written."""
+    count = 5000
+    read = []
+    ahead = 0
+
+    def written(done, total):
+        nonlocal ahead
+        assert total == count
+        ahead = max(ahead, len(read) - done)
+
+    monkeypatch.setattr(submission, "find_masks", lambda _: {f"{n:05}": Path(str(n)) for n in range(count)})
+    monkeypatch.setattr(submission, "_encode_file", lambda path, size: read.append(path) or "1 1")
+    summary = write_submission(tmp_path, tmp_path / "s.csv", workers=workers, on_progress=written)
+    assert summary.rows == len(read) == count
+    assert ahead <= workers * TASKS_PER_WORKER * submission.BATCH
+
+
+def test_bad_masks_are_named_together(masks, tmp_path):
+    (masks / "c.png").write_bytes((masks / "a.png").read_bytes()[:40])
+    write_mask(masks / "e.png", [[1, 1]])
+    steps = []
+    with pytest.raises(ImageError) as caught:
+        write_submission(
+            masks, tmp_path / "s.csv", size=(5, 3), workers=1, on_progress=lambda *step: steps.append(step)
+        )
+    first, second, third, advice = str(caught.value).splitlines()
+    assert first == "2 masks cannot be used:"
+    assert second.startswith(f"  {masks / 'c.png'} is ")
+    assert third == f"  {masks / 'e.png'} is 2x1 pixels, not 5x3."
+    assert "--size" in advice
+    assert steps[-1] == (5, 5)
+    assert names_below(tmp_path) == ["out"]
+
+
+def test_many_bad_masks_are_not_all_read(tmp_path):
+    for number in range(300):
+        write_mask(tmp_path / "out" / f"{number:03}.png", [[1]])
+    steps = []
+    with pytest.raises(ImageError) as caught:
+        write_submission(
+            tmp_path / "out", tmp_path / "s.csv", workers=2, on_progress=lambda *step: steps.append(step)
+        )
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "At least 5 masks cannot be used:"
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        str(tmp_path / "out" / f"{n:03}.png") for n in range(5)
+    ]
+    assert len(steps) == 4
+
+
+def test_the_first_empty_masks_are_named(tmp_path):
+    for number in range(9):
+        write_mask(tmp_path / "out" / f"{number}.png", [[number % 2 if number < 3 else 0]])
+    summary = write_submission(tmp_path / "out", tmp_path / "s.csv", size=(1, 1))
+    assert (summary.rows, summary.empty) == (9, 8)
+    assert summary.first_empty == ("0.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg")
+
+
+# ---- a sample
+
+
+@pytest.mark.parametrize("name", ["sample.csv", "sample.csv.gz", "sample.zip"])
+def test_a_sample_gives_header_names_and_order(masks, tmp_path, name):
+    write_rows(tmp_path / "sample.csv", [("d", "1 1"), ("a", "1 1"), ("b/c", "")])
+    text = (
+        (tmp_path / "sample.csv")
+        .read_text()
+        .replace("img,rle_mask", "image id,rle")
+        .replace("a.jpg", "a.PNG")
+    )
+    pack(tmp_path / name, text.replace("\n", "\r\n"))
+    summary = write_submission(masks, tmp_path / "s.csv", size=(5, 3), sample=tmp_path / name)
+    assert (tmp_path / "s.csv").read_text() == "image id,rle\nd.jpg,15 1\na.PNG,1 2 5 1\nb/c.jpg,\n"
+    assert (summary.rows, summary.empty, summary.first_empty) == (3, 1, ("b/c.jpg",))
+
+
+def pack(path, text):
+    if path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    elif path.name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("sample_submission.csv", text)
+    else:
+        path.write_text(text, newline="")
+
+
+def test_the_names_of_a_sample_may_have_no_suffix(masks, tmp_path):
+    pack(tmp_path / "sample.csv", "img,rle_mask\nb/c,\nd,\na,\n")
+    write_submission(masks, tmp_path / "s.csv", size=None, sample=tmp_path / "sample.csv")
+    assert (tmp_path / "s.csv").read_text() == "img,rle_mask\nb/c,\nd,15 1\na,1 2 5 1\n"
+
+
+def refuse(masks, tmp_path, sample, target="s.csv"):
+    """The message that a sample is refused with; that no mask is read, and nothing written."""
+    pack(tmp_path / "sample.csv", sample)
+    before = names_below(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError) as caught:
+        patch.setattr(submission, "read_mask", lambda _: pytest.fail("read a mask"))
+        write_submission(masks, tmp_path / target, size=None, sample=tmp_path / "sample.csv")
+    assert names_below(tmp_path) == before
+    return str(caught.value)
+
+
+def test_missing_and_extra_ids_are_refused_the_first_five_named(masks, tmp_path):
+    wanted = "".join(f"{number}.jpg,1 1\n" for number in range(7))
+    message = refuse(masks, tmp_path, f"img,rle_mask\nd.jpg,1 1\n{wanted}")
+    assert message.startswith(
+        f"The masks of {masks} are not those of {tmp_path / 'sample.csv'}, which has 8 ids"
+    )
+    assert message.splitlines()[1:] == [
+        "Ids without a mask: 7",
+        *(f"  {number}.jpg" for number in range(5)),
+        "  ... and 2 more",
+        "Masks whose id is not in the sample: 2",
+        "  a",
+        "  b/c",
+    ]
+    message = refuse(masks, tmp_path, "img,rle_mask\nd.jpg,\na.jpg,\nb/c.jpg,\nx.jpg,\n")
+    assert message.splitlines()[1:] == ["Ids without a mask: 1", "  x.jpg"]
+    message = refuse(masks, tmp_path, "img,rle_mask\nd.jpg,\na.jpg,\n")
+    assert message.splitlines()[1:] == ["Masks whose id is not in the sample: 1", "  b/c"]
+
+
+def test_masks_that_lie_a_folder_deeper_are_pointed_at(masks, tmp_path):
+    assert f"Did you mean the folder {masks / 'b'}?" in refuse(masks, tmp_path, "img,rle_mask\nc.jpg,\n")
+    assert "Did you mean" not in refuse(masks, tmp_path, "img,rle_mask\nx.jpg,\n")
+
+
+def test_ids_that_come_twice_are_refused_the_first_five_named(masks, tmp_path):
+    rows = "a.jpg,\na.png,\n" + "".join(f"{number % 5}.jpg,\n" for number in range(10))
+    lines = refuse(masks, tmp_path, f"img,rle_mask\n{rows}").splitlines()
+    assert lines[1:] == [
+        "Rows whose id came before: 6",
+        "  a",
+        *(f"  {number}" for number in range(4)),
+        "  ... and 1 more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        ("", "begins with ''"),
+        ("a.jpg,1 2\n", "begins with 'a.jpg,1 2'"),
+        ("img,rle_mask\n", "has a header and no rows"),
+        ("img,rle_mask\na.jpg\n", "line 2: a row is <photo>,<runs>, and this one has 1 field"),
+        ("img,rle_mask\n,1 1\n", "line 2: .* no name"),
+        ('img,rle_mask\n"a.jpg,1 1\n', "line 2: unexpected end of data"),
+    ],
+)
+def test_what_is_no_sample(masks, tmp_path, sample, reason):
+    assert re.search(rf"sample\.csv.*{reason}", refuse(masks, tmp_path, sample))
+
+
+def test_the_sample_is_not_overwritten(masks, tmp_path):
+    sample = "img,rle_mask\nd.jpg,\na.jpg,\nb/c.jpg,\n"
+    assert "is the sample itself" in refuse(masks, tmp_path, sample, "sample.csv")
+    (tmp_path / "link.csv").symlink_to("sample.csv")
+    assert "is the sample itself" in refuse(masks, tmp_path, sample, "link.csv")
+    assert (tmp_path / "sample.csv").read_text() == sample
+
+
+def test_a_sample_that_is_missing_is_named(masks, tmp_path):
+    with pytest.raises(UsageError, match=r"none\.csv: No such file"):
+        write_submission(masks, tmp_path / "s.csv", size=None, sample=tmp_path / "none.csv")
 
 
 # ---- reading rows
@@ -243,6 +403,7 @@ def test_rows_of_a_million_characters_are_read(tmp_path):
         b"img,rle_mask\r\na_01.jpg,1 2\r\nb_01.png,\r\nb_02,3 1\r\n",
         b"\xef\xbb\xbfimg,rle_mask\na_01.jpg,1 2\n\nb_01.JPG,\nb_02,3 1",
         b'"img","rle_mask"\n"a_01.jpg","1 2"\n"b_01.jpg",""\n"b_02.tiff","3 1"\n',
+        b"id,EncodedPixels\na_01.jpg,1 2\nb_01.jpg,\nb_02.jpg,3 1\n",
     ],
 )
 def test_files_of_other_tools_are_read(tmp_path, data):
@@ -254,7 +415,9 @@ def test_files_of_other_tools_are_read(tmp_path, data):
     ("data", "reason"),
     [
         (b"", "begins with '', not with img,rle_mask"),
-        (b"id,rle_mask\na.jpg,1 2\n", "begins with 'id,rle_mask', not with img,rle_mask"),
+        (b"id,rle_mask,area\na.jpg,1 2,2\n", "begins with 'id,rle_mask,area', not with img,rle_mask"),
+        (b"a,1 2\n", "begins with 'a,1 2'"),
+        (b",rle_mask\n", "begins with ',rle_mask'"),
         (b"a.jpg,1 2\n", "begins with 'a.jpg,1 2'"),
         (b"img,rle_mask\na.jpg,1 2\nb.jpg\n", "line 3: .* 1 field"),
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2,3\n", "line 3: .* 3 field"),
@@ -317,16 +480,3 @@ def test_an_archive_must_hold_one_table(tmp_path):
         archive.writestr("a_01_mask.gif", b"GIF89a")
     with pytest.raises(UsageError, match=r"train_masks\.zip holds 0 CSV files"):
         read_rows(tmp_path / "train_masks.zip")
-
-
-@pytest.mark.real
-def test_published_rows_are_the_published_masks():
-    if "CARVANA_DATA" not in os.environ:
-        pytest.skip("CARVANA_DATA names no folder with real photos")
-    folder = Path(os.environ["CARVANA_DATA"]) / "val"
-    rows = read_rows(folder / "masks.csv")
-    masks = find_masks(folder / "masks")
-    assert rows.keys() == masks.keys()
-    for mask_id in list(masks)[::40]:
-        with Image.open(masks[mask_id]) as image:
-            np.testing.assert_array_equal(rle.decode(rows[mask_id], 1280, 1918), np.asarray(image) == 1)

@@ -15,6 +15,7 @@ from carvana_batch.records import CarvanaBatchError
 COMMANDS = {
     "predict": "Mask the photos of a folder.",
     "submit": "Turn a folder of masks into the competition's CSV.",
+    "decode": "Turn such a CSV back into masks.",
     "score": "Compare masks with the true ones.",
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",

@@ -5,27 +5,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from carvana_batch.atomic import check_target
+from carvana_batch.commands.parameters import MaskSize
 from carvana_batch.inputs import shown
 from carvana_batch.records import EXIT_SOME_FAILED, QualityGateError, UsageError
-from carvana_batch.scoring import Scores, score_folders, write_scores
+from carvana_batch.scoring import Average, Group, Scores, Summary, write_scores
 
-WORST_SHOWN = 3
+WORST_SHOWN = 5
 NAMES_SHOWN = 5
+GROUPS_SHOWN = 20
+WORST_ON_PAGE = 12
 
 
 @click.command()
 @click.argument("predicted", type=click.Path(path_type=Path), default="out", metavar="[PRED]")
 @click.option(
-    "--gt", "truth", type=click.Path(path_type=Path), required=True, help="Folder of the true masks."
+    "--gt",
+    "truth",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The true masks: a folder, or run-length rows (.csv, .csv.gz, .zip).",
+)
+@click.option(
+    "--images",
+    "photos",
+    type=click.Path(path_type=Path),
+    help="Folder of the photos; with it, errors are also told where paint and background look alike.",
 )
 @click.option(
     "-o",
@@ -36,44 +48,76 @@ NAMES_SHOWN = 5
     help="CSV to write, an image a row.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object, with all the names, and no table."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object, with all cars, views and names, and no tables.",
+)
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A page to look at: charts, a table of all images, and the worst ones with their errors.",
 )
 @click.option(
     "--fail-under",
     type=click.FloatRange(0, 1),
     help="Exit with code 4 if the mean Dice is below this; everything is written before.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Pairs read at a time.  [default: one a core]")
+@click.option(
+    "--size",
+    type=MaskSize(),
+    metavar="WIDTHxHEIGHT",
+    help="Size of the masks, where both sides are run-length rows.  [default: 1918x1280]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Images at a time.  [default: one a core]")
 @click.pass_context
 def command(
     context: click.Context,
     predicted: Path,
     truth: Path,
+    photos: Path | None,
     output: Path,
     as_json: bool,
+    page: Path | None,
     fail_under: float | None,
+    size: tuple[int, int] | None,
     workers: int | None,
 ) -> None:
     """Compare masks with the true ones.
 
-    PRED is what predict wrote (default: out). Masks are paired by their path below the folder, without
-    suffix and without _mask. Exit code 3 if a mask of either folder could not be paired or compared: such
-    masks are named and never averaged.
+    PRED is the folder that predict wrote (default: out), or run-length rows as submit writes them. Masks
+    are paired by their path below the folder, without suffix and without _mask. Exit code 3 if a mask of
+    either side could not be paired or compared: such masks are named and never averaged.
     """
+    from carvana_batch.comparison import compare_masks  # brings SciPy along, so not for --help
+    from carvana_batch.report.page import write_page
+    from carvana_batch.report.pictures import read_worst
+
     if output.suffix.lower() != ".csv":
         raise UsageError(
             f"Cannot write {shown(output)}: the scores are CSV. Give -o a name that ends in .csv."
         )
     check_target(output)
+    if page is not None:
+        if page.suffix.lower() != ".html":
+            raise UsageError(f"Cannot write {shown(page)}: give --html a name that ends in .html.")
+        check_target(page)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Scoring", total=None)
-        scores = score_folders(
+        scores = compare_masks(
             predicted,
             truth,
+            photos=photos,
+            size=size,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    write_scores(scores.rows, output)
+    write_scores(scores.rows, output, scores.columns)
+    if page is not None:
+        worst = read_worst(scores, WORST_ON_PAGE, photos)
+        write_page(page, scores, predicted=predicted, truth=truth, worst=worst)
     if as_json:
         click.echo(json.dumps(describe(scores, output)))
     else:
@@ -95,48 +139,133 @@ def check_gate(scores: Scores, lowest: float) -> None:
 
 def describe(scores: Scores, output: Path) -> dict[str, object]:
     """The scores as JSON has them; ``summary`` is null if no image was scored."""
+    summary = scores.summary
     return {
-        "summary": dataclasses.asdict(scores.summary) if scores.summary else None,
-        "worst": [dataclasses.asdict(row) for row in scores.find_worst(WORST_SHOWN)],
+        "summary": None if summary is None else describe_means(summary, scores.averages),
+        "views": [
+            {"view": group.name, **describe_means(group.summary, group.averages)} for group in scores.views
+        ],
+        "cars": [
+            {"car": group.name, **describe_means(group.summary, group.averages)} for group in scores.cars
+        ],
+        "worst": [
+            {column: getattr(row, column) for column in scores.columns}
+            for row in scores.find_worst(WORST_SHOWN)
+        ],
         "missing": scores.missing,
         "extra": scores.extra,
         "unusable": [dataclasses.asdict(image) for image in scores.unusable],
+        "unseen": [dataclasses.asdict(image) for image in scores.unseen],
         "scores": str(output),
+    }
+
+
+def describe_means(summary: Summary, averages: Mapping[str, Average]) -> dict[str, object]:
+    """Summary and means as JSON has them; ``defined_for`` says of how many images a mean was taken."""
+    return {
+        **dataclasses.asdict(summary),
+        **{name: average.value for name, average in averages.items()},
+        "defined_for": {name: average.images for name, average in averages.items()},
     }
 
 
 def print_scores(scores: Scores, output: Path) -> None:
     if scores.summary:
         click.echo(f"Masks scored: {scores.summary.images:,}")
-        table = Table("metric", "value")
-        for name, value in (
-            ("mean Dice", scores.summary.dice),
-            ("mean IoU", scores.summary.iou),
-            ("mean pixel accuracy", scores.summary.pixel_accuracy),
-            ("mean precision", scores.summary.precision),
-            ("mean recall", scores.summary.recall),
-            ("Dice at 5 %", scores.summary.dice_05),
-            ("Dice at 50 %", scores.summary.dice_50),
-            ("Dice at 95 %", scores.summary.dice_95),
-        ):
-            table.add_row(name, f"{value:.6f}")
-        Console().print(table)
-        click.echo("Lowest Dice:")
+        print_summary(scores.summary)
+        print_outline(scores.averages, scores.summary.images)
+        print_groups("view", scores.views, GROUPS_SHOWN)
+        print_groups("car", scores.cars, WORST_SHOWN)
+        click.echo("\nLowest Dice")
         for row in scores.find_worst(WORST_SHOWN):
             click.echo(f"  {row.dice:.6f}  {shown(row.image)}")
     else:
         click.echo("No mask could be scored.")
     print_names("True masks without a predicted one", scores.missing)
     print_names("Predicted masks without a true one", scores.extra)
-    print_names("Pairs that cannot be compared", [f"{pair.image}: {pair.reason}" for pair in scores.unusable])
-    click.echo(f"Each image's scores: {shown(output)}")
+    print_names("Masks that cannot be compared", [f"{each.image}: {each.reason}" for each in scores.unusable])
+    print_names("Photos that cannot be used", [f"{each.image}: {each.reason}" for each in scores.unseen])
+    click.echo(f"\nEach image's scores: {shown(output)}")
+
+
+def print_summary(summary: Summary) -> None:
+    print_lines(
+        ("mean Dice", f"{summary.dice:.6f}", ""),
+        ("mean IoU", f"{summary.iou:.6f}", ""),
+        ("mean pixel accuracy", f"{summary.pixel_accuracy:.6f}", ""),
+        ("mean precision", f"{summary.precision:.6f}", ""),
+        ("mean recall", f"{summary.recall:.6f}", ""),
+        ("Dice at 5 %", f"{summary.dice_05:.6f}", ""),
+        ("Dice at 50 %", f"{summary.dice_50:.6f}", ""),
+        ("Dice at 95 %", f"{summary.dice_95:.6f}", ""),
+    )
+
+
+def print_outline(averages: Mapping[str, Average], images: int) -> None:
+    """How far the outlines are apart, and along which part; what is not of all images says of how many."""
+
+    def count(average: Average) -> str:
+        return "" if average.images == images else f"in {average.images:,} of {images:,} images"
+
+    def line(label: str, name: str, form: str, note: str = "") -> tuple[str, str, str]:
+        average = averages[name]
+        value = "-" if average.value is None else form.format(average.value)
+        return label, value, ", ".join(word for word in (note, count(average)) if word)
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%} of it"
+
+    print_lines(
+        line("distance between outlines", "boundary_mean", "{:.2f} px"),
+        line("  95th percentile", "boundary_p95", "{:.2f} px"),
+        line("Dice within 5 px of the outline", "band_dice", "{:.4f}"),
+    )
+    whole, lower = averages["outline_error"].pixels, averages["lower_error"].pixels
+    lower_share = share(lower / whole if whole and lower else None)
+    errors = [
+        line("error along the true outline", "outline_error", "{:.2f} px"),
+        line("  lower outline", "lower_error", "{:.2f} px", lower_share),
+    ]
+    if "similar_error" in averages:
+        similar_share = share(averages["similar_share"].value)
+        errors.append(line("  similar colours", "similar_error", "{:.2f} px", similar_share))
+    thin = averages["thin_recall"]
+    note = f"{thin.pixels:,} px" if thin.pixels else ""
+    print_lines(*errors, line("recall of thin structures", "thin_recall", "{:.4f}", note))
+
+
+def print_lines(*lines: tuple[str, str, str]) -> None:
+    """A paragraph of labels, values and notes."""
+    click.echo()
+    for label, value, note in lines:
+        click.echo(f"{label:<34}{value:>8}" + (f"  ({note})" if note else ""))
+
+
+def print_groups(kind: str, groups: Sequence[Group], most: int) -> None:
+    """A line a group; only those with the lowest Dice if there are too many, and nothing for a single one."""
+    if len(groups) < 2:
+        return
+    kept = groups
+    if len(groups) > most:
+        kept = sorted(groups, key=lambda group: (group.summary.dice, group.name))[:most]
+        click.echo(f"\nThe {most} of {len(groups):,} {kind}s with the lowest Dice (--json has all)")
+    else:
+        click.echo(f"\nBy {kind}")
+    click.echo("  images    Dice     5 %     IoU  precision  recall  distance  " + kind)
+    for group in kept:
+        summary, distance = group.summary, group.averages["boundary_mean"].value
+        apart = "-" if distance is None else f"{distance:.2f} px"
+        click.echo(
+            f"  {summary.images:>6,}  {summary.dice:.4f}  {summary.dice_05:.4f}  {summary.iou:.4f}"
+            f"  {summary.precision:>9.4f}  {summary.recall:.4f}  {apart:>8}  {shown(group.name)}"
+        )
 
 
 def print_names(what: str, names: Sequence[str]) -> None:
     """The first few of ``names`` and how many there are; nothing if there are none."""
     if not names:
         return
-    click.echo(f"{what}: {len(names):,}")
+    click.echo(f"\n{what}: {len(names):,}")
     for name in names[:NAMES_SHOWN]:
         click.echo(f"  {shown(name)}")
     if len(names) > NAMES_SHOWN:

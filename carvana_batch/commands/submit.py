@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from carvana_batch.inputs import shown
-from carvana_batch.submission import COMPETITION_ROWS, COMPETITION_SIZE, write_submission
+from carvana_batch.run_state import RunState, read_run_state
+from carvana_batch.submission import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary, write_submission
 
 
 def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int] | None:
@@ -44,29 +45,43 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str) -
     show_default=True,
     help="Size that every mask must have.",
 )
+@click.option(
+    "--sample",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Sample submission (.csv, .csv.gz or .zip) that gives the header, the ids and their order.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Masks read at a time.  [default: one a core]")
-def command(masks: Path, output: Path, size: tuple[int, int] | None, workers: int | None) -> None:
+def command(
+    masks: Path, output: Path, size: tuple[int, int] | None, sample: Path | None, workers: int | None
+) -> None:
     """Turn the masks of a folder into the competition's CSV.
 
     MASKS is what predict wrote (default: out). The file appears whole or not at all, and the same masks
-    always give the same bytes. A mask that cannot be read, or has another size, ends this with exit
-    code 1.
+    always give the same bytes. With --sample, missing and surplus masks are refused. A mask that cannot be
+    read, or has another size, ends this with exit code 1. Nothing is uploaded.
     """
+    state = read_run_state(masks)
+    if state is not None:
+        warn_of_unfinished(masks, state)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Encoding", total=None)
         summary = write_submission(
             masks,
             output,
             size,
+            sample=sample,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     rows = f"{summary.rows:,}"
-    if size == COMPETITION_SIZE and summary.rows != COMPETITION_ROWS:
+    if sample is not None:
+        rows += f" (those of {shown(sample)})"
+    elif size == COMPETITION_SIZE and summary.rows != COMPETITION_ROWS:
         rows += f" (the competition asks for {COMPETITION_ROWS:,})"
     click.echo(f"file         {shown(output)}")
     click.echo(f"rows         {rows}")
-    click.echo(f"empty masks  {summary.empty:,}")
+    click.echo(f"empty masks  {summary.empty:,}{list_empty(summary)}")
     click.echo(f"size         {summary.bytes:,} bytes")
     click.echo(f"sha256       {summary.sha256}")
     click.echo()
@@ -75,3 +90,34 @@ def command(masks: Path, output: Path, size: tuple[int, int] | None, workers: in
     click.echo(
         f'  kaggle competitions submit -c carvana-image-masking-challenge -f {file} -m "carvana-batch"'
     )
+
+
+def list_empty(summary: SubmissionSummary) -> str:
+    """The first of the photos whose masks are empty, to be looked at."""
+    if not summary.empty:
+        return ""
+    more = ", ..." if summary.empty > len(summary.first_empty) else ""
+    return f" ({', '.join(map(shown, summary.first_empty))}{more})"
+
+
+def warn_of_unfinished(folder: Path, state: RunState) -> None:
+    """Say on stderr if not all photos have their masks in an out folder of predict."""
+    name, facts = shown(folder), [f"Masks so far: {state.masked:,}"]
+    if state.left:
+        facts.append(f"photos left: {state.left:,}")
+    if state.shards and state.shards[0] < state.shards[1]:
+        facts.append("shards begun: {} of {}".format(*state.shards))
+    if state.running:
+        click.echo(f"Warning: a run of predict is at work in {name}. {'; '.join(facts)}.", err=True)
+    elif not state.finished:
+        click.echo(
+            f"Warning: {name} is not finished. {'; '.join(facts)}. The same predict command, run again, does"
+            " the rest.",
+            err=True,
+        )
+    if state.failed:
+        report = folder / "report.csv"
+        where = f"; {shown(report)} names them" if report.exists() else ""
+        click.echo(
+            f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True
+        )

@@ -77,7 +77,7 @@ AT_LEAST_ZERO = Finite(min=0)
 @_setting(
     "crop-share", SHARE, "Part of the steps that see crops rather than whole photos, if --crop is given."
 )
-@_setting("epochs", COUNT, "Times that every photo is seen.")
+@_setting("epochs", POSITIVE, "Times that every photo is seen; may be a fraction.")
 @_setting("batch", COUNT, "Photos a step, over all passes and processes.")
 @_setting("accumulate", COUNT, "Passes that the photos of a step are split into, to save memory.")
 @_setting("lr", POSITIVE, "Highest learning rate.")

@@ -20,7 +20,7 @@ from PIL import Image
 from carvana_batch import rle
 from carvana_batch.images import read_image, read_mask
 from carvana_batch.inputs import find_images, shown
-from carvana_batch.masks import find_masks, map_in_order
+from carvana_batch.masks import find_masks, map_in_order, split_id
 from carvana_batch.records import ImageError, PackedMask, UsageError
 from carvana_batch.submission import read_rows
 
@@ -48,18 +48,12 @@ class Pair:
     @property
     def car(self) -> str:
         """The id without the last underscore of the name and what follows: all views of a car share it."""
-        return self._parted[0]
+        return split_id(self.id)[0]
 
     @property
     def view(self) -> str:
         """What follows the last underscore of the name, or ""."""
-        return self._parted[1]
-
-    @property
-    def _parted(self) -> tuple[str, str]:
-        folder, slash, name = self.id.rpartition("/")
-        car, _, view = name.rpartition("_")
-        return (folder + slash + car, view) if car else (self.id, "")
+        return split_id(self.id)[1]
 
     def read_mask(self, width: int, height: int) -> PackedMask:
         """The true mask of a photo of ``width`` by ``height`` pixels.

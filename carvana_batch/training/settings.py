@@ -55,7 +55,7 @@ class TrainingSettings:
     size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     crop_share: float = 1.0
-    epochs: int = 30
+    epochs: float = 30.0
     batch: int = 4
     accumulate: int = 1
     lr: float = 1e-3
@@ -81,6 +81,8 @@ def describe_settings(settings: TrainingSettings) -> dict[str, Any]:
     for name in ("size", "crop"):
         if name in named:
             named[name] = "{}x{}".format(*named[name])
+    if settings.size is None:
+        named["size"] = "full"
     return named
 
 

@@ -1,0 +1,89 @@
+"""``carvana-batch decode``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from carvana_batch.commands.submit import parse_size
+from carvana_batch.decoding import BadRow, decode_submission
+from carvana_batch.inputs import shown
+from carvana_batch.records import EXIT_SOME_FAILED
+
+NAMES_SHOWN = 10
+
+
+def parse_exact_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT as (width, height) in pixels."""
+    size = parse_size(context, parameter, value)
+    if size is None:
+        message = "run-length rows do not say how large their photos are; give WIDTHxHEIGHT."
+        raise click.BadParameter(message, context, parameter)
+    return size
+
+
+@click.command()
+@click.argument("source", metavar="CSV", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--size",
+    callback=parse_exact_size,
+    default="1918x1280",
+    metavar="WIDTHxHEIGHT",
+    show_default=True,
+    help="Size of the photos; a row does not say it.",
+)
+@click.option(
+    "--mask-bits",
+    type=click.Choice(["1", "8"]),
+    default="1",
+    show_default=True,
+    help="Bits a pixel of the PNG masks: 1, or 8 with values 0 and 255.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace masks that are in OUT already.")
+@click.option("--workers", type=click.IntRange(min=1), help="Masks written at a time.  [default: one a core]")
+@click.pass_context
+def command(
+    context: click.Context,
+    source: Path,
+    out: Path,
+    size: tuple[int, int],
+    mask_bits: str,
+    overwrite: bool,
+    workers: int | None,
+) -> None:
+    """Turn a submission back into masks.
+
+    CSV is a .csv, .csv.gz or .zip such as submit writes. The mask of the row a/b.jpg is OUT/a/b.png. A row
+    that cannot be used is named at the end and does not stop the others; the exit code is then 3. Masks
+    that are in OUT already are not replaced, unless asked for.
+    """
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("Decoding", total=None)
+        summary = decode_submission(
+            source,
+            out,
+            size,
+            mask_bits=int(mask_bits),
+            overwrite=overwrite,
+            workers=workers,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print_failures(source, summary.failures)
+    empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""
+    click.echo(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")
+    if summary.failures:
+        context.exit(EXIT_SOME_FAILED)
+
+
+def print_failures(source: Path, failures: tuple[BadRow, ...]) -> None:
+    for row in failures[:NAMES_SHOWN]:
+        click.echo(
+            f"failed: {shown(source)}, line {row.line}: {shown(row.name)}: {shown(row.reason)}", err=True
+        )
+    if len(failures) > NAMES_SHOWN:
+        click.echo(f"failed: {len(failures) - NAMES_SHOWN:,} more", err=True)

@@ -16,7 +16,7 @@ from carvana_batch import rle
 from carvana_batch.atomic import WriteError
 from carvana_batch.images import MASK_PIXEL_LIMIT
 from carvana_batch.inputs import shown
-from carvana_batch.masks import EXTRA_FOLDERS, map_in_order, mask_id
+from carvana_batch.masks import EXTRA_FOLDERS, find_masks, map_in_order, mask_id
 from carvana_batch.png import encode_mask
 from carvana_batch.preflight import check_out_folder
 from carvana_batch.records import UsageError
@@ -135,6 +135,8 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
     failures: dict[int, BadRow] = {}
     lines: dict[str, int] = {}
     existing: list[Path] = []
+    clashing: list[Path] = []
+    masks_there = _find_masks_there(folder)
     total = 0
     with contextlib.closing(read_lines(source)) as rows:
         next(rows)
@@ -149,16 +151,34 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
                 failures[line] = _bad_row(line, fields[0], problem)
-            elif not overwrite and os.path.lexists(path := _mask_path(folder, photo_id)):
+                continue
+            path = _mask_path(folder, photo_id)
+            there = masks_there.get(mask_id(photo_id), path)
+            if there != path:
+                clashing.append(there)
+            elif not overwrite and os.path.lexists(path):
                 existing.append(path)
     if not total:
         raise UsageError(f"{shown(source)} has a header and no rows.")
+    if clashing:
+        raise UsageError(
+            f"{shown(folder)} holds masks of the same ids under other names; submit and score would not know"
+            f" which to take. Choose another OUT.{list_names('There already', list(map(str, clashing)))}"
+        )
     if existing:
         raise UsageError(
             f"{shown(folder)} holds masks of the same names. Choose another OUT, or replace them with"
             f" --overwrite.{list_names(f'There already, of {total:,} masks', list(map(str, existing)))}"
         )
     return total, failures
+
+
+def _find_masks_there(folder: Path) -> dict[str, Path]:
+    """The masks that are in the folder before, by id; none where it is missing or holds nothing usable."""
+    try:
+        return find_masks(folder)
+    except UsageError:  # missing, empty, or of no use to submit and score already
+        return {}
 
 
 def _read_portions(source: Path, without: Collection[int]) -> Iterator[list[_Row]]:

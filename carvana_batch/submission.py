@@ -24,7 +24,7 @@ from carvana_batch import rle
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.images import read_mask
 from carvana_batch.inputs import IMAGE_SUFFIXES, shown
-from carvana_batch.masks import find_masks, map_in_order
+from carvana_batch.masks import find_masks, map_in_order, mask_id
 from carvana_batch.records import ImageError, UsageError
 
 COMPETITION_SIZE = (1918, 1280)
@@ -130,7 +130,7 @@ def write_rows(target: Path, rows: Iterable[tuple[str, str]]) -> SubmissionSumma
 def read_rows(path: Path) -> dict[str, str]:
     """The run-length texts of a file such as ``write_rows`` writes, or as the competition publishes, by id.
 
-    The id is the photo's name without the suffix of an image, ``00087a6bd4dc_01`` for
+    The id is that of a mask of the photo's name (see ``masks.mask_id``), ``00087a6bd4dc_01`` for
     ``00087a6bd4dc_01.jpg``. The texts are not looked at; ``rle.decode`` does that. Blank lines are passed
     over.
 
@@ -142,7 +142,7 @@ def read_rows(path: Path) -> dict[str, str]:
         next(lines)
         for line, fields in lines:
             problem = check_row(fields)
-            photo_id = without_suffix(fields[0])
+            photo_id = mask_id(without_suffix(fields[0]))
             if not problem and photo_id in found:
                 problem = f"{shown(photo_id)} already has a row; remove one."
             if problem:

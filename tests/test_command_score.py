@@ -371,3 +371,24 @@ def test_a_page_is_written_beside_the_scores(tmp_path, monkeypatch):
     refused = CliRunner().invoke(group, ["score", "--gt", "gt", "--html", "report.txt"])
     assert isinstance(refused.exception, UsageError)
     assert not (tmp_path / "report.txt").exists()
+
+
+@pytest.mark.parametrize("own", ["pred.csv", "gt.csv", "link.csv"])
+def test_scores_do_not_replace_what_is_scored(tmp_path, monkeypatch, own):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pred.csv", "gt.csv"):
+        (tmp_path / name).write_text("img,rle_mask\na_01.jpg,1 2\n")
+    (tmp_path / "link.csv").symlink_to("gt.csv")
+    arguments = ["score", "pred.csv", "--gt", "gt.csv", "--size", "4x4", "-o", own]
+    result = CliRunner().invoke(group, arguments)
+    assert isinstance(result.exception, UsageError)
+    assert (tmp_path / own).read_text() == "img,rle_mask\na_01.jpg,1 2\n"
+
+
+def test_rows_named_as_masks_are_paired(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("img,rle_mask\ncar_01_mask.jpg,1 1 4 1\n")
+    write_mask(tmp_path / "gt" / "car_01_mask.png", [[1, 0], [0, 1]])
+    result = CliRunner().invoke(group, ["score", "rows.csv", "--gt", "gt"])
+    assert result.exit_code == 0, result.output
+    assert "1.000000" in result.output

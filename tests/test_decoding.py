@@ -374,3 +374,14 @@ def test_rows_do_not_pile_up(tmp_path, monkeypatch, workers):
 def test_a_name_that_is_not_text_keeps_its_bytes(tmp_path, out):
     assert decode(tmp_path, "\udcff.jpg,1 1\n").masks == 1
     assert [os.fsencode(path.name) for path in out.iterdir()] == [b"\xff.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["car_01_mask.gif", "car_01.tif", "car_01_mask.png"])
+def test_masks_of_the_same_ids_under_other_names_are_refused(tmp_path, name, overwrite):
+    (tmp_path / "rows.csv").write_text("img,rle_mask\ncar_01.jpg,1 1\n")
+    (tmp_path / "out").mkdir()
+    Image.new("1", (4, 4)).save(tmp_path / "out" / name)
+    with pytest.raises(UsageError, match=name):
+        decode_submission(tmp_path / "rows.csv", tmp_path / "out", (4, 4), overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]

@@ -100,6 +100,9 @@ def command(
             f"Cannot write {shown(output)}: the scores are CSV. Give -o a name that ends in .csv."
         )
     check_target(output)
+    for source, option in ((predicted, "PRED"), (truth, "--gt")):
+        if output.exists() and source.exists() and output.samefile(source):
+            raise UsageError(f"{shown(output)} is {option} itself. Give -o another name.")
     if page is not None:
         if page.suffix.lower() != ".html":
             raise UsageError(f"Cannot write {shown(page)}: give --html a name that ends in .html.")

@@ -123,26 +123,6 @@ def test_the_structure_of_unet():
     assert network.stride == 16
 
 
-def test_the_refinement_is_added_to_the_enlarged_logits():
-    """Without its refinement the network is the coarser one on enlarged logits."""
-    torch.manual_seed(3)
-    detailed = SegUNet((4, 8), center=8, decoder_convolutions=1, unshuffle=4, detail=6).eval()
-    coarse = SegUNet((4, 8), center=8, decoder_convolutions=1, unshuffle=4).eval()
-    coarse.classifier = detailed.classifier
-    coarse.shuffle = 2
-    coarse.load_state_dict(
-        {name: value for name, value in detailed.state_dict().items() if name in coarse.state_dict()}
-    )
-    images = torch.randn(1, 3, 32, 48)
-    with torch.inference_mode():
-        refined = detailed(images)
-        detailed.refinement[-1].weight.zero_()
-        detailed.refinement[-1].bias.zero_()
-        enlarged = nn.functional.interpolate(coarse.padded_logits(images), scale_factor=2, mode="bilinear")
-        torch.testing.assert_close(detailed(images), enlarged)
-    assert (refined - enlarged).abs().max() > 1e-3
-
-
 def test_odd_levels_need_no_more_padding_than_the_stem():
     """Features of an odd height or width keep their last row and column on the way down and up."""
     torch.manual_seed(3)

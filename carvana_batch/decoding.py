@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 from carvana_batch import rle
 from carvana_batch.atomic import WriteError
 from carvana_batch.images import MASK_PIXEL_LIMIT
-from carvana_batch.inputs import shown
+from carvana_batch.inputs import fold_key, shown
 from carvana_batch.masks import EXTRA_FOLDERS, find_masks, map_in_order, mask_id
 from carvana_batch.png import encode_mask
 from carvana_batch.preflight import check_out_folder
@@ -145,8 +144,7 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
             photo_id = without_suffix(fields[0])
             problem = check_row(fields) or find_fault(photo_id)
             if not problem:
-                folded = _fold(mask_id(photo_id))
-                first = lines.setdefault(folded, line)
+                first = lines.setdefault(fold_key(mask_id(photo_id)), line)
                 if first != line:
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
@@ -205,11 +203,6 @@ def _write_mask(row: _Row, folder: Path, size: tuple[int, int], mask_bits: int) 
             return str(error)
         raise
     return bool(row.runs.strip())
-
-
-def _fold(mask_id: str) -> str:
-    """The same for ids that differ in upper and lower case, or in how accents are encoded."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", mask_id).casefold())
 
 
 def _mask_path(folder: Path, photo_id: str) -> Path:

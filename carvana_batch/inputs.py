@@ -134,7 +134,7 @@ def refuse_clashes(refs: Iterable[ImageRef], *, suffix: str = ".png") -> None:
     masks: dict[str, ImageRef] = {}
     folders: dict[str, ImageRef] = {}
     for ref in refs:
-        folded = _folded(ref.key)
+        folded = fold_key(ref.key)
         other = masks.setdefault(folded, ref)
         if other is not ref:
             why = "" if other.key == ref.key else ", as many disks do not tell their names apart"
@@ -248,7 +248,8 @@ def _key_of_listed(path: Path, where: str) -> str:
     return "/".join(parts)
 
 
-def _folded(key: str) -> str:
+def fold_key(key: str) -> str:
+    """The same for keys that differ in upper and lower case, or in how accents are encoded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
 
 

@@ -88,7 +88,7 @@ def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> str:
             parts.append(
                 f'<rect class="bar" x="{axis.place(low):.2f}%" y="{BAR_FOOT - height:.1f}"'
                 f' width="{axis.place(high) - axis.place(low):.2f}%" height="{height:.1f}">'
-                f"<title>{_between(low, high)}: {_count_images(count)}</title></rect>"
+                f"<title>{_between(low, high)}: {count_images(count)}</title></rect>"
             )
     parts.append(_draw_count_line(_round_down(highest), highest))
     parts.append(f'<line class="axis" x1="0" x2="100%" y1="{BAR_FOOT}" y2="{BAR_FOOT}"/>')
@@ -107,7 +107,7 @@ def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> str:
     )
     return (
         f'<figure><svg class="histogram" width="100%" height="{BAR_FOOT + 24}" role="img"'
-        f' aria-label="Histogram of Dice: {_count_images(len(dice))} from {min(dice):.4f} to {max(dice):.4f},'
+        f' aria-label="Histogram of Dice: {count_images(len(dice))} from {min(dice):.4f} to {max(dice):.4f},'
         f' mean {mean:.4f}. The table below has its numbers.">{"".join(parts)}</svg>'
         "<figcaption>Images by Dice. The scale is stretched towards 1.</figcaption>"
         "<details><summary>The histogram as a table</summary>"
@@ -121,7 +121,7 @@ def _draw_count_line(count: int, highest: int) -> str:
     y = BAR_FOOT - (BAR_FOOT - BAR_TOP) * count / highest
     return (
         f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick on-bars" x="0" y="{y - 5:.1f}">{_count_images(count)}</text>'
+        f'<text class="tick on-bars" x="0" y="{y - 5:.1f}">{count_images(count)}</text>'
     )
 
 
@@ -197,5 +197,6 @@ def _between(low: float, high: float) -> str:
     return f"{low:.5f} to {high:.5f}"
 
 
-def _count_images(count: int) -> str:
+def count_images(count: int) -> str:
+    """``1 image``, ``2 images``."""
     return f"{count:,} image{'' if count == 1 else 's'}"

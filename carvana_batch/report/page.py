@@ -15,7 +15,7 @@ from string import Template
 from carvana_batch import __version__
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.inputs import shown
-from carvana_batch.report.charts import DiceAxis, Spread, draw_histogram, draw_spreads
+from carvana_batch.report.charts import DiceAxis, Spread, count_images, draw_histogram, draw_spreads
 from carvana_batch.report.pictures import Picture, WorstImage, encode_pictures
 from carvana_batch.report.quantities import Quantity, clean, describe, describe_columns, write_value
 from carvana_batch.scoring import Group, Score, Scores, Summary, Unusable
@@ -110,11 +110,11 @@ def _list_summary(scores: Scores) -> str:
     others = []
     for name, average in scores.averages.items():
         partial = average.images < summary.images
-        note = f"in {average.images:,} of {_count_images(summary.images)}" if partial else ""
+        note = f"in {average.images:,} of {count_images(summary.images)}" if partial else ""
         others.append(_list_mean(describe(name, [average.value]), average.value, note))
     return (
         f'<p class="headline"><strong>{summary.dice:.4f}</strong>'
-        f" <span>mean Dice of {_count_images(summary.images)}</span></p>"
+        f" <span>mean Dice of {count_images(summary.images)}</span></p>"
         + "".join(f'<dl class="figures">{"".join(items)}</dl>' for items in (means, others) if items)
         + '<p class="hint"><a href="#meanings">What these numbers mean</a></p>'
     )
@@ -128,10 +128,6 @@ def _list_mean(quantity: Quantity, value: object, note: str = "") -> str:
     )
 
 
-def _count_images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"
-
-
 def _list_problems(scores: Scores) -> str:
     """The names of the images that were not scored in full, by kind, with reasons where there are any."""
     kinds = (
@@ -141,7 +137,7 @@ def _list_problems(scores: Scores) -> str:
         ("without a photo that can be used: scored by the masks alone", _name_reasons(scores.unseen)),
     )
     lists = "".join(
-        f"<details><summary>{_count_images(len(names))} {what}</summary>"
+        f"<details><summary>{count_images(len(names))} {what}</summary>"
         f"<ul>{_list_names(names)}</ul></details>"
         for what, names in kinds
         if names

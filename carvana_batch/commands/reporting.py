@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 from rich.console import Console
@@ -34,29 +34,27 @@ SHOW_CURSOR = b"\x1b[?25h"
 STAGE_WORDS = {"decode": "waiting for photos", "predict": "network", "write": "waiting for writers"}
 
 
-class Reporter:
-    """Tells the user how a run goes; use as a context manager around it.
+class Screen:
+    """Lines, and a bar on stderr that makes way for them; use as a context manager, which ends the bar.
 
     Args:
         quiet: say nothing but errors.
         to_stderr: keep stdout free, for JSON.
     """
 
-    def __init__(self, quiet: bool, to_stderr: bool) -> None:
+    def __init__(self, quiet: bool, to_stderr: bool = False) -> None:
         self.quiet, self.to_stderr = quiet, to_stderr
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
-        self._began = self._last_told = time.monotonic()
+        self._last_told = time.monotonic()
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._end_bar()
 
     def say(self, line: str) -> None:
         if self.quiet:
@@ -70,6 +68,19 @@ class Reporter:
         """Give back the cursor that the progress bar hides, for a process that ends without further ado."""
         if self._bar is not None:
             os.write(sys.stderr.fileno(), SHOW_CURSOR)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Reporter(Screen):
+    """Tells the user how a run of `predict` goes."""
+
+    def __init__(self, quiet: bool, to_stderr: bool) -> None:
+        super().__init__(quiet, to_stderr)
+        self._began = self._last_told
 
     @property
     def listener(self) -> Listener:

@@ -7,18 +7,11 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from carvana_batch.commands.reporting import Screen
     from carvana_batch.pipeline import StopFlag
-
-
-class Screen(Protocol):
-    """What is told that a signal came, and may have to be tidied up."""
-
-    def say(self, line: str) -> None: ...
-
-    def restore_terminal(self) -> None: ...
 
 
 @contextlib.contextmanager

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from carvana_batch.commands.reporting import SECONDS_BETWEEN_DRAWINGS, SECONDS_BETWEEN_LINES, SHOW_CURSOR
+from carvana_batch.commands.reporting import SECONDS_BETWEEN_DRAWINGS, SECONDS_BETWEEN_LINES, Screen
 
 if TYPE_CHECKING:
     from carvana_batch.scoring import Summary
@@ -22,40 +19,11 @@ SMOOTHING = 0.95
 """Weight of the losses before in the one that is shown."""
 
 
-class TrainingReporter:
-    """Tells the user how a training run goes; use as a context manager around it.
+class TrainingReporter(Screen):
+    """Tells the user how a training run goes."""
 
-    Lines go to stdout, bars to stderr. A quiet one says nothing but errors.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._work = ""
-        self._loss: float | None = None
-        self._last_told = time.monotonic()
-
-    def __enter__(self) -> TrainingReporter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end_bar()
-
-    def say(self, line: str) -> None:
-        if self.quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-        else:
-            click.echo(line)
-
-    def restore_terminal(self) -> None:
-        """Give back the cursor that the bar hides, for a process that ends without further ado."""
-        if self._bar is not None:
-            os.write(sys.stderr.fileno(), SHOW_CURSOR)
+    _work = ""
+    _loss: float | None = None
 
     @property
     def listener(self) -> TrainingListener:
@@ -112,11 +80,6 @@ class TrainingReporter:
         if done == total or now - self._last_told >= SECONDS_BETWEEN_DRAWINGS:
             self._last_told = now
             self._bar.refresh()
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 def describe_best(summary: Summary) -> str:

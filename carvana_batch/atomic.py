@@ -113,6 +113,21 @@ def write_error(path: Path, error: OSError) -> CarvanaBatchError:
     return WriteError(f"Cannot write {shown(path)}: {error.strerror or error}")
 
 
+def read_error(path: Path, error: OSError) -> CarvanaBatchError:
+    """What to raise where a file that an earlier run wrote could not be read."""
+    return CarvanaBatchError(f"Cannot read {shown(path)}: {error.strerror or error}")
+
+
+def find_leftovers(folder: Path) -> list[Path]:
+    """Temporary files in and below ``folder``: of runs that were killed, or are at work."""
+    return [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+    ]
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` outlast a power cut, where the system can."""
     if os.name == "nt":

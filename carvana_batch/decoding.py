@@ -14,7 +14,7 @@ from pathlib import Path
 from carvana_batch import rle
 from carvana_batch.atomic import WriteError
 from carvana_batch.images import MASK_PIXEL_LIMIT
-from carvana_batch.inputs import fold_key, shown
+from carvana_batch.inputs import LONGEST_NAME, fold_key, shown
 from carvana_batch.masks import EXTRA_FOLDERS, find_masks, map_in_order, mask_id
 from carvana_batch.png import encode_mask
 from carvana_batch.preflight import check_out_folder
@@ -27,9 +27,8 @@ PORTION = 256
 
 SHOWN_CHARACTERS = 80
 
-LONGEST_NAME = 255
 LONGEST_PATH = 4000
-"""Bytes of a file's name, and of its path below the folder: no common disk takes more."""
+"""Bytes of a path below the folder: no common disk takes more."""
 
 NOT_THE_DISK = {errno.EEXIST, errno.EILSEQ, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR}
 """Errors that come from the name of one file and what lies at its place; the next one may do."""

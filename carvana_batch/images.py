@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from carvana_batch.inputs import shown
+from carvana_batch.jpeg import has_end
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
 from carvana_batch.pixels import ORIENTATION, check_size, scale_to_eight_bits
 from carvana_batch.png import decode_mask
@@ -52,6 +53,8 @@ JPEG_DEVIATION = 63
 """How far compression may move a value of a JPEG mask from black or white."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+CUT_SHORT = "is cut short: the file ends before the picture does"
 
 DAMAGE = (
     ArithmeticError,
@@ -137,7 +140,7 @@ def _reason(error: Exception) -> str:
         return "is damaged or cut short"  # the words of the others, such as "0", would tell nothing
     detail = shown(" ".join(str(error).split())[:100])
     if "truncated" in detail.lower():
-        return "is cut short: the file ends before the picture does"
+        return CUT_SHORT
     return f"is damaged or cut short ({detail})"
 
 
@@ -203,6 +206,10 @@ def _decode_with_pillow(file: BinaryIO, image_format: str, pixel_limit: int) -> 
         image = Image.open(file, formats=[image_format])
     check_size(image.width, image.height, pixel_limit)
     image.load()
+    if image_format == "JPEG":  # Pillow notices most of the ends that are missing, but not all
+        file.seek(0)
+        if not has_end(file.read()):
+            raise ImageError(CUT_SHORT)
     return image
 
 

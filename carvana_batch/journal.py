@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+from carvana_batch.atomic import read_error
+from carvana_batch.inputs import LONGEST_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,22 @@ class Entry:
 
 
 def read_entries(state: Path) -> Iterator[Entry]:
-    """The entries of all shards' journals; of one key the latest counts. Torn lines are passed over."""
+    """The entries of all shards' journals; of one key the latest counts. Lines that are torn, or anything
+    but an entry, are passed over.
+
+    Raises CarvanaBatchError if a journal cannot be read.
+    """
     latest: dict[str, Entry] = {}
     for path in sorted(state.glob("journal-*.jsonl")):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for entry in _parse(file):
-                if entry.key not in latest or latest[entry.key].committed <= entry.committed:
-                    latest[entry.key] = entry
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                # In one journal the last line, whatever the clock said.
+                own = {entry.key: entry for entry in _parse(file)}
+        except OSError as error:
+            raise read_error(path, error) from error
+        for entry in own.values():
+            if entry.key not in latest or latest[entry.key].committed <= entry.committed:
+                latest[entry.key] = entry
     yield from latest.values()
 
 
@@ -49,20 +63,41 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
     for line in lines:
         try:
             entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
-        if (
-            isinstance(entry.key, str)
-            and isinstance(entry.mask_bytes, int)
-            and isinstance(entry.committed, int)
-            and _is_below(entry.key)
-        ):
+        if _is_sound(entry):
             yield entry
 
 
+def _is_sound(entry: Entry) -> bool:
+    """Whether all values are of their kinds; a journal that someone else wrote may say anything."""
+    texts = (entry.key, entry.source, entry.stage, entry.reason)
+    sizes = (entry.source_bytes, entry.width, entry.height, entry.mask_bytes)
+    times = (entry.source_time, entry.committed)
+    shares = (entry.car_share, entry.expected_dice, entry.dice)
+    return (
+        all(isinstance(text, str) and _can_be_written(text) for text in texts)
+        and all(type(number) is int for number in (*sizes, *times))
+        and min(sizes) >= 0
+        and all(share is None or (type(share) is float and math.isfinite(share)) for share in shares)
+        and _is_below(entry.key)
+    )
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether it is text, or bytes of a file's name that are none."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_below(key: str) -> bool:
-    """Whether a key stays in the out folder; a journal that someone else wrote may say anything."""
-    return key != "" and not key.startswith("/") and ".." not in key.split("/")
+    """Whether a key can be that of a mask in the out folder."""
+    parts = key.split("/")
+    longest = max(len(os.fsencode(part)) for part in (*parts[:-1], parts[-1] + ".png"))
+    return "" not in parts and ".." not in parts and "\0" not in key and longest <= LONGEST_NAME
 
 
 def append(file: IO[bytes], line: bytes) -> None:

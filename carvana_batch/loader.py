@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -21,10 +22,16 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from carvana_batch.images import read_image
 from carvana_batch.inputs import shown
+from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
 from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 
 PREFETCHED_PHOTOS = 2
 """Decoded photos that each worker keeps ready."""
+
+FULL_SHARED_MEMORY = (
+    "shared memory (/dev/shm) is full: photos that do not fit go to the network through a pipe, which is"
+    " slower; give a container more of it (--shm-size), or use fewer --workers"
+)
 
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
 """Signals that a terminal or a batch system may send to all processes, but that are for the main one."""
@@ -32,10 +39,12 @@ FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitin
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """``pixel_limit``: most pixels of a photo; ``apply_exif``: turn photos as their EXIF orientation says."""
+    """``pixel_limit``: most pixels of a photo; ``apply_exif``: turn photos as their EXIF orientation says;
+    ``timeout``: seconds after which a worker is given up that does not get done with a photo."""
 
     pixel_limit: int
     apply_exif: bool
+    timeout: float = DEFAULT_DECODE_TIMEOUT
 
 
 class PathTable:
@@ -133,6 +142,11 @@ def heed_main_process(_worker: int) -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
+def _kill(workers: Sequence[multiprocessing.Process]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
 @contextlib.contextmanager
 def workers_starting() -> Iterator[None]:
     """Keep signals for the main process from the workers that start meanwhile, which inherit that they are
@@ -155,16 +169,20 @@ def workers_starting() -> Iterator[None]:
 class PhotoLoader:
     """Iterates over ``Photo | Failure`` in the order of ``refs``, whatever the number of workers.
 
-    A worker that dies, of a file that crashes the decoder or of a lack of memory, costs at most one photo.
+    A worker that dies, of a file that crashes the decoder or of a lack of memory, or that hangs, costs at
+    most one photo. Without workers, photos are decoded in this process, and take it along.
 
     Attributes:
         seconds: time that decoding took, added up over the workers.
+        warnings: one line for each thing that had to give way.
     """
 
     def __init__(self, refs: Sequence[ImageRef], options: DecodeOptions, workers: int) -> None:
         self.table = PathTable(refs)
         self.workers = workers
         self.seconds = 0.0
+        self.warnings: list[str] = []
+        self._timeout = options.timeout
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
@@ -173,19 +191,22 @@ class PhotoLoader:
             for decoded in self._decode(range(position, len(self.table)), self.workers):
                 position += 1
                 yield self._result(decoded)
-            if position < len(self.table):  # a worker died, perhaps of this photo
+            if position < len(self.table):  # a worker died or hangs, perhaps of this photo
                 yield self._decode_alone(position)
                 position += 1
 
     def _decode_alone(self, position: int) -> Photo | Failure:
         """Decode one photo in a worker of its own."""
+        start = time.monotonic()
         for decoded in self._decode(range(position, position + 1), 1):
             return self._result(decoded)
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
+        if time.monotonic() - start > self._timeout:
+            reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
         return Failure(self.table[position], "decode", reason)
 
     def _decode(self, indexes: range, workers: int) -> Iterator[_Decoded]:
-        """Decode in the order of the indexes; ends early if a worker dies."""
+        """Decode in the order of the indexes; ends early if a worker dies or hangs."""
         with warnings.catch_warnings():
             # That there are more workers than cores is for the user to decide.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -201,7 +222,7 @@ class PhotoLoader:
             with workers_starting():
                 photos = iter(loader)
         try:
-            yield from photos
+            yield from self._wait_for_each(photos) if workers else photos
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
@@ -211,9 +232,29 @@ class PhotoLoader:
             if workers:  # not left to the garbage collector: it comes late, and may break the queues first
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
+    def _wait_for_each(self, photos: Any) -> Iterator[_Decoded]:
+        """As they come; where one does not come in time, all workers are killed.
+
+        Waiting has no end otherwise: torch also asks a worker for the memory of photos that it has decoded
+        before, and one that hangs with the interpreter's lock, or is stopped, does not answer.
+        """
+        while True:
+            watch = threading.Timer(self._timeout, _kill, [photos._workers])
+            watch.daemon = True
+            watch.start()
+            try:
+                decoded = next(photos)
+            except StopIteration:
+                return
+            finally:
+                watch.cancel()
+            yield decoded
+
     def _result(self, decoded: _Decoded) -> Photo | Failure:
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
         if isinstance(decoded.pixels, str):
             return Failure(ref, "decode", decoded.pixels)
+        if self.workers and not isinstance(decoded.pixels, Tensor) and not self.warnings:
+            self.warnings.append(FULL_SHARED_MEMORY)
         return Photo(ref, np.asarray(decoded.pixels), decoded.file_bytes, decoded.file_time)

@@ -12,6 +12,9 @@ from carvana_batch.tiles import DEFAULT_OVERLAP
 DEFAULT_PIXEL_LIMIT = 200_000_000
 """Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
 
+DEFAULT_DECODE_TIMEOUT = 120.0
+"""Seconds: many times what the largest photo takes, and short beside the night that a hang would cost."""
+
 PRECISION_NAMES = ("auto", "fp16", "bf16", "fp32")
 
 EXTRA_FILES = {
@@ -43,6 +46,7 @@ class Options:
     apply_exif: bool = False
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
     workers: int | None = None
+    decode_timeout: float = DEFAULT_DECODE_TIMEOUT
     runs_file: Path | None = None
     truth: Path | None = None
     shard: tuple[int, int] = (1, 1)

@@ -139,7 +139,8 @@ def _mask(
         out, options.extras, options.mask_bits, options.runs_file is not None, truth, options.threshold
     )
     workers = default_workers(predictor.device, len(todo)) if options.workers is None else options.workers
-    loader = PhotoLoader(todo, DecodeOptions(options.pixel_limit, options.apply_exif), workers)
+    decoding = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
+    loader = PhotoLoader(todo, decoding, workers)
     watch = _Stopwatch()
 
     def until_stopped() -> Generator[Photo | Failure, None, None]:
@@ -188,7 +189,7 @@ def _mask(
     report.seconds = time.perf_counter() - start
     watch.seconds["predict"] = report.seconds - watch.seconds["decode"] - watch.seconds["write"]
     report.stages, report.decode_seconds = watch.seconds, loader.seconds
-    report.chosen, report.warnings = describe_choice(predictor), predictor.warnings
+    report.chosen, report.warnings = describe_choice(predictor), loader.warnings + predictor.warnings
     report.done = progress.done
     report.stopped_by = stop.signal if progress.done + progress.failed < progress.total else None
 

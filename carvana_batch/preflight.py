@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from carvana_batch.inputs import refuse_clashes, shown
+from carvana_batch.inputs import LONGEST_NAME, refuse_clashes, shown
 from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES, Options
 from carvana_batch.records import ImageRef, UsageError
 from carvana_batch.store import OutFolder, not_writable
 from carvana_batch.submission import check_submission_name
+
+REPORTS = ("report.csv/", "run.json/")
+"""Folders that would be where a run writes its report."""
 
 
 def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> None:
@@ -29,16 +32,25 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
         )
     refuse_clashes(refs)
     refuse_overlooked(refs)
+    refuse_unwritable(refs)
     check_out_folder(root)
     refuse_overwriting(refs, root, options)
 
 
 def check_out_folder(root: Path) -> None:
-    """Raise UsageError, before any work, where no out folder can be made or written at ``root``."""
+    """Raise UsageError, before any work, where no out folder can be made or written at ``root``.
+
+    The folder above it must be there: what is missing may as well be a typing error, or a disk that is not.
+    """
     nearest = root
     try:
-        while not nearest.exists() and nearest != nearest.parent:
+        if not nearest.exists():
             nearest = nearest.parent
+        if not nearest.exists():
+            raise UsageError(
+                f"Cannot write into {shown(root)}: there is no folder {shown(nearest)}. Create it first, or"
+                " choose another OUT."
+            )
         if not nearest.is_dir():
             raise not_writable(root, f"{shown(nearest)} is not a folder")
     except OSError as error:
@@ -71,6 +83,22 @@ def refuse_overlooked(refs: Iterable[ImageRef]) -> None:
             raise UsageError(
                 f"{shown(other.path)} and {shown(ref.path)} would have masks that submit and score take for"
                 " two of the same photo. Move one of them away, or mask them into two out folders."
+            )
+
+
+def refuse_unwritable(refs: Iterable[ImageRef]) -> None:
+    """Raise UsageError for a photo whose mask cannot have its place: its name would be too long for a file,
+    or its folder would be where the report belongs."""
+    for ref in refs:
+        if len(os.fsencode(f"{ref.key.rpartition('/')[2]}.png")) > LONGEST_NAME:
+            raise UsageError(
+                f"The mask of {shown(ref.path)} would have too long a name, with .png at its end. Rename the"
+                " photo."
+            )
+        if ref.key.startswith(REPORTS):
+            raise UsageError(
+                f"The mask of {shown(ref.path)} would lie in a folder {ref.key.partition('/')[0]} of OUT,"
+                " where the report of this name belongs. Rename the photo's folder."
             )
 
 

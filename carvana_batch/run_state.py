@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 from carvana_batch.journal import Entry, read_entries
-from carvana_batch.store import STATE_FOLDER
+from carvana_batch.records import CarvanaBatchError
+from carvana_batch.store import STATE_FOLDER, is_locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def read_run_state(folder: Path) -> RunState | None:
     state = folder / STATE_FOLDER
     try:
         entries = list(read_entries(state)) if state.is_dir() else []
-    except OSError:  # what cannot be read says nothing
+    except (CarvanaBatchError, OSError):  # what cannot be read says nothing
         entries = []
     if not entries:
         return None
@@ -88,10 +87,8 @@ def _count_shards(state: Path) -> tuple[int, int] | None:
 def _is_held(state: Path) -> bool:
     for path in sorted(state.glob("lock-*-of-*")):
         try:
-            with filelock.FileLock(path, timeout=0):
-                pass
-        except filelock.Timeout:
-            return True
+            if is_locked(path, patience=0):
+                return True
         except OSError:  # on a disk that is read-only, say, no run is at work either
             continue
     return False

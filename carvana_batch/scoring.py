@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from carvana_batch.atomic import atomic_writer
 from carvana_batch.masks import split_id
 from carvana_batch.metrics import count
 from carvana_batch.records import PackedMask
+from carvana_batch.tables import defuse_formula, write_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,18 +256,9 @@ def write_scores(rows: Iterable[Score], path: Path, columns: Sequence[str] = COU
     ``atomic_writer`` raises.
     """
     with atomic_writer(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
+        write_row(file, columns)
         for row in rows:
-            writer.writerow(_write_value(getattr(row, column)) for column in columns)
-
-
-def defuse_formula(text: str) -> str:
-    """``text`` with an apostrophe before it if a spreadsheet would take it for a formula.
-
-    For tables that people open. Not for a submission, whose names must stay what they are.
-    """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+            write_row(file, [_write_value(getattr(row, column)) for column in columns])
 
 
 def score_mask(image: str, predicted: PackedMask, true: PackedMask) -> Score:

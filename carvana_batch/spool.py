@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from carvana_batch import rle
-from carvana_batch.atomic import write_error
+from carvana_batch.atomic import read_error, write_error
 from carvana_batch.images import read_mask
 from carvana_batch.journal import Entry, append
+
+RUNS = re.compile("[0-9 ]*")
 
 
 class RunLengthSpool:
@@ -27,12 +30,15 @@ class RunLengthSpool:
             self._end = path.open("ab", buffering=0)
         except OSError as error:
             raise write_error(path, error) from error
-        self._file = path.open("rb")
-        place = 0
-        for line in self._file:
-            if (row := _parse(line)) is not None:
-                self._places[row[0]] = place
-            place += len(line)
+        try:
+            self._file = path.open("rb")
+            place = 0
+            for line in self._file:
+                if (row := _parse(line)) is not None:
+                    self._places[row[0]] = place
+                place += len(line)
+        except OSError as error:
+            raise read_error(path, error) from error
 
     def __enter__(self) -> RunLengthSpool:
         return self
@@ -75,6 +81,7 @@ def _parse(line: bytes) -> tuple[str, list[int], str] | None:
     """Key, size and time of the photo, row; None of a torn line."""
     try:
         key, source, runs = json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
-    return key, source, runs
+    sound = isinstance(key, str) and isinstance(source, list) and isinstance(runs, str)
+    return (key, source, runs) if sound and RUNS.fullmatch(runs) else None

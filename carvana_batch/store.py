@@ -10,18 +10,26 @@ out/.carvana-batch/journal-1-of-1.jsonl   one line for each photo that is done o
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 
-from carvana_batch.atomic import WriteError, atomic_writer, write_error
+from carvana_batch.atomic import (
+    OUT_OF_SPACE,
+    WriteError,
+    atomic_writer,
+    find_leftovers,
+    read_error,
+    write_error,
+)
 from carvana_batch.inputs import shown
 from carvana_batch.journal import Entry, append, read_entries
 from carvana_batch.options import EXTRA_FILES
@@ -36,7 +44,8 @@ LOCK_PATIENCE = 0.5
 class OutFolder:
     """One run's hold on an out folder, or on its shard of it; use as a context manager.
 
-    Nothing of an earlier run is touched before :meth:`start`.
+    Nothing of an earlier run is touched before :meth:`start`, except for the temporary files of one that was
+    killed.
 
     Raises on entry:
         UsageError: the folder cannot be made or written, or ``settings`` differ from an earlier run's.
@@ -61,11 +70,16 @@ class OutFolder:
             self.state.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         except OSError as error:
+            self._lock.release()
+            if error.errno in OUT_OF_SPACE:
+                raise write_error(self.root, error) from error
             raise not_writable(self.root, error.strerror or str(error)) from error
         try:
             write_holder(self._holder)
             if not self.overwrite:
                 self.read_settings()
+            with self.alone():
+                self._remove_leftovers()
         except BaseException:
             self._lock.release()
             raise
@@ -128,9 +142,18 @@ class OutFolder:
         with atomic_writer(self._settings_path, "w") as file:
             json.dump({"settings": self.settings, "chosen": self.chosen}, file, indent=2)
 
-    def alone(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
         """To hold while writing a file that all shards write; the others wait."""
-        return filelock.FileLock(self.state / "shared.lock")
+        lock = filelock.FileLock(self.state / "shared.lock")
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise write_error(self.state / "shared.lock", error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def commit(self, entry: Entry) -> None:
         """Append to the journal, after the mask has its final name."""
@@ -170,14 +193,9 @@ class OutFolder:
         except filelock.Timeout as error:
             raise self._in_use(self._holder) from error
         for other in sorted(self.state.glob("lock-*-of-*")):
-            if other.name.endswith(f"-of-{self.shard[1]}"):
-                continue
-            try:
-                with filelock.FileLock(other, timeout=LOCK_PATIENCE):
-                    pass
-            except filelock.Timeout as error:
+            if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
                 self._lock.release()
-                raise self._in_use(self.state / f"holder-{other.name.removeprefix('lock-')}.json") from error
+                raise self._in_use(self.state / f"holder-{other.name.removeprefix('lock-')}.json")
 
     def _in_use(self, holder: Path) -> FolderInUseError:
         return FolderInUseError(
@@ -196,6 +214,14 @@ class OutFolder:
         ):
             _remove(path)
 
+    def _remove_leftovers(self) -> None:
+        """Remove what killed runs did not get to rename; not while another shard is at work."""
+        leftovers = find_leftovers(self.root)  # first: what is there before a lock is free is of a killed run
+        own = Path(self._lock.lock_file)
+        if leftovers and not any(is_locked(lock) for lock in self.state.glob("lock-*-of-*") if lock != own):
+            for path in leftovers:
+                _remove(path)
+
     def _remove_files(self, key: str) -> None:
         for path in (self.mask_path(key), *(self.extra_path(kind, key) for kind in EXTRA_FILES)):
             _remove(path)
@@ -211,9 +237,11 @@ class OutFolder:
         except FileNotFoundError:
             self.chosen = {}
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise read_error(self._settings_path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{shown(self._settings_path)} cannot be read ({error}). Use --overwrite to start afresh."
+                f"{shown(self._settings_path)} is damaged ({error}). Use --overwrite to start afresh."
             ) from error
         differences = [
             f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
@@ -225,6 +253,15 @@ class OutFolder:
                 f"{shown(self.root)} holds masks made with other settings ({'; '.join(differences)}). Use the"
                 " same settings to go on, --overwrite to start afresh, or another OUT."
             )
+
+
+def is_locked(lock: Path, patience: float = LOCK_PATIENCE) -> bool:
+    """Whether another process holds the lock, and keeps it for ``patience`` seconds."""
+    try:
+        with filelock.FileLock(lock, timeout=patience):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def write_holder(holder: Path) -> None:
@@ -252,4 +289,6 @@ def _remove(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):  # gone, or a file is where its folder was
         return
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # so it was never written
+            return
         raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import io
+import lzma
 import struct
 import zipfile
 import zlib
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import IO
 
 from carvana_batch import rle
-from carvana_batch.atomic import atomic_writer
+from carvana_batch.atomic import atomic_writer, read_error
 from carvana_batch.images import read_mask
 from carvana_batch.inputs import IMAGE_SUFFIXES, shown
 from carvana_batch.masks import find_masks, map_in_order, mask_id
 from carvana_batch.records import ImageError, UsageError
+from carvana_batch.tables import write_row
 
 COMPETITION_SIZE = (1918, 1280)
 """Width and height of the competition's photos."""
@@ -52,7 +54,16 @@ SIZE_ADVICE = (
     "The competition wants masks of the photos' size; for other photos use --size WIDTHxHEIGHT or --size any."
 )
 
-DAMAGE = (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What reading a damaged, locked or unusually packed file raises."""
 
 
@@ -190,7 +201,7 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     csv.field_size_limit(max(csv.field_size_limit(), FIELD_LIMIT))  # the usual one is 128 KiB
     try:
         with _open_rows(path) as text:
-            rows = csv.reader(text, strict=True)
+            rows = csv.reader(_split_lines(text), strict=True)
             try:
                 header = next(rows, [])
                 _check_header(header, path)
@@ -203,6 +214,14 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
             error.strerror if isinstance(error, OSError) and error.strerror else f"it is damaged: {error}"
         )
         raise UsageError(f"Cannot read {shown(path)}: {shown(reason.removesuffix('.'))}.") from error
+
+
+def _split_lines(text: IO[str]) -> Iterator[str]:
+    """The lines of ``text``, with their ends; a few packed bytes may hold one that fills the memory."""
+    while line := text.readline(FIELD_LIMIT):
+        if len(line) == FIELD_LIMIT:
+            raise csv.Error(f"line longer than {FIELD_LIMIT:,} characters")
+        yield line
 
 
 def check_row(fields: Sequence[str]) -> str:
@@ -239,17 +258,20 @@ def _write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, 
     count = empty = 0
     first_empty: list[str] = []
     with atomic_writer(target) as file, _open_text(file, target) as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
+        write_row(text, header)
         for name, runs in rows:
-            writer.writerow((name, runs))
+            write_row(text, (name, runs))
             count += 1
             empty += not runs
             if not runs and len(first_empty) < NAMED:
                 first_empty.append(name)
-    with target.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    return SubmissionSummary(count, empty, target.stat().st_size, digest, tuple(first_empty))
+    try:
+        with target.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        size = target.stat().st_size
+    except OSError as error:
+        raise read_error(target, error) from error
+    return SubmissionSummary(count, empty, size, digest, tuple(first_empty))
 
 
 def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[Path]:

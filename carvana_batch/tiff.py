@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
+from carvana_batch.jpeg import jpeg_size
 from carvana_batch.pixels import ORIENTATION, check_size, scale_to_eight_bits
 from carvana_batch.records import ImageError
 
@@ -33,6 +34,21 @@ TIFF_CHANNELS = {
 JPEG_IN_TIFF = {6, 7, 33007, 34892}
 """The compressions whose YCbCr tifffile turns into RGB."""
 
+COMPRESSIONS = JPEG_IN_TIFF | {
+    COMPRESSION.NONE,
+    COMPRESSION.CCITTRLE,
+    COMPRESSION.CCITTFAX3,
+    COMPRESSION.CCITTFAX4,
+    COMPRESSION.LZW,
+    COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS,
+    COMPRESSION.LZMA,
+    COMPRESSION.ZSTD,
+}
+"""What is decoded into no more memory than the size in the TIFF asks for. Other parts, such as WebP, have a
+size of their own."""
+
 LZW_CLEAR, LZW_END = 256, 257
 LZW_WIDTHS = 9 + np.searchsorted([511, 1023, 2047], np.arange(257, 4400), side="right")
 """Bits of the first, second, ... code after a clear code; more cannot follow before the next one."""
@@ -46,6 +62,8 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
         _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
         if page.compression == COMPRESSION.LZW:
             _check_lzw(page, file)
+        if page.compression in JPEG_IN_TIFF:
+            _check_jpeg(page, file)
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
         colormap = page.colormap
         orientation = page.tags.valueof(ORIENTATION, default=1)
@@ -62,6 +80,8 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
     jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
     if channels is None or (page.photometric == PHOTOMETRIC.YCBCR and not jpeg):
         raise _unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
+    if page.compression not in COMPRESSIONS:
+        raise _unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
     if page.is_reduced:
         raise _unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
     planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
@@ -82,6 +102,23 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
         raise ImageError("is damaged: parts of the picture are missing")
     if any(offset + count > file_size for offset, count in segments):
         raise ImageError("is cut short: the file ends before the picture does")
+
+
+def _check_jpeg(page: tifffile.TiffPage, file: BinaryIO) -> None:
+    """Refuse a JPEG that is larger than its strip or tile: it would be decoded as a whole, then cut."""
+    most_width, most_height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    if page.is_tiled:
+        most_width, most_height = page.tilewidth, page.tilelength
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        file.seek(offset)
+        size = jpeg_size((page.jpegheader or b"") + file.read(count))
+        if size is None:
+            raise ImageError("is damaged or cut short: a part of it has no size")
+        if size[0] > most_width or size[1] > most_height:
+            raise ImageError(
+                f"is damaged: it has a part of {size[0]} x {size[1]} pixels in a place for"
+                f" {most_width} x {most_height}"
+            )
 
 
 def _check_lzw(page: tifffile.TiffPage, file: BinaryIO) -> None:

@@ -1,7 +1,10 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers import Zygote, write_photo
+
+COUNTS = pytest.StashKey[Counter]()
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,25 @@ def drawn(tmp_path_factory):
 def zygote():
     with Zygote(Path(__file__).with_name("zygote.py")) as started:
         yield started
+
+
+def pytest_configure(config):
+    config.stash[COUNTS] = Counter()
+
+
+@pytest.fixture(scope="session")
+def count_faults(pytestconfig):
+    """``count_faults(promise, number)`` adds to the table that is printed after the tests."""
+
+    def add(promise, number):
+        pytestconfig.stash[COUNTS][promise] += number
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = config.stash.get(COUNTS, None)
+    if counts:
+        terminalreporter.section("injected faults")
+        for promise, number in sorted(counts.items()):
+            terminalreporter.line(f"{number:6,}  {promise}")

@@ -115,16 +115,21 @@ class Zygote:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, folder, *arguments, stdin=os.devnull, tty=None, kill_at=None, tidy=False):
-        """Start ``carvana-batch ARGUMENTS`` in a folder; what it prints goes to files beside the folder."""
+    def start(self, folder, *arguments, stdin=os.devnull, tty=None, fault=None, tidy=False):
+        """Start ``carvana-batch ARGUMENTS`` in a folder; what it prints goes to files beside the folder.
+
+        ``fault``: arguments of ``faulty_files.Faults``, the folder below this one.
+        """
         self._count += 1
         files = {name: Path(f"{folder}-{self._count}.{name}") for name in ("stdout", "stderr")}
+        if fault:
+            fault = fault | {"folder": str(Path(folder, fault["folder"]))}
         order = {
             "arguments": [str(argument) for argument in arguments],
             "folder": str(folder),
             "stdin": str(stdin),
             "tty": tty,
-            "kill_at": kill_at,
+            "fault": fault,
             "tidy": tidy,
             **{name: str(path) for name, path in files.items()},
         }

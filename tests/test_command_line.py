@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +16,18 @@ import carvana_batch
 from carvana_batch import records
 from carvana_batch.commands import COMMANDS, group, main
 
+LONG = "x" * 300
+
 MODULES = {module.name for module in pkgutil.walk_packages(carvana_batch.__path__, "carvana_batch.")}
 MODULES.remove("carvana_batch.__main__")
 
 TORCH_FREE = {
-    f"carvana_batch.{name}" for name in ("atomic", "images", "inputs", "journal", "masks", "metrics")
+    f"carvana_batch.{name}" for name in ("atomic", "images", "inputs", "journal", "jpeg", "masks", "metrics")
 }
 TORCH_FREE |= {
     f"carvana_batch.{name}" for name in ("options", "png", "preflight", "records", "rle", "scoring")
 }
-TORCH_FREE |= {f"carvana_batch.{name}" for name in ("sinks", "spool", "store", "submission")}
+TORCH_FREE |= {f"carvana_batch.{name}" for name in ("sinks", "spool", "store", "submission", "tables")}
 TORCH_FREE |= {
     f"carvana_batch.{name}" for name in ("comparison", "mask_sources", "morphology", "outline", "weak_spots")
 }
@@ -215,6 +218,23 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_stack_trace(tmp_path):
     result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(write)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["predict", LONG, "out"], ["score", LONG, "--gt", "."], ["submit", LONG], ["models", "show", LONG]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_name_that_no_disk_takes_is_one_line(tmp_path, arguments):
+    result = subprocess.run(
+        [sys.executable, "-m", "carvana_batch", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode in (1, 2)
+    assert re.fullmatch(r"Error: .*x{300}.*[Nn]ame too long.*\n", result.stderr), result.stderr
 
 
 def test_the_launcher_of_a_checkout():

@@ -59,6 +59,15 @@ def test_show_reads_a_file_and_its_size(tmp_path: Path) -> None:
     assert "a                 b" in lines
 
 
+def test_show_prints_no_control_characters_of_a_file(tmp_path: Path) -> None:
+    weights = NETWORKS["segunet-s"]().state_dict()
+    notes = {"licence": "\x1b[31mred", "a\rb": '{"c\x07": "d\ne"}'}
+    save_model(tmp_path / "odd.safetensors", "segunet-s", weights, (0.5,) * 3, (0.5,) * 3, notes)
+    text = "\n".join(output_of("show", str(tmp_path / "odd.safetensors")))
+    assert r"\x1b[31mred" in text
+    assert [character for character in text if not character.isprintable() and character != "\n"] == []
+
+
 def test_show_names_what_there_is_not() -> None:
     with pytest.raises(ModelError, match="no model 'nothing'"):
         CliRunner().invoke(command, ["show", "nothing"], catch_exceptions=False)

@@ -166,18 +166,18 @@ def test_killed_outright_it_goes_on_from_the_last_checkpoint(
 
 
 @pytest.mark.slow
-def test_killed_before_any_change_it_makes_and_started_again(
+def test_killed_in_its_file_system_calls_and_started_again(
     tmp_path: Path, data: Path, zygote: Zygote
 ) -> None:
-    """Every sixth change below the folder: all would take minutes."""
+    """Every hundredth call: all would take many minutes."""
     arguments = ["train", data, "run", *SMALL, "--epochs", "1"]
     (tmp_path / "whole").mkdir()
     assert zygote.run(tmp_path / "whole", *arguments).code == 0
     here = tmp_path / "broken"
-    for number in itertools.count(1, 6):
+    for number in itertools.count(1, 100):
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
-        killed = zygote.run(here, *arguments, kill_at=number)
+        killed = zygote.run(here, *arguments, fault={"folder": ".", "number": number, "how": "kill"})
         if killed.code == 0:
             break
         assert killed.code == -signal.SIGKILL

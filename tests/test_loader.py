@@ -1,3 +1,6 @@
+import contextlib
+import ctypes
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -6,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -45,10 +49,18 @@ def describe(result):
     return result.ref.key, int(result.pixels[0, 0, 0])
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Look every 0.1 s whether a worker has died, instead of every 5 s."""
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+@pytest.fixture(autouse=True)
+def time_limit():
+    """No test of this module may hang: it would be killed."""
+    signal.alarm(100)
+    yield
+    signal.alarm(0)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -120,7 +132,6 @@ def test_the_seconds_of_all_workers_are_added_up(photos, monkeypatch):
         assert photo_loader.seconds >= 12 * 0.02
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_photo_that_kills_its_worker_costs_itself_alone(photos, monkeypatch, workers):
     read_image = loader.read_image
@@ -140,7 +151,6 @@ def test_a_photo_that_kills_its_worker_costs_itself_alone(photos, monkeypatch, w
     assert all(reasons[key].startswith("the process that decoded it died") for key in ("02", "09", "11"))
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_worker_that_is_killed_costs_no_photo(photos, monkeypatch, tmp_path):
     read_image = loader.read_image
     killed = tmp_path / "killed"
@@ -155,6 +165,85 @@ def test_a_worker_that_is_killed_costs_no_photo(photos, monkeypatch, tmp_path):
     told = [describe(result) for result in PhotoLoader(photos, OPTIONS, 2)]
     assert killed.exists()
     assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+
+
+def crash():
+    with contextlib.suppress(RuntimeError):
+        faulthandler.disable()  # which would print where
+    ctypes.string_at(0)
+
+
+def hang():
+    while True:
+        time.sleep(1000)
+
+
+def hang_and_keep_the_interpreter_from_running():
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def be_stopped():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+DEATHS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "crashes": crash,
+    "exits": lambda: os._exit(0),
+    "hangs": hang,
+    "hangs deaf": hang_and_keep_the_interpreter_from_running,
+    "stopped": be_stopped,
+}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("how", DEATHS)
+def test_whatever_happens_to_a_worker_over_a_photo_the_others_come(
+    photos, monkeypatch, how, workers, count_faults
+):
+    read_image = loader.read_image
+
+    def suffer(path, **options):
+        if path.stem in ("01", "02", "10"):
+            DEATHS[how]()
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", suffer)
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
+    told = [describe(result) for result in PhotoLoader(photos, options, workers)]
+    assert [key for key, _ in told] == [ref.key for ref in photos]
+    reasons = {key: value for key, value in told if not isinstance(value, int)}
+    assert list(reasons) == ["01", "02", "03", "07", "10"]
+    in_time = how in ("killed", "crashes", "exits")
+    expected = "the process that decoded it died" if in_time else "was not decoded within 0.4 seconds"
+    assert all(reasons[key].startswith(expected) for key in ("01", "02", "10"))
+    assert multiprocessing.active_children() == []
+    count_faults("a process that decodes dies or hangs over a photo", 3)
+
+
+def test_a_worker_that_hangs_once_costs_no_photo(photos, monkeypatch, tmp_path, count_faults):
+    read_image = loader.read_image
+
+    def hang_once(path, **options):
+        if path.stem == "05" and not (tmp_path / "hung").exists():
+            (tmp_path / "hung").touch()
+            hang()
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", hang_once)
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
+    told = [describe(result) for result in PhotoLoader(photos, options, 2)]
+    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    count_faults("a process that decodes dies or hangs over a photo", 1)
+
+
+def test_a_slow_network_does_not_make_workers_look_as_if_they_hung(photos):
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.2)
+    results = 0
+    for _ in PhotoLoader(photos, options, 1):
+        time.sleep(0.3)
+        results += 1
+    assert results == 12
 
 
 def test_an_error_in_the_program_is_not_taken_for_a_dead_worker(photos, monkeypatch):
@@ -292,8 +381,14 @@ def test_without_room_in_shared_memory_photos_come_all_the_same(photos, monkeypa
 
     expected = [describe(result) for result in PhotoLoader(photos, OPTIONS, 0)]
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
-    signal.alarm(60)  # without the remedy, the main process would wait for ever
-    try:
-        assert [describe(result) for result in PhotoLoader(photos, OPTIONS, 2)] == expected
-    finally:
-        signal.alarm(0)
+    photo_loader = PhotoLoader(photos, OPTIONS, 2)
+    assert [describe(result) for result in photo_loader] == expected
+    (warning,) = photo_loader.warnings  # said once
+    assert warning.startswith("shared memory (/dev/shm) is full")
+
+
+def test_with_room_in_shared_memory_there_is_nothing_to_warn_of(photos):
+    for workers in (0, 2):
+        photo_loader = PhotoLoader(photos, OPTIONS, workers)
+        assert len(list(photo_loader)) == 12
+        assert photo_loader.warnings == []

@@ -93,15 +93,17 @@ def test_a_run_length_file_that_cannot_be(tmp_path):
 def test_an_out_folder_that_cannot_be_made(tmp_path, monkeypatch):
     touch(tmp_path / "file")
     monkeypatch.chdir(tmp_path)
-    for out in ("file", "file/out", tmp_path / "file" / "a" / "b"):
+    for out in ("file", "file/out", tmp_path / "file" / "a"):
         with pytest.raises(UsageError, match=r"Cannot write into .*file.*: .*file is not a folder"):
             check_out_folder(Path(out))
     with pytest.raises(UsageError, match="File name too long"):
         check_out_folder(Path("x" * 300))
-    check_out_folder(Path("a/b/c"))
+    for out in ("a/b", "a/b/c", "file/a/b"):
+        with pytest.raises(UsageError, match=f"there is no folder {Path(out).parent}. Create it first"):
+            check_out_folder(Path(out))
     check_out_folder(tmp_path / "a")
     check_out_folder(tmp_path)
     assert os.listdir() == ["file"]  # noqa: PTH208
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as it is: the tests may run as root
-    with pytest.raises(UsageError, match=r"a/b: the folder .* is not open to writing"):
-        check_out_folder(Path("a/b"))
+    with pytest.raises(UsageError, match=r"a: the folder .* is not open to writing"):
+        check_out_folder(Path("a"))

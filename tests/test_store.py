@@ -9,7 +9,7 @@ import filelock
 import pytest
 from helpers import names_in
 
-from carvana_batch.atomic import WriteError
+from carvana_batch.atomic import TEMPORARY_PREFIX, WriteError
 from carvana_batch.journal import Entry, append, read_entries
 from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES
@@ -252,7 +252,7 @@ def test_settings_that_cannot_be_read(tmp_path, content):
     state.mkdir(parents=True)
     (state / "settings.json").write_text(content)
     with (
-        pytest.raises(UsageError, match=r"settings\.json cannot be read .*--overwrite"),
+        pytest.raises(UsageError, match=r"settings\.json is damaged .*--overwrite"),
         open_folder(tmp_path),
     ):
         pass
@@ -403,12 +403,33 @@ def test_a_folder_that_is_not_open(tmp_path):
 
 def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
     with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
+        entered = threading.Event()
+
+        def enter():
+            with second.alone():
+                entered.set()
+
+        thread = threading.Thread(target=enter)
         with first.alone():
-            waiting = second.alone()
-            with pytest.raises(filelock.Timeout):
-                waiting.acquire(timeout=0)
-        with second.alone():
-            pass
+            thread.start()
+            assert not entered.wait(0.3)
+        assert entered.wait(60)
+        thread.join()
+
+
+def test_temporary_files_of_a_killed_run_go_but_not_those_of_a_shard_at_work(tmp_path):
+    mask_once(tmp_path)
+    left = [tmp_path / "out" / folder / f"{TEMPORARY_PREFIX}0.tmp" for folder in ("", "a", ".carvana-batch")]
+    others = [tmp_path / "out" / "a" / name for name in (f"{TEMPORARY_PREFIX}0.png", "0.tmp")]
+    (tmp_path / "out" / "a").mkdir(exist_ok=True)
+    for path in (*left, *others):
+        path.write_bytes(b"")
+    with open_folder(tmp_path, shard=(1, 2)):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
+        left[0].write_bytes(b"")  # as the first shard does while it writes
+        with open_folder(tmp_path, shard=(2, 2)):
+            assert left[0].exists()
 
 
 def test_settings_are_written_as_they_can_be_read(tmp_path):

@@ -5,41 +5,21 @@ Any other starts a process and answers its id:
 
 arguments, folder   of the command line, and where it runs
 stdin, stdout, stderr   files; or tty, the name of a terminal that the process shall be alone on
-kill_at   N: it kills itself just before the N-th time that it makes, opens for writing, renames or removes
-          something below its folder
+fault     arguments of Faults: what goes wrong with its files
 tidy      whether the interpreter is shut down at the end, for which torch takes longer than for a small run
 """
 
 import json
 import os
-import signal
 import sys
+
+from faulty_files import Faults
 
 import carvana_batch.pipeline  # noqa: F401
 from carvana_batch.commands import main
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.options import Options
 from carvana_batch.planning import make_predictor
-
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = {"os.mkdir", "os.rename"}
-
-
-def kill_at(number, folder):
-    count = 0
-
-    def notice(event, arguments):
-        nonlocal count
-        writing = event == "open" and arguments[2] & WRITING
-        removing = event == "os.remove" and os.path.lexists(arguments[0])
-        if writing or removing or event in CHANGES:
-            path = arguments[0]
-            if isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(folder):  # noqa: PTH100
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(notice)
 
 
 def answer(value):
@@ -61,8 +41,8 @@ def become(order):
         setattr(sys, name, os.fdopen(number, mode, closefd=False))
     os.chdir(order["folder"])
     sys.argv = ["carvana-batch", *order["arguments"]]
-    if order.get("kill_at"):
-        kill_at(order["kill_at"], order["folder"])
+    if order.get("fault"):
+        Faults(**order["fault"]).install()
 
 
 make_predictor(load_model("segunet-s"), Options(precision="fp32"), {})  # imports what is imported late

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import signal
 import sys
 
 import click
 
 from carvana_batch import __version__
+from carvana_batch.inputs import shown
 from carvana_batch.records import CarvanaBatchError
 
 COMMANDS = {
@@ -66,3 +68,8 @@ def main() -> None:
     except CarvanaBatchError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # such as a name that no disk takes
+        if error.filename is None:
+            raise
+        click.echo(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)
+        sys.exit(1)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from carvana_batch.inputs import shown
+
 if TYPE_CHECKING:
     from carvana_batch.models.checkpoints import Model
 
@@ -77,7 +79,7 @@ def _print_model(model: Model) -> None:
     for key, value in sorted(model.notes.items()):
         try:
             parts = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parts = value
         if not isinstance(parts, dict):
             _print_entry(key, value)
@@ -89,4 +91,4 @@ def _print_model(model: Model) -> None:
 
 
 def _print_entry(name: str, value: str) -> None:
-    click.echo(f"{name:<18}{value}".rstrip())
+    click.echo(f"{shown(name):<18}{shown(value)}".rstrip())

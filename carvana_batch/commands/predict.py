@@ -19,7 +19,13 @@ from carvana_batch.commands.parameters import Finite, Memory, Shard, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.inputs import IMAGE_SUFFIXES, Found, find_images, read_file_list, shown
-from carvana_batch.options import DEFAULT_PIXEL_LIMIT, EXTRA_FILES, PRECISION_NAMES, Options
+from carvana_batch.options import (
+    DEFAULT_DECODE_TIMEOUT,
+    DEFAULT_PIXEL_LIMIT,
+    EXTRA_FILES,
+    PRECISION_NAMES,
+    Options,
+)
 from carvana_batch.records import ImageRef, UsageError
 from carvana_batch.tiles import DEFAULT_OVERLAP
 
@@ -139,6 +145,13 @@ from carvana_batch.tiles import DEFAULT_OVERLAP
     "--workers",
     type=click.IntRange(min=0),
     help="Processes that decode photos; 0 decodes in the main one.  [default: by the number of cores]",
+)
+@click.option(
+    "--decode-timeout",
+    type=Finite(1, 86400),
+    default=DEFAULT_DECODE_TIMEOUT,
+    show_default=True,
+    help="Seconds after which a process that hangs over a photo is ended, and the photo has failed.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Mask only the first so many photos.")
 @click.option(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from carvana_batch.atomic import atomic_writer
+from carvana_batch.inputs import shown
 from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.records import ModelError
@@ -92,11 +93,22 @@ def load_model(name_or_path: str | Path) -> Model:
             weights that are not finite.
     """
     path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"no model {shown(path)}: {error.strerror}") from error
+    if is_folder:
         path = path / "best.safetensors"
         latest = path.with_name("last.safetensors")
         if latest.is_file() and not path.is_file():
-            raise ModelError(f"{path.parent} holds no best.safetensors yet; its latest weights are {latest}")
+            raise ModelError(
+                f"{shown(path.parent)} holds no best.safetensors yet; its latest weights are {shown(latest)}"
+            )
+        if not path.is_file():
+            raise ModelError(
+                f"no model in {shown(path.parent)}: it has no best.safetensors, as the folder of a training"
+                f" run has; bundled models are {', '.join(BUNDLED_WEIGHTS)}"
+            )
     if not path.is_file():
         names = ", ".join(BUNDLED_WEIGHTS)
         if str(name_or_path) in NETWORKS:
@@ -113,25 +125,32 @@ def load_model(name_or_path: str | Path) -> Model:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path}: not a whole safetensors file ({error}); fetch or train it again"
+            f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); fetch or train it again"
         ) from error
+    _refuse_odd(path, weights)
     return _assemble(path, header, weights)
 
 
 def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) -> Model:
-    if header.pop("format", None) != FORMAT:
+    written_as = header.pop("format", None)
+    if written_as != FORMAT:
+        if "digest" in header:
+            raise ModelError(
+                f"{shown(path)}: its header says {written_as!r}, not {FORMAT!r}; the file is damaged, or of"
+                " another version"
+            )
         return _recognise(path, weights)
     digest = weights_digest(weights, header)
     if header.pop("digest", None) != digest:
         raise ModelError(
-            f"{path}: its content does not match the checksum in the header; the file is damaged"
+            f"{shown(path)}: its content does not match the checksum in the header; the file is damaged"
         )
     name = header.pop("network", "")
     if name not in NETWORKS:
-        raise ModelError(f"{path}: made for the network {name!r}; known are {', '.join(NETWORKS)}")
+        raise ModelError(f"{shown(path)}: made for the network {name!r}; known are {', '.join(NETWORKS)}")
     mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
     if min(deviation) <= 0:
-        raise ModelError(f"{path}: the deviations {deviation} in the header are not positive")
+        raise ModelError(f"{shown(path)}: the deviations {deviation} in the header are not positive")
     return Model(name, _fill(path, name, weights), mean, deviation, digest, header, _size(path, header))
 
 
@@ -143,9 +162,9 @@ def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     try:
         width, height = (int(value) for value in json.loads(text))
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ModelError(f"{path}: the size {text!r} in the header is not two numbers") from error
+        raise ModelError(f"{shown(path)}: the size {text!r} in the header is not two numbers") from error
     if not (0 < width < 100_000 and 0 < height < 100_000):
-        raise ModelError(f"{path}: the size {text!r} in the header is not one of images")
+        raise ModelError(f"{shown(path)}: the size {text!r} in the header is not one of images")
     return width, height
 
 
@@ -155,9 +174,9 @@ def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, fl
     try:
         red, green, blue = (float(value) for value in json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"{path}: the {key} {text!r} in the header is not three numbers") from error
+        raise ModelError(f"{shown(path)}: the {key} {text!r} in the header is not three numbers") from error
     if not all(math.isfinite(value) for value in (red, green, blue)):
-        raise ModelError(f"{path}: the {key} {text!r} in the header is not finite")
+        raise ModelError(f"{shown(path)}: the {key} {text!r} in the header is not finite")
     return red, green, blue
 
 
@@ -167,14 +186,16 @@ def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
     for key, value in weights.items():
         if key in expected and value.shape != expected[key].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[key].shape)}"
-            raise ModelError(f"{path}: {key} has the shape {shapes} of the network {name}")
+            raise ModelError(f"{shown(path)}: {shown(key)} has the shape {shapes} of the network {name}")
         if not torch.isfinite(value.float()).all():
-            raise ModelError(f"{path}: {key} holds values that are not finite; use an earlier checkpoint")
+            raise ModelError(
+                f"{shown(path)}: {shown(key)} holds values that are not finite; use an earlier checkpoint"
+            )
     missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or extra:
-        example = sorted(missing or extra)[0]
+        example = shown(sorted(missing or extra)[0])
         raise ModelError(
-            f"{path}: not weights of the network {name}: {len(missing)} missing, {len(extra)} unknown,"
+            f"{shown(path)}: not weights of the network {name}: {len(missing)} missing, {len(extra)} unknown,"
             f" such as {example}"
         )
     network.load_state_dict(weights)
@@ -190,14 +211,26 @@ def _load_foreign(path: Path) -> Model:
     except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
         # The error's own text is left out: it explains how to load the file unsafely.
         raise ModelError(
-            f"{path}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is not"
-            f" loaded; save the network's state_dict()"
+            f"{shown(path)}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is"
+            f" not loaded; save the network's state_dict()"
         ) from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path}: not a state dict of tensors; save the network's state_dict()")
-    return _recognise(path, {str(key): value for key, value in content.items()})
+        raise ModelError(f"{shown(path)}: not a state dict of tensors; save the network's state_dict()")
+    weights = {str(key): value for key, value in content.items()}
+    _refuse_odd(path, weights)
+    return _recognise(path, weights)
+
+
+def _refuse_odd(path: Path, weights: dict[str, Tensor]) -> None:
+    """Raise ModelError for tensors that are no plain arrays of real numbers."""
+    for key, value in weights.items():
+        plain = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
+        if not plain or value.is_complex() or value.device.type != "cpu":
+            raise ModelError(
+                f"{shown(path)}: {shown(key)} is no plain tensor of real numbers; save it as float32"
+            )
 
 
 def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
@@ -209,4 +242,4 @@ def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
         if shapes == {key: value.shape for key, value in network.state_dict().items()}:
             filled = _fill(path, name, weights)
             return Model(name, filled, PLAIN_MEAN, PLAIN_DEVIATION, weights_digest(weights))
-    raise ModelError(f"{path}: its tensors fit none of the networks {', '.join(NETWORKS)}")
+    raise ModelError(f"{shown(path)}: its tensors fit none of the networks {', '.join(NETWORKS)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from carvana_batch import __version__
 from carvana_batch.atomic import atomic_writer
 from carvana_batch.journal import Entry
 from carvana_batch.records import EXIT_SOME_FAILED
-from carvana_batch.scoring import defuse_formula
+from carvana_batch.tables import defuse_formula, write_row
 
 COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "height", "stage", "reason")
 
@@ -117,12 +116,12 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
     for a formula get an apostrophe in front.
     """
     with atomic_writer(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        write_row(file, COLUMNS)
         for entry in sorted(
             entries, key=lambda entry: (not entry.failed, entry.expected_dice or 0.0, entry.key)
         ):
-            writer.writerow(
+            write_row(
+                file,
                 (
                     defuse_formula(entry.key),
                     "failed" if entry.failed else "done",
@@ -131,7 +130,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
                     entry.height or "",
                     entry.stage,
                     defuse_formula(entry.reason),
-                )
+                ),
             )
 
 

@@ -1,6 +1,5 @@
 """Real processes that are killed, stopped and started beside each other."""
 
-import itertools
 import json
 import re
 import shlex
@@ -58,52 +57,7 @@ def masks_in(folder):
     return list((folder / "out").rglob("[!.]*.png"))
 
 
-@pytest.mark.slow
-def test_killed_before_any_change_it_makes_and_started_again(zygote, here):
-    options = ("--workers", "0", "--save", "overlay", "--rle", "out/rows.csv")
-    expected = undisturbed(zygote, here, *options)
-    assert {"car0.png", "_overlay/car1.jpg", "report.csv", "rows.csv"} <= expected.keys()
-    for number in itertools.count(1):
-        shutil.rmtree(here / "out", ignore_errors=True)
-        killed = zygote.run(here, *PREDICT, *options, kill_at=number)
-        if killed.code == 0:
-            break
-        assert (killed.code, killed.stderr) == (-signal.SIGKILL, "")
-        assert results_in(here / "out").items() <= expected.items(), number  # what is there is whole
-        done = journaled(here / "out")
-        resumed = zygote.run(here, *PREDICT, *options, "--json")
-        assert resumed.code == 0, (number, resumed)
-        told = json.loads(resumed.stdout)
-        assert (told["already_done"], told["done"]) == (len(done), 2 - len(done)), number
-        assert results_in(here / "out") == expected, number
-    assert number > 20
-
-
-@pytest.mark.slow
-def test_killed_while_it_overwrites_and_started_again(zygote, here):
-    (here / "images" / "car1.jpg").unlink()
-    expected = undisturbed(zygote, here, "--workers", "0")
-    options = ("--workers", "0", "--threshold", "0.1", "--save", "overlay")
-    assert zygote.run(here, *PREDICT, *options).code == 0
-    (here / "out" / "mine.png").write_bytes(b"not of a run")
-    earlier = results_in(here / "out")
-    shutil.copytree(here / "out", here / "earlier")
-    expected["mine.png"] = b"not of a run"
-    for number in itertools.count(1):
-        shutil.rmtree(here / "out")
-        shutil.copytree(here / "earlier", here / "out")
-        killed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite", kill_at=number)
-        if killed.code == 0:
-            break
-        assert results_in(here / "out").items() <= expected.items() | earlier.items(), number
-        resumed = zygote.run(here, *PREDICT, "--workers", "0", "--overwrite")
-        assert resumed.code == 0, (number, resumed)
-        assert results_in(here / "out") == expected, number
-    assert results_in(here / "out") == expected
-    assert number > 10
-
-
-def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd):
+def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd, count_faults):
     expected = undisturbed(zygote, crowd)
     for masks in (1, 20):
         process = zygote.start(crowd, *PREDICT, "--workers", "2")
@@ -115,9 +69,10 @@ def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd):
     assert resumed.code == 0, resumed
     assert json.loads(resumed.stdout)["done"] == 60 - len(done) > 0
     assert results_in(crowd / "out") == expected
+    count_faults("the run is killed or interrupted", 2)
 
 
-def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd):
+def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd, count_faults):
     first = zygote.start(crowd, *PREDICT, "--workers", "1")
     wait_for(lambda: masks_in(crowd))
     first.send_to_all(signal.SIGSTOP)
@@ -133,6 +88,7 @@ def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd):
     finally:
         first.send_to_all(signal.SIGCONT)
     assert first.wait().code == 0
+    count_faults("a second run on the same out folder", 4)
 
 
 def test_shards_share_a_folder_and_make_what_one_run_makes(zygote, crowd):
@@ -146,7 +102,7 @@ def test_shards_share_a_folder_and_make_what_one_run_makes(zygote, crowd):
     assert results_in(crowd / "out") == expected
 
 
-def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd):
+def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd, count_faults):
     shard = zygote.start(crowd, *PREDICT, "--shard", "1/2", "--workers", "0")
     wait_for(lambda: masks_in(crowd))
     shard.send(signal.SIGSTOP)
@@ -159,9 +115,10 @@ def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd):
     finally:
         shard.send(signal.SIGCONT)
     assert shard.wait().code == 0
+    count_faults("a second run on the same out folder", 3)
 
 
-def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd):
+def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd, count_faults):
     process = zygote.start(crowd, *PREDICT, "--workers", "2", tidy=True)
     wait_for(lambda: masks_in(crowd))
     process.send_to_all(signal.SIGTERM)
@@ -178,13 +135,14 @@ def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd):
     )
     rows = (crowd / "out" / "report.csv").read_text().splitlines()
     assert len(rows) == 1 + len(done)
+    count_faults("the run is killed or interrupted", 1)
 
 
 def without_escapes(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def test_ctrl_c_on_a_terminal(zygote, crowd):
+def test_ctrl_c_on_a_terminal(zygote, crowd, count_faults):
     expected = undisturbed(zygote, crowd)
     with Terminal() as terminal:
         process = zygote.start(crowd, *PREDICT, "--workers", "2", "--overwrite", tty=terminal.name, tidy=True)
@@ -206,9 +164,10 @@ def test_ctrl_c_on_a_terminal(zygote, crowd):
     resumed = zygote.run(crowd, *arguments, "--json")
     assert (resumed.code, json.loads(resumed.stdout)["done"]) == (0, 60 - len(done))
     assert results_in(crowd / "out") == expected
+    count_faults("the run is killed or interrupted", 1)
 
 
-def test_ctrl_c_pressed_twice_leaves_at_once(zygote, here):
+def test_ctrl_c_pressed_twice_leaves_at_once(zygote, here, count_faults):
     write_photo(here / "small.jpg")
     photo = Image.open(here / "small.jpg").resize((1500, 1000))
     for number in range(8):
@@ -230,3 +189,4 @@ def test_ctrl_c_pressed_twice_leaves_at_once(zygote, here):
         path.unlink()
     resumed = zygote.run(here, *PREDICT, "--json")
     assert (resumed.code, json.loads(resumed.stdout)["already_done"]) == (0, len(done))
+    count_faults("the run is killed or interrupted", 2)

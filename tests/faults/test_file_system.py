@@ -1,0 +1,147 @@
+"""Every file-system call of a run goes wrong once, one run after the other."""
+
+import itertools
+import json
+import shutil
+import signal
+
+import pytest
+from helpers import names_in, results_in
+
+from carvana_batch.images import read_mask
+
+PREDICT = ("predict", "images", "out", "--precision", "fp32", "--workers", "0")
+ALL_KINDS = (*PREDICT, "--save", "overlay", "--rle", "out/rows.csv")
+SIZE = (96, 64)
+
+HOW = {
+    "kill": {"how": "kill"},
+    "input/output error": {"how": "EIO"},
+    "no space for this call": {"how": "ENOSPC"},
+    "no space from this call on": {"how": "ENOSPC", "lasting": True},
+    "no permission": {"how": "EACCES"},
+}
+
+
+@pytest.fixture
+def here(tmp_path, drawn):
+    """A folder with two small photos in ``images``."""
+    folder = tmp_path / "here"
+    (folder / "images").mkdir(parents=True)
+    for name in ("car0.jpg", "car1.jpg"):
+        shutil.copy2(drawn / "images" / name, folder / "images")
+    return folder
+
+
+def run_undisturbed(zygote, here, *arguments):
+    """What lies in the out folder after a run that nothing disturbs: contents, and all names."""
+    copy = here.with_name("undisturbed")
+    shutil.copytree(here, copy)
+    finished = zygote.run(copy, *arguments)
+    assert finished.code == 0, finished
+    return results_in(copy / "out"), names_in(copy / "out")
+
+
+def check_told(finished, how, number):
+    """A process that was killed says nothing; another one ends well, or with one line and its exit code."""
+    if how == "kill":
+        assert (finished.code, finished.stderr) == (-signal.SIGKILL, ""), number
+    elif finished.code != 0:
+        assert finished.stderr.startswith("Error: "), (number, finished.stderr)
+        assert finished.stderr.count("\n") == 1, (number, finished.stderr)
+        assert finished.code in (1, 2), (number, finished)
+        assert finished.code == 1 or how != "ENOSPC", (number, finished)
+        assert ("No space left" in finished.stderr) == (how == "ENOSPC"), (number, finished.stderr)
+
+
+def check_whole(out, expected, number):
+    """Whatever has its final name is complete."""
+    assert results_in(out).items() <= expected.items(), number
+    for mask in out.rglob("[!.]*.png"):
+        assert (read_mask(mask).width, read_mask(mask).height) == SIZE, number
+    for name in (out / "run.json", out / ".carvana-batch" / "settings.json"):
+        if name.exists():
+            assert json.loads(name.read_text()), number
+
+
+def fail_each_call(zygote, here, fault, first=1, step=1):
+    """Let call ``first``, ``first + step`` ... of a run go wrong as long as there is one; how many did."""
+    expected, names = run_undisturbed(zygote, here, *ALL_KINDS)
+    assert {"car0.png", "_overlay/car1.jpg", "report.csv", "rows.csv"} <= expected.keys()
+    marker = here / "struck"
+    for number in itertools.count(first, step):
+        shutil.rmtree(here / "out", ignore_errors=True)
+        marker.unlink(missing_ok=True)
+        finished = zygote.run(
+            here, *ALL_KINDS, fault={"folder": "out", "number": number, "marker": str(marker), **fault}
+        )
+        if not marker.exists():
+            assert finished.code == 0, finished
+            return (number - first) // step
+        check_told(finished, fault["how"], number)
+        check_whole(here / "out", expected, number)
+        resumed = zygote.run(here, *ALL_KINDS)
+        assert resumed.code == 0, (number, resumed)
+        assert results_in(here / "out") == expected, number
+        assert names_in(here / "out") == names, number
+    raise AssertionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "fault"), list(enumerate(HOW.values(), start=1)), ids=HOW)
+def test_a_fault_in_every_tenth_call_leaves_nothing_torn_and_the_next_run_makes_up_for_it(
+    zygote, here, fault, first, count_faults
+):
+    faults = fail_each_call(zygote, here, fault, first, 10)
+    assert faults > 5
+    count_faults("a file-system call of predict fails", faults)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", HOW.values(), ids=HOW)
+def test_a_fault_in_any_call_leaves_nothing_torn_and_the_next_run_makes_up_for_it(
+    zygote, here, fault, count_faults
+):
+    faults = fail_each_call(zygote, here, fault)
+    assert faults > 50
+    count_faults("a file-system call of predict fails", faults)
+
+
+def fail_each_call_while_overwriting(zygote, here, first, step):
+    (here / "images" / "car1.jpg").unlink()
+    expected, _ = run_undisturbed(zygote, here, *PREDICT)
+    assert zygote.run(here, *PREDICT, "--threshold", "0.1", "--save", "overlay").code == 0
+    (here / "out" / "mine.png").write_bytes(b"not of a run")
+    earlier = results_in(here / "out")
+    shutil.copytree(here / "out", here / "earlier")
+    expected["mine.png"] = b"not of a run"
+    for number in itertools.count(first, step):
+        shutil.rmtree(here / "out")
+        shutil.copytree(here / "earlier", here / "out")
+        killed = zygote.run(
+            here, *PREDICT, "--overwrite", fault={"folder": "out", "number": number, "how": "kill"}
+        )
+        if killed.code == 0:
+            assert results_in(here / "out") == expected
+            return (number - first) // step
+        assert results_in(here / "out").items() <= expected.items() | earlier.items(), number
+        resumed = zygote.run(here, *PREDICT, "--overwrite")
+        assert resumed.code == 0, (number, resumed)
+        assert results_in(here / "out") == expected, number
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_killed_in_every_fifth_call_while_it_overwrites_and_started_again(zygote, here, count_faults):
+    faults = fail_each_call_while_overwriting(zygote, here, 1, 5)
+    assert faults > 5
+    count_faults("a file-system call of predict --overwrite fails", faults)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_killed_in_any_call_while_it_overwrites_and_started_again(zygote, here, count_faults):
+    faults = fail_each_call_while_overwriting(zygote, here, 1, 1)
+    assert faults > 30
+    count_faults("a file-system call of predict --overwrite fails", faults)

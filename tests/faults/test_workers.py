@@ -1,0 +1,54 @@
+"""Worker processes that die or hang over a photo, seen from a whole run."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from helpers import results_in
+from torch.utils.data import dataloader
+
+from carvana_batch import loader
+from carvana_batch.inputs import find_images
+from carvana_batch.options import Options
+from carvana_batch.pipeline import run
+
+DEATHS = {"dies": lambda: os.kill(os.getpid(), signal.SIGSEGV), "hangs": lambda: time.sleep(1000)}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_the_culprit_has_failed_and_the_others_are_masked(
+    model, drawn, tmp_path, monkeypatch, how, count_faults
+):
+    for number in range(12):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", tmp_path / "in" / f"{number:02}.jpg")
+    refs = find_images(tmp_path / "in").refs
+    options = Options(precision="fp32", workers=2, decode_timeout=0.5)
+    assert run(refs, tmp_path / "undisturbed", model, options).exit_code == 0
+    read_image = loader.read_image
+
+    def suffer(path, **options):
+        if path.stem in ("04", "05", "11"):
+            DEATHS[how]()
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", suffer)
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    signal.alarm(100)
+    report = run(refs, tmp_path / "out", model, options)
+    signal.alarm(0)
+    assert (report.exit_code, report.done) == (3, 9)
+    assert [(entry.key, entry.stage) for entry in report.failures] == [
+        ("04", "decode"),
+        ("05", "decode"),
+        ("11", "decode"),
+    ]
+    assert multiprocessing.active_children() == []
+    monkeypatch.undo()
+    report = run(refs, tmp_path / "out", model, options)
+    assert (report.exit_code, report.already_done, report.done) == (0, 9, 3)
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
+    count_faults("a process that decodes dies or hangs over a photo", 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 import torch
@@ -27,10 +28,21 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",  # the same on Windows
+    "could not create a primitive",  # oneDNN, which has no room for its work space
+    "std::bad_alloc",
     "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # the same since cuDNN 9, on the device and on the host
+    "Unable to find a valid cuDNN algorithm to run convolution",  # none has room for its work space
+    "unable to find an engine to execute this computation",
     "MPS backend out of memory",
+    "Invalid buffer size",  # Metal has a limit for one tensor
 )
-"""What torch says where it raises a plain RuntimeError although memory ran out."""
+"""What torch says where it raises a plain RuntimeError although memory ran out.
+
+Some of it can have other causes, so whoever gives up quotes the error.
+"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -91,6 +103,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+class OutOfMemoryGuard:
+    """A with block that ends where memory runs out; other errors pass.
+
+    After the block, and not before, the tensors of the failed attempt are gone: as long as an error is being
+    handled its traceback keeps them.
+
+    Attributes:
+        error: what the error said, or None if there was none.
+    """
+
+    error: str | None = None
+
+    def __enter__(self) -> OutOfMemoryGuard:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self.error = str(error).partition("\n")[0] or type(error).__name__
+        return True
+
+
+def release_unused_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU for later tensors: it lies in pieces of the wrong sizes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dtype, str]:

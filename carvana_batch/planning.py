@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 
-from carvana_batch.devices import PRECISIONS, choose_precision, memory_budget, pick_device
+from carvana_batch.devices import (
+    PRECISIONS,
+    OutOfMemoryGuard,
+    choose_precision,
+    memory_budget,
+    pick_device,
+)
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.footprint import measure_footprint
 from carvana_batch.options import Options
 from carvana_batch.predictor import Predictor, Tiling
-from carvana_batch.records import UsageError
+from carvana_batch.records import CarvanaBatchError, UsageError
 from carvana_batch.tiles import plan_tiles, round_up
 
 WORKSPACE = 1.3
@@ -21,6 +27,9 @@ WORKSPACE = 1.3
 
 FLOAT32_MAPS = 7
 """float32 numbers a pixel beside the activations: normalised input, logits, probabilities, accumulator."""
+
+PHOTO_BYTES = 3 + 4
+"""Bytes a pixel of a photo that is cut into tiles: uint8 pixels, and the float32 map that tiles add up to."""
 
 TYPICAL_PIXELS = 1920 * 1280
 LARGEST_GPU_BATCH = 8
@@ -34,7 +43,17 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
 
     Raises:
         UsageError: a device that is not there, or tiles that the memory does not allow.
+        CarvanaBatchError: the memory does not even suffice for the weights.
     """
+    with OutOfMemoryGuard() as guard:
+        return _make_predictor(model, options, chosen)
+    raise CarvanaBatchError(
+        f"not enough memory for the weights of {model.name}; close other programs or use --device cpu"
+        f" ({guard.error})"
+    )
+
+
+def _make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tuple[Predictor, str]:
     began_on_auto = options.device == "auto" and "device" in chosen
     device = pick_device(chosen["device"] if began_on_auto else options.device)
     if chosen.get("device", device.type) != device.type:
@@ -49,13 +68,19 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
         dtype = PRECISIONS[precision]
         why = f"{precision} ({'chosen by the first run of this job' if chosen else 'as asked'})"
     budget = memory_budget(device, options.memory)
-    affordable = _affordable_pixels(model, dtype, budget)
+    pixel_bytes = _bytes_of_a_pixel(model, dtype)
+    affordable = _affordable_pixels(model, pixel_bytes, budget)
     _refuse_too_large(options, model.network.stride, affordable, budget)
     tile_pixels = TYPICAL_PIXELS if options.tile is None else options.tile[0] * options.tile[1]
     most = 1 if device.type == "cpu" else LARGEST_GPU_BATCH
     batch = chosen.get("batch") or options.batch or max(1, min(most, affordable // tile_pixels))
     tile = options.tile if chosen.get("tile", True) else None
-    tiling = Tiling(tile, chosen.get("most_pixels") or affordable // batch, options.overlap)
+    tiling = Tiling(
+        tile,
+        chosen.get("most_pixels") or affordable // batch,
+        options.overlap,
+        chosen.get("map_share", PHOTO_BYTES / pixel_bytes / batch),
+    )
     predictor = Predictor(
         model,
         device,
@@ -81,24 +106,32 @@ def describe_choice(predictor: Predictor) -> dict[str, Any]:
         "batch": predictor.batch,
         "tile": predictor.tiling.tile is not None,
         "most_pixels": predictor.tiling.most_pixels,
+        "map_share": predictor.tiling.map_share,
     }
 
 
 def default_workers(device: torch.device, photos: int) -> int:
-    """Processes that decode: one for two cores beside a CPU's network, more beside a GPU, none for a few."""
+    """Processes that decode: one for two cores beside a CPU's network, more beside a GPU, one for few photos.
+
+    Never none: a photo that crashes the decoder would take the run along.
+    """
     cores = os.cpu_count() or 1
     if photos < 4:
-        return 0
+        return 1
     return max(1, min(cores // 2, 4)) if device.type == "cpu" else min(cores, 8)
 
 
-def _affordable_pixels(model: Model, dtype: torch.dtype, budget: int) -> int:
-    """Pixels of the tiles of one batch that fit the budget beside the weights, at least one smallest tile."""
-    stride = model.network.stride
-    side = round_up(1024, stride)
+def _bytes_of_a_pixel(model: Model, dtype: torch.dtype) -> float:
+    """What each pixel of a tile takes while it is in the network."""
+    side = round_up(1024, model.network.stride)
     activations = measure_footprint(model.network, side, side, dtype).activation_bytes / side**2
+    return activations * WORKSPACE + FLOAT32_MAPS * 4
+
+
+def _affordable_pixels(model: Model, pixel_bytes: float, budget: int) -> int:
+    """Pixels of the tiles of one batch that fit the budget beside the weights, at least one smallest tile."""
     weights = sum(parameter.numel() for parameter in model.network.parameters()) * 4 * 2
-    return max(stride**2, int((budget - weights) / (activations * WORKSPACE + FLOAT32_MAPS * 4)))
+    return max(model.network.stride**2, int((budget - weights) / pixel_bytes))
 
 
 def _refuse_too_large(options: Options, stride: int, affordable: int, budget: int) -> None:
@@ -107,7 +140,7 @@ def _refuse_too_large(options: Options, stride: int, affordable: int, budget: in
     if options.tile is not None:
         width, height = (round_up(side, stride) for side in options.tile)
         # Raises where the overlap is too much, before the first photo that is larger than the tile does.
-        plan_tiles(height + 1, width + 1, height, width, options.overlap, stride)
+        plan_tiles(height + stride, width + stride, height, width, options.overlap, stride)
         if batch * height * width > affordable:
             tiles = "one such tile does" if batch == 1 else f"{batch} such tiles at a time (--batch) do"
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +12,61 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import is_out_of_memory, prepare_network
+from carvana_batch.devices import OutOfMemoryGuard, prepare_network, release_unused_memory
 from carvana_batch.models.blocks import pad_to
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.pixels import area_average
-from carvana_batch.probability import enlarge_probability, expected_dice, pack_bits
+from carvana_batch.probability import enlarge_probability, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
 from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan_tiles, round_up, weight_sums
 
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
 
+SENSIBLE_SIDE = 512
+"""Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
+
 
 @dataclass(frozen=True)
 class Tiling:
-    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``."""
+    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``.
+
+    A photo that is cut has maps as large as itself beside its tiles. They share the memory: each of its
+    pixels takes ``map_share`` from ``most_pixels``. Where they leave less than a sensible tile, that is
+    used all the same: a very large photo takes more memory than planned rather than being refused, or cut
+    into so small tiles that overlaps are nearly all that is computed.
+    """
 
     tile: tuple[int, int] | None
     most_pixels: int
     overlap: int
+    map_share: float = 0.0
 
-    def plan(self, height: int, width: int, stride: int, unit: int) -> TilePlan:
-        """``stride`` and ``unit`` as in ``AnySizeNetwork``: a whole image is padded to the latter only."""
-        if self.tile is None:
-            plan = plan_fewest_tiles(height, width, self.most_pixels, self.overlap, stride)
-        else:
-            plan = plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
-        if plan.tile_count > 1:
-            return plan
-        return TilePlan((0,), (0,), round_up(height, unit), round_up(width, unit))
+    def plan(self, height: int, width: int, stride: int, unit: int, limit: int | None = None) -> TilePlan:
+        """The tiles of one photo.
+
+        Args:
+            stride, unit: as in ``AnySizeNetwork``; the photo is padded to ``unit``.
+            limit: most pixels of a tile of this photo, if memory ran out for it and tiles have no fixed size.
+        """
+        height, width = round_up(height, unit), round_up(width, unit)
+        if self.tile is not None:
+            return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
+        most = self.most_pixels if limit is None else min(self.most_pixels, limit)
+        plan = plan_fewest_tiles(height, width, most, self.overlap, stride)
+        if plan.tile_count > 1 and self.map_share:
+            sensible = max(SENSIBLE_SIDE, 3 * self.overlap) ** 2
+            left = max(self.most_pixels - self.maps_of(height * width), sensible)
+            plan = plan_fewest_tiles(height, width, min(most, left), self.overlap, stride)
+        return plan
+
+    def maps_of(self, pixels: int) -> int:
+        """What the maps of a photo of so many pixels take from ``most_pixels``."""
+        return int(self.map_share * pixels)
+
+    def for_float32(self) -> Tiling:
+        """The same memory for numbers of twice the size; tiles of a fixed size stay."""
+        return replace(self, most_pixels=self.most_pixels // 2, map_share=self.map_share / 2)
 
 
 @dataclass(eq=False)
@@ -59,14 +85,50 @@ class _Canvas:
 
 
 class _Queue:
-    """What waits for a batch: windows (canvas, top, left) by (height, width), and their photos' pixels.
+    """The photos of one stream between arrival and mask.
 
-    Each stream of photos has its own, so that one left halfway does not leave its photos to the next.
+    Each stream has its own, so that one left halfway does not leave its photos to the next.
+
+    Attributes:
+        waiting: photos that are not on the device yet.
+        canvases: those that are, in the order in which they came.
+        pools: their windows (canvas, top, left) that wait for a batch, by (height, width).
+        limit: most pixels of a tile of the first photo, if memory ran out for it.
+        last_try: whether memory ran out for the first photo in the smallest tiles.
+        before: batch, tiling and number of warnings before anything gave way for the first photo.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, photo: Photo | None = None) -> None:
+        self.waiting = deque([] if photo is None else [photo])
+        self.canvases: list[_Canvas] = []
         self.pools: dict[tuple[int, int], deque[tuple[_Canvas, int, int]]] = {}
-        self.photo_pixels = 0
+        self.forget_troubles()
+
+    def forget_troubles(self) -> None:
+        self.limit: int | None = None
+        self.last_try = False
+        self.before: tuple[int, Tiling, int] | None = None
+
+    @property
+    def photo_pixels(self) -> int:
+        """Pixels of the photos on the device."""
+        return sum(canvas.pixels.shape[1] * canvas.pixels.shape[2] for canvas in self.canvases)
+
+    def add(self, canvas: _Canvas) -> None:
+        self.canvases.append(canvas)
+        pool = self.pools.setdefault((canvas.plan.tile_height, canvas.plan.tile_width), deque())
+        pool.extend((canvas, top, left) for top, left in canvas.plan.windows())
+
+    def remove(self, canvas: _Canvas) -> None:
+        self.canvases.remove(canvas)
+        canvas.total = None  # not to be kept while the caller is busy with the mask
+        self.forget_troubles()
+
+    def start_again(self) -> None:
+        """Take everything off the device."""
+        self.waiting.extendleft(canvas.photo for canvas in reversed(self.canvases))
+        self.canvases.clear()
+        self.pools.clear()
 
 
 class Predictor:
@@ -110,6 +172,10 @@ class Predictor:
     def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
         """Masks for a stream of photos, in their order as long as all have one tile plan; failures pass by.
 
+        When memory runs out, half the batch is tried, then half the tile, and so on. A photo that does not
+        fit even in the smallest tiles, although one of them alone does, is a Failure, and what gave way for
+        it is taken back.
+
         Raises:
             CarvanaBatchError: memory does not even suffice for the smallest tile.
         """
@@ -118,18 +184,16 @@ class Predictor:
             if isinstance(photo, Failure):
                 yield photo
                 continue
-            self._admit(queue, photo)
-            yield from self._run_batches(queue, partial=False)
-            if queue.photo_pixels > self._most_pending_pixels(queue):
-                yield from self._run_batches(queue, partial=True)
-        yield from self._run_batches(queue, partial=True)
+            queue.waiting.append(photo)
+            yield from self._work(queue, last=False)
+        yield from self._work(queue, last=True)
 
     def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
 
         Raises:
             ValueError: another shape or dtype.
-            CarvanaBatchError: the network gives no finite output for it.
+            CarvanaBatchError: the network gives no finite output for it, or it does not fit into memory.
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
             raise ValueError(f"expected (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
@@ -141,20 +205,53 @@ class Predictor:
             return result.mask.to_bool()
         raise CarvanaBatchError("no mask came back")
 
-    def _most_pending_pixels(self, queue: _Queue) -> int:
-        """Enough for two batches of the largest tile, but never a whole folder of odd sizes."""
-        return 2 * self.batch * max((height * width for height, width in queue.pools), default=0)
+    def _work(self, queue: _Queue, last: bool) -> Iterator[Prediction | Failure]:
+        """Admit and run what the queue holds, with less at a time whenever memory runs out."""
+        while True:
+            with OutOfMemoryGuard() as guard:
+                yield from self._advance(queue, last)
+            if guard.error is None:
+                return
+            failure = self._give_way(queue, guard.error)
+            if failure is not None:
+                yield failure
 
-    def _admit(self, queue: _Queue, photo: Photo) -> None:
-        resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
-        height, width = resized.shape[:2]
+    def _advance(self, queue: _Queue, last: bool) -> Iterator[Prediction | Failure]:
+        """Admit the photos that wait and run full batches; if the photos are the ``last``, all."""
+        while queue.waiting or (last and queue.canvases):
+            photo = queue.waiting[0] if queue.waiting else None
+            if photo is None or self._is_too_much(queue, photo):
+                yield from self._run_batches(queue, partial=True)
+                continue
+            queue.add(self._admit(photo, queue.limit))
+            queue.waiting.popleft()
+            yield from self._run_batches(queue, partial=False)
+
+    def _size(self, photo: Photo) -> tuple[int, int]:
+        """(height, width) in which the network wants the photo."""
+        width, height = self.model.size or photo.pixels.shape[1::-1]
+        return height, width
+
+    def _plan(self, photo: Photo, limit: int | None) -> TilePlan:
         network = self.model.network
-        plan = self.tiling.plan(height, width, network.stride, network.unit)
+        return self.tiling.plan(*self._size(photo), network.stride, network.unit, limit)
+
+    def _is_too_much(self, queue: _Queue, photo: Photo) -> bool:
+        """Whether the photo has to wait until those on the device are done.
+
+        Together they may fill two batches of the largest tile, but never be a whole folder of odd sizes.
+        """
+        height, width = self._size(photo)
+        plan = self._plan(photo, queue.limit)
+        tiles = [*queue.pools, (plan.tile_height, plan.tile_width)]
+        enough = 2 * self.batch * max(tile_height * tile_width for tile_height, tile_width in tiles)
+        return bool(queue.canvases) and queue.photo_pixels + height * width > enough
+
+    def _admit(self, photo: Photo, limit: int | None) -> _Canvas:
+        resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
         pixels = torch.from_numpy(resized).to(self.device, non_blocking=True).permute(2, 0, 1)
-        canvas = _Canvas(photo, plan, pixels, plan.tile_count)
-        pool = queue.pools.setdefault((plan.tile_height, plan.tile_width), deque())
-        pool.extend((canvas, top, left) for top, left in plan.windows())
-        queue.photo_pixels += height * width
+        plan = self._plan(photo, limit)
+        return _Canvas(photo, plan, pixels, plan.tile_count)
 
     def _run_batches(self, queue: _Queue, partial: bool) -> Iterator[Prediction | Failure]:
         """Run what is pooled, with ``partial`` also batches that are not full."""
@@ -165,22 +262,18 @@ class Predictor:
                 break
             pool = queue.pools[shapes[0]]
             jobs = [pool[place] for place in range(min(self.batch, len(pool)))]
-            try:
-                probabilities, finite = self._run(jobs)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                probabilities = None
-            if probabilities is None:
-                # Outside the except block: the traceback would keep the failed tensors alive.
-                self._shrink(queue, shapes[0])
-                continue
+            if not self._precision_checked and not self._precision_is_enough(jobs):
+                self._change_to_float32()
+                queue.start_again()
+                break
+            probabilities, finite = self._run(jobs)
             for place, (canvas, top, left) in enumerate(jobs):
                 pool.popleft()
                 self._blend(canvas, top, left, probabilities[place, 0], finite[place])
                 if canvas.missing == 0:
-                    queue.photo_pixels -= canvas.pixels.shape[1] * canvas.pixels.shape[2]
-                    yield self._finish(canvas)
+                    result = self._finish(canvas)
+                    queue.remove(canvas)
+                    yield result
             if not pool:
                 del queue.pools[shapes[0]]
 
@@ -193,27 +286,51 @@ class Predictor:
         images[len(jobs) :] = 0
         for place, (canvas, top, left) in enumerate(jobs):
             images[place] = self._normalised_window(canvas, top, left)[0]
-        probabilities, finite = self._probabilities(self._network, images)
-        if not self._precision_checked:
-            difference = self._difference_from_float32(images, probabilities, len(jobs))
-            self._precision_checked = True
-            if not difference <= PRECISION_TOLERANCE:
-                self.warnings.append(
-                    f"{self.dtype} differs from float32 by {difference:.3f} on the first batch: using float32"
-                )
-                self.dtype, self._network = torch.float32, self._exact_predictor()._network
-                del images, probabilities, finite  # float32 takes twice as much
-                return self._run(jobs)
-        return probabilities, finite
+        return self._probabilities(self._network, images)
 
-    def _difference_from_float32(self, images: Tensor, probabilities: Tensor, used: int) -> float:
-        """Mean over the first ``used`` places, one after the other, as a batch in float32 may not fit."""
+    def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:
+        """Compare with float32 in the middle of the windows: half the rows, or fewer if memory is short."""
+        rows = -(-jobs[0][0].plan.tile_height // 2)
+        difference = None
+        while difference is None and rows > 0:
+            with OutOfMemoryGuard():
+                difference = self._difference_from_float32(jobs, rows)
+            if difference is None:
+                release_unused_memory(self.device)
+            rows //= 2
+        self._precision_checked = True
+        if difference is None:
+            self.warnings.append(f"{self.dtype} was not checked: float32 does not fit into the memory")
+            return True
+        if difference <= PRECISION_TOLERANCE:
+            return True
+        self.warnings.append(
+            f"{self.dtype} differs from float32 by {difference:.3f} on the first batch: using float32"
+        )
+        return False
+
+    def _difference_from_float32(self, jobs: list[tuple[_Canvas, int, int]], rows: int) -> float:
+        """Mean over the middle ``rows`` of the windows.
+
+        One window after the other: half a window takes as much memory in float32 as a whole one otherwise.
+        """
         network = self._exact_predictor()._network
-        differences = [
-            (self._probabilities(network, image[None].float())[0][0] - probability).abs().mean()
-            for image, probability in zip(images[:used], probabilities[:used], strict=True)
-        ]
+        differences = []
+        for canvas, top, left in jobs:
+            window = self._normalised_window(canvas, top, left)
+            first = (window.shape[2] - rows) // 2
+            window = window[:, :, first : first + rows].contiguous(memory_format=torch.channels_last)
+            probability, _ = self._probabilities(self._network, window.to(self.dtype))
+            differences.append((self._probabilities(network, window)[0] - probability).abs().mean())
         return torch.stack(differences).mean().item()
+
+    def _change_to_float32(self) -> None:
+        """Give up half precision, and half of the batch or of the tiles, as numbers take twice as much."""
+        self.dtype, self._network = torch.float32, self._exact_predictor()._network
+        if self.batch > 1:
+            self.batch //= 2
+        else:
+            self.tiling = self.tiling.for_float32()
 
     def _normalised_window(self, canvas: _Canvas, top: int, left: int) -> Tensor:
         """(1, 3, h, w) float32 of one window, padded where it reaches beyond the photo."""
@@ -242,18 +359,16 @@ class Predictor:
             return
         if canvas.total is None:
             canvas.total = torch.zeros((plan.padded_height, plan.padded_width), device=self.device)
-        rows = torch.from_numpy(blend_weights(plan.tile_height)).to(self.device)
-        columns = torch.from_numpy(blend_weights(plan.tile_width)).to(self.device)
+        rows = torch.from_numpy(blend_weights(plan.tops, plan.tile_height, top)).to(self.device)
+        columns = torch.from_numpy(blend_weights(plan.lefts, plan.tile_width, left)).to(self.device)
         window = canvas.total[top : top + plan.tile_height, left : left + plan.tile_width]
         window.addcmul_(probability * rows[:, None], columns)
 
     def _finish(self, canvas: _Canvas) -> Prediction | Failure:
         """Threshold and pack; a photo whose logits are not finite gets a second try in float32."""
         if not all(flag.item() for flag in canvas.finite):
-            if self.dtype == torch.float32:
-                reason = "the network's output is not finite, in float32 either"
-                return Failure(canvas.photo.ref, "predict", reason)
-            return next(self._exact_predictor().predict([canvas.photo]))
+            canvas.total = None
+            return self._try_in_float32(canvas.photo)
         total = canvas.total
         if total is None:  # a plan has at least one window
             raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
@@ -266,43 +381,109 @@ class Predictor:
         height, width = canvas.photo.pixels.shape[:2]
         if probability.shape != (height, width):
             probability = enlarge_probability(probability, height, width)
-        mask = probability > self.threshold
         kept = probability.cpu().numpy() if self.keep_probability else None
-        packed = PackedMask(pack_bits(mask), width)
-        return Prediction(canvas.photo, packed, expected_dice(probability, mask), kept)
+        packed, dice = threshold_and_pack(probability, self.threshold)
+        return Prediction(canvas.photo, PackedMask(packed, width), dice, kept)
+
+    def _try_in_float32(self, photo: Photo) -> Prediction | Failure:
+        if self.dtype == torch.float32:
+            return Failure(photo.ref, "predict", "the network's output is not finite, in float32 either")
+        exact = self._exact_predictor()
+        try:
+            result = next(exact.predict([photo]))
+        except CarvanaBatchError as error:  # memory may be enough for all others
+            reason = f"the network's output is not finite in {self.dtype}, and in float32: {error}"
+            return Failure(photo.ref, "predict", reason)
+        self.warnings += [f"second try in float32: {line}" for line in exact.warnings]
+        exact.warnings.clear()
+        return result
 
     def _exact_predictor(self) -> Predictor:
-        """The same in float32, made when it is first needed."""
+        """The same in float32 for one tile at a time, made when it is first needed."""
         if self._exact is None:
             self._exact = Predictor(
                 self.model,
                 self.device,
                 torch.float32,
-                self.tiling,
+                self.tiling if self.batch > 1 else self.tiling.for_float32(),
                 threshold=self.threshold,
                 flip=self.flip,
                 keep_probability=self.keep_probability,
             )
         return self._exact
 
-    def _shrink(self, queue: _Queue, shape: tuple[int, int]) -> None:
-        """After running out of memory: half the batch, then half the tile, and the pooled photos again."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _give_way(self, queue: _Queue, error: str) -> Failure | None:
+        """After running out of memory: half the batch, then half the tile, and the photos of the queue again.
+
+        Returns:
+            the Failure of the first photo if it did not fit in the smallest tiles either, but others may.
+
+        Raises:
+            CarvanaBatchError: not even the smallest tile fits.
+        """
+        queue.start_again()
+        release_unused_memory(self.device)
+        alone = self.batch == 1 or len(queue.waiting) == 1
+        if alone and queue.before is None:
+            queue.before = self.batch, self.tiling, len(self.warnings)
         if self.batch > 1:
             self.batch //= 2
             self.warnings.append(f"out of memory: going on with batches of {self.batch}")
-            return
-        height, width = shape
-        self.tiling = Tiling(None, height * width // 2, self.tiling.overlap)
-        canvases = list(dict.fromkeys(canvas for pool in queue.pools.values() for canvas, _, _ in pool))
-        queue.pools.clear()
-        queue.photo_pixels = 0
-        for canvas in canvases:
-            self._admit(queue, canvas.photo)
-            if height * width <= max(h * w for h, w in queue.pools):
-                raise CarvanaBatchError(
-                    f"{canvas.photo.ref.path}: not enough memory on {self.device} for the smallest tile,"
-                    f" {width}x{height} pixels; close other programs, use a smaller --overlap or --device cpu"
-                )
-        self.warnings.append(f"out of memory: going on with tiles of at most {height * width // 2} pixels")
+            return None
+        photo = queue.waiting[0]
+        if self._shrink_tiles(queue, photo):
+            return None
+        plan = self._plan(photo, queue.limit)
+        if not self._fits(plan):
+            raise CarvanaBatchError(
+                f"{photo.ref.path}: not enough memory on {self.device} for the smallest tile,"
+                f" {plan.tile_width}x{plan.tile_height} pixels; close other programs, use a smaller --overlap"
+                f" or --device cpu ({error})"
+            )
+        if not queue.last_try:  # memory may have been short for a moment only
+            queue.last_try = True
+            return None
+        if queue.before is not None:
+            self.batch, self.tiling, count = queue.before
+            del self.warnings[count:]
+        queue.waiting.popleft()
+        queue.forget_troubles()
+        height, width = photo.pixels.shape[:2]
+        return Failure(
+            photo.ref,
+            "predict",
+            f"{width}x{height} pixels do not fit into the memory of {self.device}, not even in the smallest"
+            f" tiles; close other programs, make the photo smaller, or mask it where there is more memory"
+            f" ({error})",
+        )
+
+    def _shrink_tiles(self, queue: _Queue, photo: Photo) -> bool:
+        """Half the tile for the first photo, and as much less memory for all; False at the smallest tile."""
+        height, width = self._size(photo)
+        failed = self._plan(photo, queue.limit)
+        limit = failed.tile_height * failed.tile_width // 2
+        tile = self.tiling.tile
+        most = self.tiling.most_pixels if tile is None else tile[0] * tile[1]
+        most = min(most, limit + (self.tiling.maps_of(height * width) if failed.tile_count > 1 else 0))
+        tiling = replace(self.tiling, tile=None, most_pixels=most)
+        plan = tiling.plan(height, width, self.model.network.stride, self.model.network.unit, limit)
+        if plan.tile_height * plan.tile_width >= failed.tile_height * failed.tile_width:
+            return False
+        if tiling != self.tiling:
+            self.warnings.append(f"out of memory: going on with tiles of at most {most} pixels")
+        self.tiling, queue.limit = tiling, limit
+        self._exact = None  # made anew, with these tiles, when it is needed
+        return True
+
+    def _fits(self, plan: TilePlan) -> bool:
+        """Whether a photo of one such tile could be masked, with nothing else on the device."""
+        width, height = self.model.size or (plan.tile_width, plan.tile_height)
+        blank = Photo(ImageRef("blank", Path("blank")), np.zeros((height, width, 3), np.uint8))
+        queue = _Queue(blank)
+        queue.limit = plan.tile_height * plan.tile_width
+        checked, self._precision_checked = self._precision_checked, True
+        with OutOfMemoryGuard() as guard:
+            for _ in self._advance(queue, last=True):
+                pass
+        self._precision_checked = checked
+        return guard.error is None

@@ -7,6 +7,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+BAND_PIXELS = 2**22
+"""Pixels that are thresholded at a time, so that a large photo needs little memory beside its map."""
+
+
+def threshold_and_pack(probability: Tensor, threshold: float) -> tuple[NDArray[np.uint8], float]:
+    """The packed mask, (H, ceil(W / 8)) uint8, of a (H, W) float32 map, and its :func:`expected_dice`."""
+    rows = max(1, BAND_PIXELS // probability.shape[1])
+    packed, sums = [], []
+    for band in probability.split(rows):
+        mask = band > threshold
+        packed.append(pack_bits(mask))
+        sums.append(_dice_sums(band, mask))
+    return packed[0] if len(packed) == 1 else np.concatenate(packed), _dice_of_sums(sums)
+
 
 def expected_dice(probability: Tensor, mask: Tensor) -> float:
     """The Dice that a mask may expect if its pixels are car with their probability: 2 sum(mp) / sum(m + p).
@@ -23,8 +37,17 @@ def expected_dice(probability: Tensor, mask: Tensor) -> float:
     Returns:
         a number in [0, 1]; 1 for an empty mask where no pixel has any probability.
     """
-    sums = torch.stack([(probability * mask).sum(), mask.sum(), probability.sum()]).tolist()
-    shared, masked, expected = sums
+    return _dice_of_sums([_dice_sums(probability, mask)])
+
+
+def _dice_sums(probability: Tensor, mask: Tensor) -> list[float]:
+    """sum(mp), sum(m) and sum(p)."""
+    sums: list[float] = torch.stack([(probability * mask).sum(), mask.sum(), probability.sum()]).tolist()
+    return sums
+
+
+def _dice_of_sums(parts: list[list[float]]) -> float:
+    shared, masked, expected = (sum(values) for values in zip(*parts, strict=True))
     return 2 * shared / (masked + expected) if masked + expected > 0 else 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +15,26 @@ from carvana_batch.records import UsageError
 
 DEFAULT_OVERLAP = 256
 
+FAINT = 1e-4
+"""Weight, in pixels, of what lies so near the edge of a tile that its neighbour sees more around it."""
+
 
 def round_up(size: int, stride: int) -> int:
     """The smallest multiple of ``stride`` that is at least ``size``."""
     return -(-size // stride) * stride
 
 
+def align(size: int, length: int, stride: int) -> int:
+    """The smallest number from ``size`` on that differs from ``length`` by a multiple of ``stride``."""
+    return size + (length - size) % stride
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """Windows of one size that cover an image padded at the bottom and on the right.
 
-    All numbers are pixels and multiples of the network's stride. ``tops`` and ``lefts`` span a grid of
-    windows of ``tile_height`` x ``tile_width``.
+    All numbers are pixels. ``tops`` and ``lefts`` are multiples of the network's stride; they span a grid of
+    windows of ``tile_height`` x ``tile_width``, and the last window ends where the padded image ends.
     """
 
     tops: tuple[int, ...]
@@ -63,18 +72,26 @@ def plan_tiles(
 ) -> TilePlan:
     """Evenly spaced tiles on the stride grid, neighbours sharing at least ``overlap`` pixels.
 
-    Tile sizes are rounded up to the stride, and down to the padded image where that is smaller.
+    ``height`` and ``width`` are those of the padded image. Tile sizes are rounded up to the stride, then to a
+    size with which the last tile ends with the image, so that the network sees there what it sees of a whole
+    one; where the image is smaller they are its own.
 
     Raises:
         UsageError: the overlap leaves no room for a step of one stride.
     """
+    tile_height = align(round_up(tile_height, stride), height, stride)
+    tile_width = align(round_up(tile_width, stride), width, stride)
+    return _plan(height, width, tile_height, tile_width, overlap, stride)
+
+
+def _plan(height: int, width: int, tile_height: int, tile_width: int, overlap: int, stride: int) -> TilePlan:
+    """The same for tiles of which the last one ends with the image."""
     tops, tile_height = _axis(height, tile_height, overlap, stride)
     lefts, tile_width = _axis(width, tile_width, overlap, stride)
     return TilePlan(tops, lefts, tile_height, tile_width)
 
 
 def _axis(length: int, tile: int, overlap: int, stride: int) -> tuple[tuple[int, ...], int]:
-    length, tile = round_up(length, stride), round_up(tile, stride)
     if tile >= length:
         return (0,), length
     longest_step = (tile - overlap) // stride * stride
@@ -92,25 +109,28 @@ def _axis(length: int, tile: int, overlap: int, stride: int) -> tuple[tuple[int,
 def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, stride: int) -> TilePlan:
     """The plan with the fewest tiles of at most ``most_pixels`` each; of equals, the least redundant one.
 
-    Where not even the smallest tile with the wanted overlap fits, that smallest tile is used.
+    ``height`` and ``width`` are those of the padded image. Where not even the smallest tile with the wanted
+    overlap fits, that smallest tile is used.
     """
-    overlap = round_up(overlap, stride)
-    smallest = overlap + stride
+    # What neighbours can share differs from the length by a multiple of the stride, as tiles do.
+    row_overlap, column_overlap = align(overlap, height, stride), align(overlap, width, stride)
 
     def cost(plan: TilePlan) -> tuple[int, int, float]:
         excess = max(0, plan.tile_height * plan.tile_width - most_pixels)
         return excess, plan.tile_count, plan.redundancy
 
     def plan_columns(columns: int) -> TilePlan:
-        tile_width = _even_tile(width, columns, overlap, stride)
-        tallest = max(most_pixels // tile_width // stride * stride, smallest)
-        tile_height = _shortest_tile(height, tallest, overlap, stride)
-        return plan_tiles(height, width, tile_height, tile_width, overlap, stride)
+        tile_width = _even_tile(width, columns, column_overlap, stride)
+        tallest = align(most_pixels // tile_width - stride + 1, height, stride)
+        tallest = max(tallest, row_overlap + stride)
+        tile_height = _shortest_tile(height, tallest, row_overlap, stride)
+        return _plan(height, width, tile_height, tile_width, overlap, stride)
 
     best = plan_columns(1)
-    for columns in range(2, round_up(width, stride) // stride + 1):
+    for columns in range(2, width // stride + 2):
         # No further where tiles get too narrow, or a plan that fits has fewer tiles than these have columns.
-        if _even_tile(width, columns, overlap, stride) < smallest or cost(best) < (0, columns):
+        too_narrow = _even_tile(width, columns, column_overlap, stride) < column_overlap + stride
+        if too_narrow or cost(best) < (0, columns):
             break
         best = min(best, plan_columns(columns), key=cost)
     return best
@@ -118,8 +138,9 @@ def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, s
 
 def _even_tile(length: int, count: int, overlap: int, stride: int) -> int:
     """The shortest tile of which ``count`` cover the length with the overlap."""
-    length = round_up(length, stride)
-    return length if count == 1 else round_up(math.ceil((length + (count - 1) * overlap) / count), stride)
+    if count == 1:
+        return length
+    return align(math.ceil((length + (count - 1) * overlap) / count), length, stride)
 
 
 def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
@@ -128,15 +149,23 @@ def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
     return min(tile, _even_tile(length, len(tops), overlap, stride))
 
 
-@lru_cache(maxsize=64)
-def blend_weights(length: int) -> NDArray[np.float32]:
-    """Weights (length,) in (0, 1] along one side of a window, highest in the middle.
+@lru_cache(maxsize=1024)
+def blend_weights(starts: tuple[int, ...], length: int, start: int) -> NDArray[np.float32]:
+    """Weights (length,) in (0, 1] along one side of the window at ``start``, which is one of ``starts``.
 
-    A triangle that falls to nearly zero at the ends, where a tile lacks context. A pixel of a window weighs
-    the product of its row's and its column's weight, so the maps themselves need not be kept.
+    They grow with the distance from the edges that lie within the image. Nearer to one than seven sixteenths
+    of the overlap a tile counts for next to nothing, as it lacks context that its neighbour has. So tiles
+    give what the whole image gives if the network looks no further than that in any direction. A pixel of a
+    window weighs the product of its row's and its column's weight, so the maps themselves need not be kept.
     """
-    distance = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
-    weights: NDArray[np.float32] = distance / distance.max()
+    steps = [following - before for before, following in itertools.pairwise(starts)]
+    margin = (length - max(steps, default=length)) * 7 // 16
+    distance = np.full(length, length, np.float32)
+    if start > starts[0]:
+        distance = np.minimum(distance, np.arange(1, length + 1) - margin)
+    if start < starts[-1]:
+        distance = np.minimum(distance, np.arange(length, 0, -1) - margin)
+    weights: NDArray[np.float32] = np.maximum(distance, FAINT).astype(np.float32) / np.float32(length)
     return weights
 
 
@@ -148,5 +177,5 @@ def weight_sums(starts: tuple[int, ...], length: int) -> NDArray[np.float32]:
     """
     sums = np.zeros(starts[-1] + length, np.float32)
     for start in starts:
-        sums[start : start + length] += blend_weights(length)
+        sums[start : start + length] += blend_weights(starts, length, start)
     return sums

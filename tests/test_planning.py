@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from carvana_batch import devices
+from carvana_batch import predictor as predictor_module
 from carvana_batch.devices import (
     CPU_SHARE,
     GPU_BUDGET,
+    OutOfMemoryGuard,
     choose_precision,
     free_memory,
     is_out_of_memory,
     memory_budget,
     pick_device,
+    release_unused_memory,
 )
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.footprint import measure_footprint
@@ -23,7 +26,7 @@ from carvana_batch.models.segunet import SegUNet
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.predictor import Tiling
-from carvana_batch.records import UsageError
+from carvana_batch.records import CarvanaBatchError, UsageError
 
 CPU = torch.device("cpu")
 MEGABYTE = 10**6
@@ -132,7 +135,15 @@ def raised_by(function) -> BaseException:
         raised_by(lambda: bytearray(2**60)),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        NotImplementedError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
+        RuntimeError("Invalid buffer size: 12.50 GB"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("std::bad_alloc"),
         RuntimeError(
             "[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
         ),
@@ -161,6 +172,29 @@ def test_other_errors_do_not(error):
     assert not is_out_of_memory(error)
 
 
+def test_the_guard_holds_back_a_lack_of_memory_only():
+    with OutOfMemoryGuard() as guard:
+        pass
+    assert guard.error is None
+    with OutOfMemoryGuard() as guard:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore about it.")
+    assert guard.error == "CUDA out of memory."
+    with OutOfMemoryGuard() as guard:
+        raise MemoryError
+    assert guard.error == "MemoryError"
+    with pytest.raises(ValueError, match="another"), OutOfMemoryGuard():
+        raise ValueError("another")
+
+
+def test_only_gpus_have_memory_to_release(monkeypatch):
+    released = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cuda"))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))
+    for name in ("cpu", "cuda:1", "mps"):
+        release_unused_memory(torch.device(name))
+    assert released == ["cuda", "mps"]
+
+
 @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
 def test_the_faster_precision_of_a_cpu_is_measured(monkeypatch, faster):
     def prepare(_network, _device, dtype):
@@ -178,26 +212,28 @@ def test_default_workers(monkeypatch, cores, on_cpu, on_gpu):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert default_workers(CPU, 100) == on_cpu
     assert default_workers(torch.device("cuda"), 100) == on_gpu
-    assert default_workers(torch.device("cuda"), 3) == 0
+    assert default_workers(torch.device("cuda"), 3) == 1
 
 
 # Plans
 
 
 def bytes_taken(model: Model, predictor, height: int, width: int) -> int:
-    """What a batch of tiles of a photo of this size takes: tensors inside the network, and its weights."""
+    """What a batch of tiles of a photo of this size takes: tensors inside the network, its weights, and the
+    photo itself with its map where it is cut into tiles of a size that was not asked for."""
     network = predictor.model.network
     tiles = predictor.tiling.plan(height, width, network.stride, network.unit)
     tile = measure_footprint(model.network, tiles.tile_height, tiles.tile_width, predictor.dtype)
     weights = sum(parameter.numel() * 4 for parameter in model.network.parameters())
-    return predictor.batch * tile.activation_bytes + weights
+    maps = height * width * (3 + 4) if tiles.tile_count > 1 and predictor.tiling.tile is None else 0
+    return predictor.batch * tile.activation_bytes + weights + maps
 
 
-@pytest.mark.parametrize("size", [(1280, 1918), (3000, 4000), (200, 30_000), (30_000, 200)])
+@pytest.mark.parametrize("size", [(1280, 1918), (2000, 2500), (200, 25_000), (25_000, 200)])
 @pytest.mark.parametrize(("precision", "batch"), [("fp32", None), ("bf16", None), ("fp32", 4)])
 def test_tiles_shrink_with_the_memory_and_stay_within_it(model, size, precision, batch):
     tile_pixels, tile_counts = [], []
-    for megabytes in (10_000, 2000, 600, 200, 60):
+    for megabytes in (10_000, 2000, 600, 400, 200):
         predictor = plan(model, memory=megabytes * MEGABYTE, precision=precision, batch=batch)
         assert predictor.batch == (batch or 1)
         assert bytes_taken(model, predictor, *size) <= megabytes * MEGABYTE
@@ -209,6 +245,31 @@ def test_tiles_shrink_with_the_memory_and_stay_within_it(model, size, precision,
     assert tile_pixels == sorted(tile_pixels, reverse=True)
     assert tile_counts[0] == 1 or size != (1280, 1918)
     assert tile_counts[-1] > 4
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("megapixels", [5, 25, 50, 100, 200])
+def test_the_maps_of_a_large_photo_are_part_of_the_memory(model, megapixels, precision, batch):
+    width = round((megapixels * MEGABYTE * 1.5) ** 0.5)
+    predictor = plan(model, memory=2000 * MEGABYTE, precision=precision, batch=batch)
+    assert bytes_taken(model, predictor, width * 2 // 3, width) <= 2000 * MEGABYTE
+
+
+def test_maps_larger_than_the_memory_leave_tiles_of_a_sensible_size(model):
+    predictor = plan(model, memory=200 * MEGABYTE)
+    tiles = predictor.tiling.plan(10_000, 10_000, 4, 1)  # the maps take 700 MB
+    assert 400**2 < tiles.tile_height * tiles.tile_width <= 512**2
+    assert bytes_taken(model, predictor, 10_000, 10_000) < 900 * MEGABYTE
+
+
+def test_weights_that_do_not_fit_are_told_with_advice(model, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(predictor_module, "prepare_network", run_out)
+    with pytest.raises(CarvanaBatchError, match=r"weights of test; .*--device cpu \(CUDA out of memory"):
+        plan(model)
 
 
 def test_half_the_bytes_a_number_are_good_for_larger_tiles(model):
@@ -269,11 +330,12 @@ def test_an_overlap_that_leaves_no_step_is_refused_before_the_first_photo(model)
 def test_what_the_first_run_chose_is_used_again(model):
     # Nothing here would choose fp16 on a CPU, three at a time.
     chosen = {"device": "cpu", "precision": "fp16", "batch": 3, "tile": False, "most_pixels": 123_456}
+    chosen["map_share"] = 0.0123
     for memory in (60 * MEGABYTE, 6000 * MEGABYTE):
         predictor = plan(model, chosen, precision="auto", memory=memory)
         assert predictor.dtype == torch.float16
         assert predictor.batch == 3
-        assert predictor.tiling == Tiling(None, 123_456, 64)
+        assert predictor.tiling == Tiling(None, 123_456, 64, 0.0123)
         assert describe_choice(predictor) == chosen
 
 
@@ -281,13 +343,14 @@ def test_what_gave_way_during_a_run_is_what_is_described(model):
     predictor = plan(model, batch=4)
     assert describe_choice(predictor)["precision"] == "fp32"
     assert describe_choice(predictor)["batch"] == 4
-    predictor.batch, predictor.dtype, predictor.tiling = 2, torch.float16, Tiling(None, 777, 64)
+    predictor.batch, predictor.dtype, predictor.tiling = 2, torch.float16, Tiling(None, 777, 64, 0.1)
     assert describe_choice(predictor) == {
         "device": "cpu",
         "precision": "fp16",
         "batch": 2,
         "tile": False,
         "most_pixels": 777,
+        "map_share": 0.1,
     }
 
 

@@ -1,7 +1,10 @@
 import collections
 import contextlib
 import dataclasses
+import gc
+import re
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from short_memory import GPU_TEXT, ShortMemory
 from torch import Tensor, nn
 
+import carvana_batch.probability
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.predictor import Predictor, Tiling
-from carvana_batch.probability import expected_dice, pack_bits, pack_bits_on_device
+from carvana_batch.probability import expected_dice, pack_bits, pack_bits_on_device, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
 
 CPU = torch.device("cpu")
@@ -25,7 +30,6 @@ WHOLE = Tiling(None, 10**9, 0)
 GAIN = 4.0
 """Logit of a pixel whose red is 255; minus that for 0. No red value gives exactly 0."""
 
-GPU_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB."
 CPU_TEXT = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
     " allocate 1125899906842624 bytes. Error code 12 (Cannot allocate memory)"
@@ -68,7 +72,10 @@ def make_predictor(network: AnySizeNetwork, tiling=WHOLE, dtype=torch.float32, *
 
 @pytest.fixture(scope="module")
 def small_network():
-    """Random weights, and batch norms with statistics of their own, so that neighbours matter."""
+    """Random weights, and batch norms with statistics of their own, so that neighbours matter.
+
+    A pixel depends on those up to 18 pixels away in each direction.
+    """
     torch.manual_seed(0)
     network = SegUNet((4, 8), center=8, decoder_convolutions=1)
     for module in network.modules():
@@ -190,8 +197,28 @@ def test_each_channel_is_normalised_by_its_own_statistics():
 def test_a_whole_photo_is_padded_to_the_unit_of_the_network_only():
     plan = Tiling(None, 10**6, 0).plan(13, 6, stride=16, unit=4)
     assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 8, 1)
-    plan = Tiling(None, 16 * 16, 0).plan(13, 38, stride=16, unit=4)
-    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 16, 3)
+
+
+def test_tiles_are_those_of_the_photo_padded_to_the_unit_of_the_network():
+    plan = Tiling(None, 16 * 24, 0).plan(13, 38, stride=16, unit=4)
+    assert (plan.padded_height, plan.padded_width) == (16, 40)
+    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 24, 2)
+
+
+def test_large_maps_take_from_what_tiles_may_have():
+    tiling = Tiling(None, 1_000_000, 64, map_share=0.05)
+
+    def tile_pixels(height, width, limit=None):
+        plan = tiling.plan(height, width, 4, 4, limit)
+        return plan.tile_height * plan.tile_width
+
+    assert tile_pixels(1000, 1000) == 1_000_000  # a whole photo has no maps beside its only tile
+    assert 350_000 < tile_pixels(3000, 4000) <= 1_000_000 - 600_000
+    # Tiles stay sensible, as large as the memory that there is, or as small as they have to be.
+    assert 200_000 < tile_pixels(10_000, 10_000) <= 512**2
+    assert tile_pixels(10_000, 10_000, limit=100_000) <= 100_000
+    small = dataclasses.replace(tiling, most_pixels=80_000).plan(5000, 5000, 4, 4)
+    assert 50_000 < small.tile_height * small.tile_width <= 80_000
 
 
 def test_a_photo_is_padded_with_its_last_row_and_column(small_network, monkeypatch):
@@ -475,14 +502,236 @@ def test_memory_that_runs_out_once_at_any_call_costs_no_photo(call):
     assert len(predictor.warnings) == 1
 
 
+def predict_on(device: ShortMemory, predictor: Predictor, photos) -> list[Prediction | Failure]:
+    with device:
+        return list(predictor.predict(photos))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 4)], ids=["whole", "tiles"])
+def test_memory_that_runs_out_at_any_operation_costs_no_photo(tiling, count_faults):
+    # In bfloat16 with a check against float32, and the second try of a photo in float32.
+    photos = [red_photo([50, 200], 0), red_photo([50, 200, 250], 1), red_photo([50, 200], 2)]
+
+    def predict(at):
+        predictor = make_predictor(WrongInHalf(NOT_FINITE["inf"], 0.9), tiling, torch.bfloat16, batch=2)
+        return predict_on(device := ShortMemory(at), predictor, photos), device.count, predictor.dtype
+
+    _, operations, dtype = predict(None)
+    assert (operations > 150, dtype) == (True, torch.bfloat16)
+    for at in range(1, operations + 1):
+        results, _, _ = predict(at)
+        assert_red_masks(results, photos)
+    count_faults("out of memory at one operation of torch costs no photo", operations)
+
+
+PLACES = {
+    "admit": ("_admit", lambda predictor, photo, limit: predictor._plan(photo, limit)),
+    "run": ("_run", lambda predictor, jobs: jobs[0][0].plan),
+    "blend": ("_blend", lambda predictor, canvas, *_: canvas.plan),
+    "finish": ("_finish", lambda predictor, canvas: canvas.plan),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("most_images", "most_pixels"), [(3, 10**9), (1, 10**9), (8, 300), (1, 64)])
+@pytest.mark.parametrize("place", PLACES)
+def test_memory_that_is_too_short_at_any_place_costs_no_photo(
+    place, most_images, most_pixels, dtype, error, monkeypatch, count_faults
+):
+    name, find_plan = PLACES[place]
+    method = getattr(Predictor, name)
+    faults = 0
+
+    def limited(predictor, *arguments):
+        nonlocal faults
+        plan = find_plan(predictor, *arguments)
+        if predictor.batch > most_images or plan.tile_height * plan.tile_width > most_pixels:
+            faults += 1
+            raise error
+        return method(predictor, *arguments)
+
+    monkeypatch.setattr(Predictor, name, limited)
+    photos = [red_photo([50, 200] if seed % 3 else [50, 200, 250], seed) for seed in range(7)]
+    # Photos with 250 are not finite in bfloat16, and are run again in float32.
+    network = WrongInHalf(NOT_FINITE["inf"], 0.9)
+    predictor = make_predictor(network, Tiling((32, 32), 0, 4), dtype, batch=8)
+    with time_limit(60):
+        assert_red_masks(predictor.predict(photos), photos)
+    assert 0 < faults < 40
+    assert predictor.batch == (1 if most_pixels < 10**9 else 2 if most_images == 3 else most_images)
+    assert len(set(predictor.warnings)) == len(predictor.warnings) > 0
+    count_faults("out of memory above a batch or tile costs no photo", faults)
+
+
+def mask_directly(network: AnySizeNetwork, photo: Photo) -> np.ndarray:
+    """(H, W) float32 probabilities of the whole photo at once."""
+    images = torch.from_numpy((photo.pixels / 255 - 0.5) / 0.5).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        return torch.sigmoid(network(images))[0, 0].numpy()
+
+
+def assert_masks_of(results, probabilities: dict[str, np.ndarray]) -> None:
+    """Each photo came back, with its mask except where the probability is next to the threshold."""
+    assert sorted(result.photo.ref.key for result in results) == sorted(probabilities)
+    for result in results:
+        probability = probabilities[result.photo.ref.key]
+        clear = np.abs(probability - 0.5) > 1e-3
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(result.mask.to_bool()[clear], probability[clear] > 0.5)
+
+
+@pytest.mark.parametrize("size", [(160, 224), (141, 203)])
+@pytest.mark.parametrize("most_pixels", [12_000, 6000, 3000])
+def test_smaller_tiles_give_the_same_masks_if_the_network_looks_no_further_than_the_overlap(
+    small_network, size, most_pixels
+):
+    photo = random_photo(*size)
+    predictor = make_predictor(small_network, Tiling(None, most_pixels, 44), keep_probability=True)
+    network = predictor.model.network
+    assert predictor.tiling.plan(*size, network.stride, network.unit).tile_count > 3
+    result = predict_one(predictor, photo)
+    probability = mask_directly(small_network, photo)
+    np.testing.assert_allclose(result.probability, probability, atol=1e-3)
+    assert_masks_of([result], {photo.ref.key: probability})
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("megabytes", [4, 2, 1])
+def test_a_device_with_little_memory_gives_the_same_masks(small_network, megabytes, batch, count_faults):
+    photos = [random_photo(*size, seed) for seed, size in enumerate([(120, 160), (160, 121), (120, 160)] * 2)]
+    probabilities = {photo.ref.key: mask_directly(small_network, photo) for photo in photos}
+    predictor = make_predictor(small_network, Tiling(None, 10**9, 44), batch=batch)
+    device = ShortMemory(most_bytes=megabytes * 10**6)
+    results = predict_on(device, predictor, photos)
+    assert_masks_of(results, probabilities)
+    assert (predictor.warnings != []) == (batch == 4 or megabytes < 4)
+    # What gave way once is enough for all that follow.
+    before = list(predictor.warnings)
+    assert_masks_of(predict_on(device, predictor, photos), probabilities)
+    assert predictor.warnings == before
+    count_faults("out of memory on a device with few bytes costs no photo", device.faults)
+
+
+def test_nothing_of_a_failed_attempt_is_left_when_the_next_one_begins():
+    tensors = []
+
+    class Leaking(Redness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            assert [tensor() for tensor in tensors] == [None] * len(tensors)
+            if images[:, 0].numel() > 300:
+                inside = torch.zeros(1000)
+                tensors.extend([weakref.ref(images), weakref.ref(inside)])
+                raise torch.OutOfMemoryError(GPU_TEXT)
+            return super().padded_logits(images)
+
+    photos = [random_photo(40, 40, seed) for seed in range(4)]
+    gc.disable()
+    try:
+        assert_red_masks(make_predictor(Leaking(), Tiling(None, 1600, 4), batch=4).predict(photos), photos)
+    finally:
+        gc.enable()
+    assert len(tensors) > 6
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_photo_whose_maps_do_not_fit_is_a_failure_and_changes_nothing_for_the_others(batch, count_faults):
+    photos = [random_photo(60, 60, seed) for seed in range(6)]
+    monsters = [random_photo(600, 500, seed) for seed in range(2)]
+    predictor = make_predictor(Redness(), Tiling(None, 3600, 16), batch=batch)
+    tiling = predictor.tiling
+    # Their pixels and maps alone take 2.1 MB.
+    stream = [*photos[:2], monsters[0], *photos[2:5], monsters[1], photos[5]]
+    with time_limit(60):
+        results = predict_on(device := ShortMemory(most_bytes=10**6), predictor, stream)
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [failure.ref for failure in failures] == [photo.ref for photo in monsters]
+    for failure in failures:
+        assert failure.stage == "predict"
+        assert "500x600 pixels do not fit into the memory of cpu" in failure.reason
+        assert "make the photo smaller" in failure.reason
+        assert GPU_TEXT in failure.reason
+    assert_red_masks([result for result in results if isinstance(result, Prediction)], photos)
+    assert (predictor.batch, predictor.tiling, predictor.warnings) == (batch, tiling, [])
+    with ShortMemory(most_bytes=10**6), pytest.raises(CarvanaBatchError, match="do not fit into the memory"):
+        predictor.mask(monsters[0].pixels)
+    count_faults("out of memory for the maps of a photo costs no other", device.faults)
+
+
+def test_memory_that_is_short_for_a_moment_only_costs_no_photo_in_the_smallest_tiles():
+    photos = [random_photo(9, 9, seed) for seed in range(3)]
+    for at in range(1, 60):
+        predictor = make_predictor(Redness(), Tiling(None, 10**6, 16))
+        assert_red_masks(predict_on(ShortMemory(at), predictor, photos), photos)
+        assert predictor.warnings == []
+
+
+def test_a_lack_of_memory_before_the_check_against_float32_does_not_replace_it():
+    photos = [random_photo(9, 9, seed) for seed in range(3)]
+    for at in range(1, 20):
+        network = WrongInHalf(lambda logits: -logits)
+        predictor = make_predictor(network, Tiling(None, 10**6, 16), torch.bfloat16)
+        assert_red_masks(predict_on(ShortMemory(at), predictor, photos), photos)
+        assert predictor.dtype == torch.float32
+
+
+def test_what_gives_way_for_a_large_photo_leaves_the_tiles_of_small_ones():
+    shapes = []
+
+    class Watching(Limited):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            shapes.append(tuple(images.shape[2:]))
+            return super().padded_logits(images)
+
+    small, large = random_photo(60, 60), random_photo(400, 400)
+    predictor = make_predictor(Watching(most_pixels=3600), Tiling(None, 90_000, 16, map_share=0.5))
+    assert_red_masks(predictor.predict([large, small]), [large, small])
+    assert shapes[-1] == (60, 60)
+    assert 80_000 < predictor.tiling.most_pixels < 90_000
+    assert predictor.warnings[-1].endswith(f"tiles of at most {predictor.tiling.most_pixels} pixels")
+
+
+def test_only_what_gave_way_for_the_photo_that_fails_is_taken_back():
+    photos, monster = [random_photo(60, 60, seed) for seed in range(2)], random_photo(600, 500)
+    predictor = make_predictor(Limited(most_pixels=2000), Tiling(None, 3600, 16))
+    results = predict_on(ShortMemory(most_bytes=10**6), predictor, [photos[0], monster, photos[1]])
+    assert_red_masks([result for result in results if isinstance(result, Prediction)], photos)
+    assert predictor.tiling == Tiling(None, 1800, 16)
+    assert predictor.warnings == ["out of memory: going on with tiles of at most 1800 pixels"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_that_is_enlarged_survives_a_lack_of_memory(small_network, dtype):
+    photo = random_photo(90, 140)
+    model = dataclasses.replace(make_model(small_network), size=(96, 64))
+    expected = predict_one(Predictor(model, CPU, dtype, WHOLE), photo).mask.to_bool()
+    faults = 0
+    for at in range(1, 200, 3):
+        predictor = Predictor(model, CPU, dtype, Tiling(None, 10**6, 44))
+        (result,) = predict_on(device := ShortMemory(at), predictor, [photo])
+        assert (result.mask.to_bool() != expected).mean() < 0.02
+        faults += device.faults
+    assert faults > 20
+
+
+def test_a_mask_is_not_kept_on_the_device_until_the_caller_has_written_it():
+    photo = random_photo(300, 300)
+    with ShortMemory() as device:
+        for _ in make_predictor(Redness(), Tiling(None, 5000, 8)).predict([photo]):
+            assert device.live < 3 * 300 * 300 + 2 * 4 * 5000 + 1000  # the photo and a tile or two
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("tiling", [TILED, WHOLE, Tiling(None, 32 * 32, 256)], ids=["size", "whole", "auto"])
 def test_memory_that_never_suffices_ends_the_run_with_advice(tiling, batch, error):
     photos = [random_photo(*size, seed) for seed, size in enumerate(PHOTO_SIZES)]
     predictor = make_predictor(Limited(most_pixels=0, error=error), tiling, batch=batch)
-    with time_limit(60), pytest.raises(CarvanaBatchError, match=r"not enough memory on cpu .* --overlap"):
+    with time_limit(60), pytest.raises(CarvanaBatchError) as told:
         list(predictor.predict(photos))
+    assert re.match(r".*64x64_0.jpg: not enough memory on cpu .* --overlap", str(told.value))
+    assert (str(error) or "MemoryError") in str(told.value)  # in case that it was something else
 
 
 @pytest.mark.parametrize("error", [RuntimeError("another shape"), ValueError("x"), KeyError("out of memory")])
@@ -653,6 +902,78 @@ def test_the_check_takes_no_more_float32_images_at_a_time_than_one():
     assert (predictor.batch, predictor.warnings) == (4, [])
 
 
+def test_a_check_that_never_fits_is_left_out_and_said_so():
+    # float32 never fits, so the photos that are not finite in bfloat16 cannot be masked, but all others can.
+    class HalfOnly(WrongInHalf):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            if images.dtype == torch.float32:
+                raise torch.OutOfMemoryError(GPU_TEXT)
+            return super().padded_logits(images)
+
+    photos = [red_photo([50, 200] if seed % 3 else [50, 250], seed) for seed in range(1, 9)]
+    predictor = make_predictor(HalfOnly(NOT_FINITE["nan"], 0.9), TILED, torch.bfloat16, batch=2)
+    results = list(predictor.predict(photos))
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert sorted(failure.ref.key for failure in failures) == ["red 3", "red 6"]
+    assert all(
+        "not finite" in failure.reason and "not enough memory" in failure.reason for failure in failures
+    )
+    assert_red_masks(
+        [result for result in results if isinstance(result, Prediction)],
+        [photo for photo in photos if (photo.pixels[:, :, 0] != 250).all()],
+    )
+    assert predictor.warnings == ["torch.bfloat16 was not checked: float32 does not fit into the memory"]
+    assert (predictor.batch, predictor.tiling) == (2, TILED)
+
+
+def test_a_second_try_in_float32_that_needs_smaller_tiles_leaves_those_of_the_others():
+    class Large(WrongInHalf):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            if images.dtype == torch.float32 and images[:, 0].numel() > 200:
+                raise torch.OutOfMemoryError(GPU_TEXT)
+            return super().padded_logits(images)
+
+    photos = [red_photo([50, 200] if seed % 3 else [50, 200, 250], seed) for seed in range(1, 9)]
+    predictor = make_predictor(Large(NOT_FINITE["inf"], 0.9), Tiling(None, 480, 4), torch.bfloat16)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert (predictor.dtype, predictor.tiling) == (torch.bfloat16, Tiling(None, 480, 4))
+    assert [line for line in predictor.warnings if not line.startswith("second try in float32: ")] == []
+    assert len(predictor.warnings) == 1
+
+
+def test_a_second_try_in_float32_begins_with_the_tiles_that_others_came_to():
+    class Small(WrongInHalf):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            if images[:, 0].numel() > 100:
+                raise torch.OutOfMemoryError(GPU_TEXT)
+            return super().padded_logits(images)
+
+    photos = [red_photo([50, 200], 0), red_photo([50, 200, 250], 1)]
+    predictor = make_predictor(Small(NOT_FINITE["inf"], 0.9), Tiling(None, 480, 4), torch.bfloat16)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.tiling.most_pixels <= 120
+    assert not any(line.startswith("second try") for line in predictor.warnings)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_float32_takes_no_more_memory_than_half_precision_was_to_take(batch):
+    most = 0
+
+    class Watching(WrongInHalf):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            nonlocal most
+            if images.dtype == torch.float32:
+                most = max(most, images[:, 0].numel())
+            return super().padded_logits(images)
+
+    photos = [random_photo(48, 40, seed) for seed in range(6)]
+    network = Watching(lambda logits: -logits)
+    predictor = make_predictor(network, Tiling(None, 960, 4), torch.bfloat16, batch=batch)
+    assert_red_masks(predictor.predict(photos), photos)
+    assert predictor.dtype == torch.float32
+    assert most <= batch * 960 // 2
+
+
 # Mirrored photos
 
 
@@ -728,6 +1049,19 @@ def test_a_prediction_tells_its_expected_dice():
         expected = 2 * probability[mask].sum() / (mask.sum() + probability.sum())
         result = predict_one(make_predictor(Redness(), tiling), photo)
         assert result.expected_dice == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 100), (64, 33), (3, 1000)])
+def test_a_large_map_is_packed_in_bands(height, width, monkeypatch):
+    probability = torch.from_numpy(np.random.default_rng(0).random((height, width), np.float32))
+    mask = probability.numpy() > np.float32(0.3)
+    packed, dice = threshold_and_pack(probability, 0.3)
+    monkeypatch.setattr(carvana_batch.probability, "BAND_PIXELS", 200)
+    in_bands, dice_in_bands = threshold_and_pack(probability, 0.3)
+    for rows in (packed, in_bands):
+        np.testing.assert_array_equal(rows, np.packbits(mask, axis=1))
+    assert dice == expected_dice(probability, torch.from_numpy(mask))
+    assert dice_in_bands == pytest.approx(dice, rel=1e-6)
 
 
 @pytest.mark.parametrize("doubt", [0.05, 0.5, 2.0])

@@ -1,0 +1,211 @@
+"""Memory that runs out on the device, seen from the folder of masks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import results_in
+from PIL import Image
+from short_memory import GPU_TEXT, ShortMemory
+from torch import nn
+
+from carvana_batch.images import read_image, read_mask
+from carvana_batch.inputs import find_images
+from carvana_batch.masks import find_masks
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.options import Options
+from carvana_batch.pipeline import Listener, StopFlag, run
+
+OVERLAP = 44
+"""More than the network looks around itself: 18 pixels in each direction."""
+
+
+class ShortNetwork(SegUNet):
+    """Random weights. Memory runs out at one call, counted from 1, and above a number of images or pixels.
+
+    Attributes:
+        calls: the shapes of the images of all calls, those of copies too.
+        faults: those for which memory ran out.
+    """
+
+    def __init__(self, at=0, most_images=10**9, most_pixels=10**9):
+        torch.manual_seed(0)
+        super().__init__((4, 8), center=8, decoder_convolutions=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        self.at, self.most_images, self.most_pixels = at, most_images, most_pixels
+        self.calls, self.faults = [], []
+
+    def __deepcopy__(self, _memo):
+        copied = ShortNetwork(self.at, self.most_images, self.most_pixels)
+        copied.calls, copied.faults = self.calls, self.faults
+        return copied
+
+    def padded_logits(self, images):
+        if images.device.type == "meta":  # for the footprint
+            return super().padded_logits(images)
+        self.calls.append(images.shape)
+        count, _, height, width = images.shape
+        if len(self.calls) == self.at or count > self.most_images or height * width > self.most_pixels:
+            self.faults.append(images.shape)
+            raise torch.OutOfMemoryError(GPU_TEXT)
+        return super().padded_logits(images)
+
+
+def predict(photos, out, network, stop_after=None, **options):
+    """The report of a run, ended by a signal after some photos if asked for."""
+    model = Model("test", network.eval(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "digest")
+    options = Options(
+        **{"precision": "fp32", "workers": 0, "overlap": OVERLAP, "batch": 4, "memory": 10**9, **options}
+    )
+    stop = StopFlag()
+
+    def notice(progress):
+        if progress.done == stop_after:
+            stop.signal = 15
+
+    return run(find_images(photos).refs, out, model, options, Listener(on_progress=notice), stop)
+
+
+@pytest.fixture(scope="module")
+def photos(drawn, tmp_path_factory):
+    """Twelve small photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(12):
+        shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", folder / f"{number:02}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probabilities(photos):
+    """What the network gives for each whole photo."""
+    network = ShortNetwork().eval()
+    maps = {}
+    for ref in find_images(photos).refs:
+        pixels = read_image(ref.path)
+        images = torch.from_numpy((pixels / 255 - 0.5) / 0.25).permute(2, 0, 1)[None].float()
+        with torch.inference_mode():
+            maps[ref.key] = torch.sigmoid(network(images))[0, 0].numpy()
+    return maps
+
+
+def assert_masks(out, probabilities):
+    masks = find_masks(out)
+    assert masks.keys() == probabilities.keys()
+    for key, probability in probabilities.items():
+        clear = np.abs(probability - 0.5) > 1e-3
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(read_mask(masks[key]).to_bool()[clear], probability[clear] > 0.5)
+
+
+def test_memory_that_runs_out_at_any_call_of_the_network(photos, probabilities, tmp_path, count_faults):
+    undisturbed = ShortNetwork()
+    assert predict(photos, tmp_path / "out", undisturbed, tile=(64, 64)).warnings == []
+    assert_masks(tmp_path / "out", probabilities)
+    calls = len(undisturbed.calls)
+    assert calls >= 9
+    for at in range(1, calls + 1):
+        out = tmp_path / str(at)
+        report = predict(photos, out, ShortNetwork(at), tile=(64, 64))
+        assert (report.exit_code, report.done) == (0, 12)
+        assert report.warnings == ["out of memory: going on with batches of 2"]
+        assert json.loads((out / "run.json").read_text())["warnings"] == report.warnings
+        assert_masks(out, probabilities)
+    count_faults("out of memory at one call of the network costs no photo of a run", calls)
+
+
+@pytest.mark.parametrize("limits", [{"most_images": 2}, {"most_images": 1}, {"most_pixels": 4000}])
+def test_a_resumed_run_begins_with_what_the_first_one_came_to(
+    limits, photos, probabilities, tmp_path, count_faults
+):
+    network = ShortNetwork(**limits)
+    first = predict(photos, tmp_path / "out", network, stop_after=1)
+    assert (first.stopped_by, first.warnings != []) == (15, True)
+    assert 0 < first.done < 12
+    # More memory by now changes nothing.
+    later = ShortNetwork()
+    report = predict(photos, tmp_path / "out", later)
+    assert (report.exit_code, report.warnings, report.chosen) == (0, [], first.chosen)
+    assert max(shape[0] for shape in later.calls) <= limits.get("most_images", 4)
+    assert max(shape[2] * shape[3] for shape in later.calls) <= limits.get("most_pixels", 96 * 64)
+    assert_masks(tmp_path / "out", probabilities)
+    whole = predict(photos, tmp_path / "whole", ShortNetwork(**limits))
+    assert (whole.warnings, whole.chosen) == (first.warnings, first.chosen)
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "whole")
+    count_faults("a resumed run begins with what gave way", len(network.faults))
+
+
+def test_one_photo_that_is_too_large_for_the_memory(photos, probabilities, tmp_path, count_faults):
+    folder = shutil.copytree(photos, tmp_path / "in")
+    monster = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
+    Image.fromarray(monster).save(folder / "03_monster.png")
+    with ShortMemory(most_bytes=2 * 10**6) as device:  # its maps alone take 2.9 MB
+        report = predict(folder, tmp_path / "out", ShortNetwork(), batch=1)
+    assert (report.exit_code, report.done, report.warnings) == (3, 12, [])
+    (failure,) = report.failures
+    assert (failure.key, failure.stage) == ("03_monster", "predict")
+    assert "700x600 pixels do not fit into the memory of cpu" in failure.reason
+    assert_masks(tmp_path / "out", probabilities)
+    count_faults("out of memory for the maps of a photo costs no other", device.faults)
+    # With more memory the same command does what is missing.
+    resumed = predict(folder, tmp_path / "out", ShortNetwork(), batch=1)
+    assert (resumed.exit_code, resumed.already_done, resumed.done) == (0, 12, 1)
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+
+import numpy as np, torch
+from torch import nn
+
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.predictor import Predictor, Tiling
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = SegUNet((16, 32), center=32, decoder_convolutions=1)
+for module in network.modules():
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+model = Model("test", network.eval(), (0.5,) * 3, (0.25,) * 3, "digest")
+pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+dtype = getattr(torch, sys.argv[1])
+predictor = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44))
+predictor.mask(pixels[:64, :64])  # what libraries allocate once
+expected = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44)).mask(pixels)
+for megabytes in (500, 50, 25):
+    predictor = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 10**6, resource.RLIM_INFINITY))
+    different = float((predictor.mask(pixels) != expected).mean())
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(json.dumps([megabytes, len(predictor.warnings), different]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="address space is limited as on Linux")
+@pytest.mark.parametrize(("dtype", "most_different"), [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_a_process_that_really_has_too_little_memory(dtype, most_different, count_faults):
+    # Memory that is freed goes back at once, so that each limit is what it says.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LIMITED, dtype]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert lines[0][1] == 0
+    assert all(gave_way > 0 for _, gave_way, _ in lines[1:]), lines
+    assert all(different <= most_different for _, _, different in lines), lines
+    count_faults("out of memory of the operating system costs no photo", sum(line[1] for line in lines))

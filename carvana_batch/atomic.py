@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import re
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -71,11 +74,11 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
     and a power cut may leave an empty or shorter file.
 
     What is not: a process killed outright (power, SIGKILL, an unhandled SIGTERM) leaves its temporary file,
-    a hidden one named ``.carvana-batch-*.tmp``. Of two writers of one path the last to finish wins. The new
-    file has the permissions of a new file, not those of the old one; hard links keep the old content; a
-    symbolic link is followed. Folders that cannot be synced (some network file systems, Windows, no right
-    to read) are not, and there a power cut may bring the old file back. If syncing the folder itself fails,
-    this raises although the new file is already there, whole.
+    a hidden one named ``.carvana-batch-*.tmp`` (see ``find_leftovers``). Of two writers of one path the last
+    to finish wins. The new file has the permissions of a new file, not those of the old one; hard links keep
+    the old content; a symbolic link is followed. Folders that cannot be synced (some network file systems,
+    Windows, no right to read) are not, and there a power cut may bring the old file back. If syncing the
+    folder itself fails, this raises although the new file is already there, whole.
 
     Raises UsageError (see ``check_target``), OutOfSpaceError where the disk or the quota is full, and
     WriteError for any other OSError, in the block too.
@@ -83,7 +86,8 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
     check_target(path)
     target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
     # Not built from the target's name: that may already be as long as the file system allows.
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    name = f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    temporary = target.parent / name
     text: dict[str, Any] = (
         {} if mode == "wb" else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     )
@@ -119,13 +123,30 @@ def read_error(path: Path, error: OSError) -> CarvanaBatchError:
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """Temporary files in and below ``folder``: of runs that were killed, or are at work."""
-    return [
-        Path(place, name)
+    """Temporary files in and below ``folder`` of processes of this machine that are no more."""
+    pattern = re.compile(f"{re.escape(TEMPORARY_PREFIX + _host())}-([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
+    found = [
+        (Path(place, name), int(match[1]))
         for place, _, names in os.walk(folder)
         for name in names
-        if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+        if (match := pattern.fullmatch(name))
     ]
+    return [path for path, process in found if not _is_alive(process)]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True
+
+
+def _host() -> str:
+    """A name of this machine that fits into file names."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,6 +28,9 @@ from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 PREFETCHED_PHOTOS = 2
 """Decoded photos that each worker keeps ready."""
 
+GLANCE = 0.5
+"""Seconds between two looks at the workers."""
+
 FULL_SHARED_MEMORY = (
     "shared memory (/dev/shm) is full: photos that do not fit go to the network through a pipe, which is"
     " slower; give a container more of it (--shm-size), or use fewer --workers"
@@ -142,9 +145,31 @@ def heed_main_process(_worker: int) -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def _kill(workers: Sequence[multiprocessing.Process]) -> None:
-    for worker in workers:
-        worker.kill()
+class _Watch(threading.Thread):
+    """Kills all workers as soon as one has died, or does not get done with a photo in time.
+
+    The main process would wait for ever otherwise: torch also asks a worker for the memory of photos that it
+    has decoded before, and reads from a pipe what a dead one has not written to its end.
+
+    Attributes:
+        deadline: when the photo that the main process waits for has to be there; None while it does not wait.
+        hung: whether the workers were killed because that had passed.
+    """
+
+    def __init__(self, workers: Sequence[multiprocessing.Process]) -> None:
+        super().__init__(daemon=True)
+        self.workers = workers
+        self.deadline: float | None = None
+        self.hung = False
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(GLANCE):
+            self.hung = self.deadline is not None and time.monotonic() > self.deadline
+            if self.hung or any(worker.exitcode for worker in self.workers):
+                for worker in self.workers:
+                    worker.kill()
+                return
 
 
 @contextlib.contextmanager
@@ -182,7 +207,7 @@ class PhotoLoader:
         self.workers = workers
         self.seconds = 0.0
         self.warnings: list[str] = []
-        self._timeout = options.timeout
+        self._timeout, self._hung = options.timeout, False
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
@@ -197,11 +222,10 @@ class PhotoLoader:
 
     def _decode_alone(self, position: int) -> Photo | Failure:
         """Decode one photo in a worker of its own."""
-        start = time.monotonic()
         for decoded in self._decode(range(position, position + 1), 1):
             return self._result(decoded)
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
-        if time.monotonic() - start > self._timeout:
+        if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
         return Failure(self.table[position], "decode", reason)
 
@@ -233,22 +257,24 @@ class PhotoLoader:
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
     def _wait_for_each(self, photos: Any) -> Iterator[_Decoded]:
-        """As they come; where one does not come in time, all workers are killed.
-
-        Waiting has no end otherwise: torch also asks a worker for the memory of photos that it has decoded
-        before, and one that hangs with the interpreter's lock, or is stopped, does not answer.
-        """
-        while True:
-            watch = threading.Timer(self._timeout, _kill, [photos._workers])
-            watch.daemon = True
-            watch.start()
-            try:
-                decoded = next(photos)
-            except StopIteration:
-                return
-            finally:
-                watch.cancel()
-            yield decoded
+        """As they come from the workers."""
+        # Only workers write to this pipe: when all are dead, reading from it ends.
+        photos._worker_result_queue._writer.close()
+        watch = _Watch(photos._workers)
+        watch.start()
+        try:
+            while True:
+                watch.deadline = time.monotonic() + self._timeout
+                try:
+                    decoded = next(photos)
+                except StopIteration:
+                    return
+                watch.deadline = None
+                yield decoded
+        finally:
+            watch.ended.set()
+            watch.join()
+            self._hung = watch.hung
 
     def _result(self, decoded: _Decoded) -> Photo | Failure:
         self.seconds += decoded.seconds

@@ -31,6 +31,16 @@ FLOAT32_MAPS = 7
 PHOTO_BYTES = 3 + 4
 """Bytes a pixel of a photo that is cut into tiles: uint8 pixels, and the float32 map that tiles add up to."""
 
+CHOSEN = {
+    "device": str,
+    "precision": str,
+    "batch": int,
+    "tile": bool,
+    "most_pixels": int,
+    "map_share": float,
+}
+"""What :func:`describe_choice` tells."""
+
 TYPICAL_PIXELS = 1920 * 1280
 LARGEST_GPU_BATCH = 8
 
@@ -54,6 +64,12 @@ def make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tu
 
 
 def _make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> tuple[Predictor, str]:
+    for name, value in chosen.items():
+        if type(value) is not CHOSEN.get(name) or (name == "precision" and value not in PRECISIONS):
+            raise UsageError(
+                f"the settings of the earlier run are damaged ({name}: {value!r}); use --overwrite to start"
+                " afresh, or another OUT"
+            )
     began_on_auto = options.device == "auto" and "device" in chosen
     device = pick_device(chosen["device"] if began_on_auto else options.device)
     if chosen.get("device", device.type) != device.type:
@@ -79,7 +95,7 @@ def _make_predictor(model: Model, options: Options, chosen: dict[str, Any]) -> t
         tile,
         chosen.get("most_pixels") or affordable // batch,
         options.overlap,
-        chosen.get("map_share", PHOTO_BYTES / pixel_bytes / batch),
+        chosen.get("map_share", 0.0 if chosen else PHOTO_BYTES / pixel_bytes / batch),
     )
     predictor = Predictor(
         model,

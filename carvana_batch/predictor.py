@@ -162,7 +162,7 @@ class Predictor:
         )
         self.warnings: list[str] = []
         self._network = prepare_network(model.network, device, dtype)
-        self._exact: Predictor | None = None
+        self._exact: tuple[Tiling, Predictor] | None = None
         self._precision_checked = dtype == torch.float32
         shape = (1, 3, 1, 1)
         self._scale = (1 / (255 * torch.tensor(model.deviation, device=device))).reshape(shape)
@@ -399,18 +399,20 @@ class Predictor:
         return result
 
     def _exact_predictor(self) -> Predictor:
-        """The same in float32 for one tile at a time, made when it is first needed."""
-        if self._exact is None:
-            self._exact = Predictor(
+        """The same in float32 for one tile at a time, made when it is needed for these batches and tiles."""
+        tiling = self.tiling if self.batch > 1 else self.tiling.for_float32()
+        if self._exact is None or self._exact[0] != tiling:
+            exact = Predictor(
                 self.model,
                 self.device,
                 torch.float32,
-                self.tiling if self.batch > 1 else self.tiling.for_float32(),
+                tiling,
                 threshold=self.threshold,
                 flip=self.flip,
                 keep_probability=self.keep_probability,
             )
-        return self._exact
+            self._exact = tiling, exact
+        return self._exact[1]
 
     def _give_way(self, queue: _Queue, error: str) -> Failure | None:
         """After running out of memory: half the batch, then half the tile, and the photos of the queue again.
@@ -472,7 +474,6 @@ class Predictor:
         if tiling != self.tiling:
             self.warnings.append(f"out of memory: going on with tiles of at most {most} pixels")
         self.tiling, queue.limit = tiling, limit
-        self._exact = None  # made anew, with these tiles, when it is needed
         return True
 
     def _fits(self, plan: TilePlan) -> bool:

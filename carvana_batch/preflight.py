@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from carvana_batch.inputs import LONGEST_NAME, refuse_clashes, shown
+from carvana_batch.inputs import LONGEST_NAME, fold_key, refuse_clashes, shown
 from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES, Options
 from carvana_batch.records import ImageRef, UsageError
@@ -95,7 +95,7 @@ def refuse_unwritable(refs: Iterable[ImageRef]) -> None:
                 f"The mask of {shown(ref.path)} would have too long a name, with .png at its end. Rename the"
                 " photo."
             )
-        if ref.key.startswith(REPORTS):
+        if fold_key(ref.key).startswith(REPORTS):
             raise UsageError(
                 f"The mask of {shown(ref.path)} would lie in a folder {ref.key.partition('/')[0]} of OUT,"
                 " where the report of this name belongs. Rename the photo's folder."

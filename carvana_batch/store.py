@@ -215,7 +215,11 @@ class OutFolder:
             _remove(path)
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed runs did not get to rename; not while another shard is at work."""
+        """Remove what killed runs did not get to rename.
+
+        Not while another shard is at work: it may be in a container of the same name, whose processes do not
+        show here.
+        """
         leftovers = find_leftovers(self.root)  # first: what is there before a lock is free is of a killed run
         own = Path(self._lock.lock_file)
         if leftovers and not any(is_locked(lock) for lock in self.state.glob("lock-*-of-*") if lock != own):

@@ -158,7 +158,10 @@ def _crashes_imagecodecs(data: bytes) -> bool:
 
 
 def _unsupported_tiff(what: str) -> ImageError:
-    return ImageError(f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits")
+    return ImageError(
+        f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits, without"
+        " compression or with LZW"
+    )
 
 
 def _tiff_image(

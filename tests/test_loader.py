@@ -51,7 +51,8 @@ def describe(result):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Look every 0.1 s whether a worker has died, instead of every 5 s."""
+    """Look every 0.1 s whether a worker has died; torch itself looks every 5 s."""
+    monkeypatch.setattr(loader, "GLANCE", 0.1)
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
@@ -219,6 +220,32 @@ def test_whatever_happens_to_a_worker_over_a_photo_the_others_come(
     assert all(reasons[key].startswith(expected) for key in ("01", "02", "10"))
     assert multiprocessing.active_children() == []
     count_faults("a process that decodes dies or hangs over a photo", 3)
+
+
+def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_photo(
+    tmp_path, monkeypatch, count_faults
+):
+    """Without room in /dev/shm: one stands in the midst of writing as long as the network is busy."""
+    refs = [write_photo(tmp_path / f"{number}.png", number, (1000, 1000)) for number in range(6)]
+    monkeypatch.setattr(loader, "_share", lambda pixels: pixels)
+    photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=2_000_000, apply_exif=False), 2)
+    told = []
+    for number, result in enumerate(photo_loader):
+        told.append(describe(result))
+        if number == 0:
+            time.sleep(1)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+    assert told == [(str(number), number) for number in range(6)]
+    count_faults("a process that decodes dies or hangs over a photo", 2)
+
+
+def test_the_reason_says_whether_it_died_or_hung_however_long_that_took_to_show(photos, monkeypatch):
+    monkeypatch.setattr(loader, "read_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(loader, "GLANCE", 0.5)
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.6)
+    (failure,) = PhotoLoader(photos[:1], options, 1)
+    assert failure.reason.startswith("the process that decoded it died")
 
 
 def test_a_worker_that_hangs_once_costs_no_photo(photos, monkeypatch, tmp_path, count_faults):

@@ -371,6 +371,20 @@ def test_a_job_goes_on_only_on_its_kind_of_device(model):
         plan(model, {"device": "cuda", "precision": "fp16", "batch": 8, "most_pixels": 10**6})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"precision": "fp12"}, {"batch": "2"}, {"most_pixels": None}, {"other": 1}]
+)
+def test_damaged_settings_of_an_earlier_run_are_refused(model, wrong):
+    with pytest.raises(UsageError, match=f"are damaged .{next(iter(wrong))}: .*--overwrite"):
+        plan(model, describe_choice(plan(model, precision="fp32")) | wrong)
+
+
+def test_settings_from_before_maps_were_counted_give_the_tiles_of_then(model):
+    chosen = describe_choice(plan(model, precision="fp32"))
+    del chosen["map_share"]
+    assert plan(model, chosen).tiling.map_share == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_line_about_the_run_says_what_was_chosen(model, precision):
     options = Options(device="cpu", precision=precision, memory=1500 * MEGABYTE)

@@ -955,6 +955,17 @@ def test_a_second_try_in_float32_begins_with_the_tiles_that_others_came_to():
     assert not any(line.startswith("second try") for line in predictor.warnings)
 
 
+def test_a_second_try_in_float32_is_cut_alike_whether_the_batch_gave_way_before_it_or_in_an_earlier_run():
+    plans = []
+    for batches in ((2, 1), (1,)):
+        predictor = make_predictor(Redness(), Tiling(None, 480, 4), torch.bfloat16, batch=batches[0])
+        for batch in batches:
+            predictor.batch = batch
+            tiling = predictor._exact_predictor().tiling
+        plans.append(tiling)
+    assert plans[0] == plans[1]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_float32_takes_no_more_memory_than_half_precision_was_to_take(batch):
     most = 0

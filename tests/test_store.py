@@ -9,7 +9,7 @@ import filelock
 import pytest
 from helpers import names_in
 
-from carvana_batch.atomic import TEMPORARY_PREFIX, WriteError
+from carvana_batch.atomic import TEMPORARY_PREFIX, WriteError, atomic_writer
 from carvana_batch.journal import Entry, append, read_entries
 from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES
@@ -417,19 +417,36 @@ def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
         thread.join()
 
 
-def test_temporary_files_of_a_killed_run_go_but_not_those_of_a_shard_at_work(tmp_path):
+def leave_temporary_file(path):
+    """What a process leaves that is killed while it writes a file there."""
+    process = os.fork()
+    if process == 0:
+        with atomic_writer(path):
+            os._exit(0)
+    os.waitpid(process, 0)
+    (left,) = (name for name in path.parent.iterdir() if name.name.startswith(f"{TEMPORARY_PREFIX}"))
+    return left
+
+
+def test_temporary_files_of_a_killed_run_go_but_not_those_of_processes_at_work(tmp_path):
     mask_once(tmp_path)
-    left = [tmp_path / "out" / folder / f"{TEMPORARY_PREFIX}0.tmp" for folder in ("", "a", ".carvana-batch")]
-    others = [tmp_path / "out" / "a" / name for name in (f"{TEMPORARY_PREFIX}0.png", "0.tmp")]
-    (tmp_path / "out" / "a").mkdir(exist_ok=True)
-    for path in (*left, *others):
-        path.write_bytes(b"")
-    with open_folder(tmp_path, shard=(1, 2)):
-        assert not any(path.exists() for path in left)
-        assert all(path.exists() for path in others)
-        left[0].write_bytes(b"")  # as the first shard does while it writes
-        with open_folder(tmp_path, shard=(2, 2)):
-            assert left[0].exists()
+    for name in ("a", "b"):
+        (tmp_path / "out" / name).mkdir(exist_ok=True)
+    left = [leave_temporary_file(tmp_path / "out" / name) for name in ("1.png", "a/2.png")]
+    left.append(leave_temporary_file(tmp_path / "out" / ".carvana-batch" / "3"))
+    other = tmp_path / "out" / "a" / f"{TEMPORARY_PREFIX}0.tmp"
+    other.write_bytes(b"")
+    with atomic_writer(
+        tmp_path / "out" / "submission.csv"
+    ) as file:  # as submit does, or a run in a folder below
+        file.write(b"whole")
+        with open_folder(tmp_path, shard=(1, 2)):
+            assert not any(path.exists() for path in left)
+            assert other.exists()
+            left = leave_temporary_file(tmp_path / "out" / "b" / "4.png")
+            with open_folder(tmp_path, shard=(2, 2)):
+                assert left.exists()  # the first shard may be in a container that has the same name
+    assert (tmp_path / "out" / "submission.csv").read_bytes() == b"whole"
 
 
 def test_settings_are_written_as_they_can_be_read(tmp_path):

@@ -69,7 +69,7 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # such as a name that no disk takes
-        if error.filename is None:
+        if not isinstance(error.filename, str | bytes):
             raise
         click.echo(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)
         sys.exit(1)

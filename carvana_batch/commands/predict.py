@@ -148,7 +148,7 @@ from carvana_batch.tiles import DEFAULT_OVERLAP
 )
 @click.option(
     "--decode-timeout",
-    type=Finite(1, 86400),
+    type=Finite(10, 86400),
     default=DEFAULT_DECODE_TIMEOUT,
     show_default=True,
     help="Seconds after which a process that hangs over a photo is ended, and the photo has failed.",

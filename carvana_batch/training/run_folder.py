@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 import torch
 
-from carvana_batch.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, atomic_writer, write_error
+from carvana_batch.atomic import atomic_writer, find_leftovers, write_error
 from carvana_batch.inputs import shown
 from carvana_batch.records import FolderInUseError, UsageError
 from carvana_batch.store import LOCK_PATIENCE, describe_holder, not_writable, write_holder
@@ -59,7 +59,7 @@ class RunFolder:
         except OSError as error:
             raise not_writable(self.root, error.strerror or str(error), "RUN") from error
         write_holder(holder)
-        for leftover in self.root.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):  # of a run that was killed
+        for leftover in find_leftovers(self.root):
             leftover.unlink()
         return self
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from carvana_batch.atomic import TEMPORARY_PREFIX
 from carvana_batch.drawing import draw_photo
 
 TIMEOUT = 60
@@ -197,3 +198,14 @@ def write_pairs(folder, cars=3, views=2, size=(128, 64)):
 def is_colour(picture, colour):
     """(H, W) bool: which pixels have the colour."""
     return (np.asarray(picture) == colour).all(axis=2)
+
+
+def leave_temporary_file(path):
+    """What a process leaves that is killed while it writes a file there."""
+    code = (
+        "import os, pathlib, sys; from carvana_batch.atomic import atomic_writer\n"
+        "with atomic_writer(pathlib.Path(sys.argv[1])): os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    (left,) = (name for name in path.parent.iterdir() if name.name.startswith(TEMPORARY_PREFIX))
+    return left

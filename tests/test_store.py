@@ -7,7 +7,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from helpers import names_in
+from helpers import leave_temporary_file, names_in
 
 from carvana_batch.atomic import TEMPORARY_PREFIX, WriteError, atomic_writer
 from carvana_batch.journal import Entry, append, read_entries
@@ -415,17 +415,6 @@ def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
             assert not entered.wait(0.3)
         assert entered.wait(60)
         thread.join()
-
-
-def leave_temporary_file(path):
-    """What a process leaves that is killed while it writes a file there."""
-    process = os.fork()
-    if process == 0:
-        with atomic_writer(path):
-            os._exit(0)
-    os.waitpid(process, 0)
-    (left,) = (name for name in path.parent.iterdir() if name.name.startswith(f"{TEMPORARY_PREFIX}"))
-    return left
 
 
 def test_temporary_files_of_a_killed_run_go_but_not_those_of_processes_at_work(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import names_below, write_pairs
+from helpers import leave_temporary_file, names_below, write_pairs
 from PIL import Image
 
 from carvana_batch import Masker
@@ -196,8 +196,7 @@ def test_files_of_something_else_are_not_overwritten(tmp_path: Path, data: Path)
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path: Path, data: Path) -> None:
     (tmp_path / "run").mkdir()
-    leftover = tmp_path / "run" / ".carvana-batch-0123.tmp"
-    leftover.write_text("")
+    leftover = leave_temporary_file(tmp_path / "run" / "best.safetensors")
     train_in(tmp_path / "run", data)
     assert not leftover.exists()
 

@@ -32,8 +32,8 @@ GLANCE = 0.5
 """Seconds between two looks at the workers."""
 
 FULL_SHARED_MEMORY = (
-    "shared memory (/dev/shm) is full: photos that do not fit go to the network through a pipe, which is"
-    " slower; give a container more of it (--shm-size), or use fewer --workers"
+    "shared memory (/dev/shm) is full: going on with fewer photos in flight, and those that do not fit go"
+    " through a pipe, which is slower; give a container more of it (--shm-size), or use fewer --workers"
 )
 
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
@@ -208,17 +208,24 @@ class PhotoLoader:
         self.seconds = 0.0
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
+        self._prefetched = PREFETCHED_PHOTOS
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
         position = 0
         while position < len(self.table):
-            for decoded in self._decode(range(position, len(self.table)), self.workers):
-                position += 1
-                yield self._result(decoded)
-            if position < len(self.table):  # a worker died or hangs, perhaps of this photo
-                yield self._decode_alone(position)
-                position += 1
+            indexes = range(position, len(self.table))
+            with contextlib.closing(self._decode(indexes, self.workers)) as photos:
+                for decoded in photos:
+                    position += 1
+                    yield self._result(decoded)
+                    if self.warnings and self._prefetched > 1:  # shared memory is full: with fewer in flight
+                        self._prefetched = 1
+                        break
+                else:
+                    if position < len(self.table):  # a worker died or hangs, perhaps of this photo
+                        yield self._decode_alone(position)
+                        position += 1
 
     def _decode_alone(self, position: int) -> Photo | Failure:
         """Decode one photo in a worker of its own."""
@@ -229,7 +236,7 @@ class PhotoLoader:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
         return Failure(self.table[position], "decode", reason)
 
-    def _decode(self, indexes: range, workers: int) -> Iterator[_Decoded]:
+    def _decode(self, indexes: range, workers: int) -> Generator[_Decoded]:
         """Decode in the order of the indexes; ends early if a worker dies or hangs."""
         with warnings.catch_warnings():
             # That there are more workers than cores is for the user to decide.
@@ -239,7 +246,7 @@ class PhotoLoader:
                 batch_size=None,
                 sampler=indexes,
                 num_workers=workers,
-                prefetch_factor=PREFETCHED_PHOTOS if workers else None,
+                prefetch_factor=self._prefetched if workers else None,
                 collate_fn=_keep,
                 worker_init_fn=heed_main_process,
             )

@@ -408,8 +408,17 @@ def test_without_room_in_shared_memory_photos_come_all_the_same(photos, monkeypa
 
     expected = [describe(result) for result in PhotoLoader(photos, OPTIONS, 0)]
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    in_flight = []
+
+    class Noted(torch.utils.data.DataLoader):
+        def __init__(self, *arguments, **options):
+            in_flight.append(options["prefetch_factor"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(loader, "DataLoader", Noted)
     photo_loader = PhotoLoader(photos, OPTIONS, 2)
     assert [describe(result) for result in photo_loader] == expected
+    assert in_flight == [2, 1]
     (warning,) = photo_loader.warnings  # said once
     assert warning.startswith("shared memory (/dev/shm) is full")
 

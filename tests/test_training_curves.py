@@ -93,6 +93,21 @@ def test_a_narrow_range_has_ticks_as_well():
 
 
 @pytest.mark.usefixtures("matplotlib")
+@pytest.mark.parametrize(("highest", "lowest"), [(1.4, 0.84), (0.032, 0.028), (0.5, 0.06), (1.2, 0.004)])
+def test_the_loss_has_ticks_however_wide_its_range_is(highest, lowest):
+    figure = draw_curves([step_line(50, highest), step_line(100, lowest)])
+    drawn(figure)
+    axes = figure.axes[0]
+    bottom, top = axes.get_ylim()
+    labels = [
+        label.get_text()
+        for label in axes.get_yticklabels(which="both")
+        if bottom <= label.get_position()[1] <= top
+    ]
+    assert 3 <= len(set(labels)) == len(labels) <= 9
+
+
+@pytest.mark.usefixtures("matplotlib")
 def test_the_png_has_the_size_asked_for_and_is_not_blank(tmp_path):
     plot_curves(LINES, tmp_path / "curves.png", size=(10, 4))
     with Image.open(tmp_path / "curves.png") as read:

@@ -83,7 +83,7 @@ def _plot_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     if not lines:
         _note(axes, "no step logged yet")
         return
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     epochs, losses, rates = (_column(lines, name) for name in ("epoch", "loss", "learning_rate"))
     rate_axes = axes.twinx()
@@ -94,9 +94,12 @@ def _plot_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     rate_axes.set_ylim(bottom=0)
     axes.set_zorder(rate_axes.get_zorder() + 1)  # the loss in front
     axes.patch.set_visible(False)
-    if (losses > 0).any():
-        axes.set_yscale("log", subs=())  # a loss of 0 leads out of the picture at its bottom
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    positive = losses[losses > 0]
+    if positive.size:
+        axes.set_yscale("log")  # a loss of 0 leads out of the picture at its bottom
+        wide = positive.max() > 10 * positive.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     axes.plot(epochs, losses, color=LOSS_COLOUR, linewidth=1.2, marker=_marker(epochs), label="loss")
     axes.yaxis.label.set_color(LOSS_COLOUR)

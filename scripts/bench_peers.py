@@ -1,0 +1,145 @@
+"""What bench.py compares predict with: other ways to mask photos with the same weights, as their users would.
+
+Each makes a function from a Pillow image to the (H, W) bool mask on the device.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from carvana_batch.devices import PRECISIONS, pick_device, prepare_network
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.options import Options
+from carvana_batch.planning import make_predictor
+
+Masker = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``aim``: how many times as fast predict should be; ``package``: what the peer needs, if anything."""
+
+    make: Callable[[Model, Options], Masker]
+    aim: str = ""
+    package: str = ""
+
+    def is_installed(self) -> bool:
+        return not self.package or importlib.util.find_spec(self.package) is not None
+
+
+class Normaliser:
+    """(N, 3, H, W) uint8 to float32 as the model wants it, by the usual formula."""
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self.device = pick_device(options.device)
+        self.mean = torch.tensor(model.mean, device=self.device).reshape(1, 3, 1, 1)
+        self.deviation = torch.tensor(model.deviation, device=self.device).reshape(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.device).float().div(255).sub(self.mean).div(self.deviation)
+
+    def whole(self, photo: Image.Image) -> Tensor:
+        """(1, 3, H, W) float32."""
+        return self(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].contiguous())
+
+
+def make_plain(model: Model, options: Options) -> Masker:
+    normalise = Normaliser(model, options)
+    network = model.network.to(normalise.device)
+    return lambda photo: torch.sigmoid(network(normalise.whole(photo)))[0, 0] > 0.5
+
+
+def make_plain_at_half_size(model: Model, options: Options) -> Masker:
+    normalise = Normaliser(model, options)
+    network = model.network.to(normalise.device)
+
+    def mask(photo: Image.Image) -> Tensor:
+        small = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC)
+        logits = network(normalise.whole(small))
+        return torch.sigmoid(interpolate(logits, (photo.height, photo.width), mode="bilinear"))[0, 0] > 0.5
+
+    return mask
+
+
+def make_monai(model: Model, options: Options) -> Masker:
+    from monai.inferers import sliding_window_inference  # it takes memory, which the others should not have
+
+    normalise = Normaliser(model, options)
+    network = model.network.to(normalise.device)
+
+    def mask(photo: Image.Image) -> Tensor:
+        logits = sliding_window_inference(
+            normalise.whole(photo), (512, 512), 4, network, overlap=0.25, mode="gaussian"
+        )
+        return torch.sigmoid(logits)[0, 0] > 0.5
+
+    return mask
+
+
+def make_monai_with_our_plan(model: Model, options: Options) -> Masker:
+    from monai.inferers import sliding_window_inference
+
+    dtype, normalise = PRECISIONS[options.precision], Normaliser(model, options)
+    network = prepare_network(model.network, normalise.device, dtype)
+    predictor, _ = make_predictor(model, options, {})
+    batch, tiling = predictor.batch, predictor.tiling
+
+    def mask(photo: Image.Image) -> Tensor:
+        plan = tiling.plan(photo.height, photo.width, model.network.stride, model.network.unit)
+        tile = plan.tile_height, plan.tile_width
+        overlap = [min(options.overlap / side, 1 - 1 / side) for side in tile]
+        image = normalise.whole(photo).to(dtype, memory_format=torch.channels_last)
+        logits = sliding_window_inference(image, tile, batch, network, overlap=overlap, mode="gaussian")
+        return torch.sigmoid(logits)[0, 0] > 0.5
+
+    return mask
+
+
+def make_toolbelt(model: Model, options: Options) -> Masker:
+    tiles_module = load_toolbelt_tiles()
+    normalise = Normaliser(model, options)
+    network = model.network.to(normalise.device)
+
+    def mask(photo: Image.Image) -> Tensor:
+        pixels = np.asarray(photo)
+        slicer = tiles_module.ImageSlicer(pixels.shape, tile_size=(512, 512), tile_step=(256, 256))
+        tiles = [torch.from_numpy(np.moveaxis(tile, -1, 0).copy()) for tile in slicer.split(pixels)]
+        merger = tiles_module.TileMerger(slicer.target_shape, 1, slicer.weight, normalise.device)
+        for batch, places in DataLoader(list(zip(tiles, slicer.crops, strict=True)), batch_size=8):
+            merger.integrate_batch(network(normalise(batch)), places)
+        merged = np.moveaxis(torch.sigmoid(merger.merge()).cpu().numpy(), 0, -1)
+        return torch.from_numpy(slicer.crop_to_orignal_size(merged)[..., 0] > 0.5)
+
+    return mask
+
+
+def load_toolbelt_tiles() -> ModuleType:
+    """The one module that slices and merges: others of the package want a torchvision that fits torch."""
+    package = importlib.util.find_spec("pytorch_toolbelt")
+    path = Path(package.submodule_search_locations[0], "inference", "tiles.py")
+    spec = importlib.util.spec_from_file_location("toolbelt_tiles", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PEERS = {
+    "plain loop, full size, fp32": Peer(make_plain, "at least 3"),
+    "plain loop, half size, fp32": Peer(make_plain_at_half_size),
+    "MONAI, 512x512, overlap 0.25, batches of 4, fp32": Peer(make_monai, "at least 3", "monai"),
+    "MONAI with predict's tiles, precision and prepared network": Peer(
+        make_monai_with_our_plan, "at least 1.2", "monai"
+    ),
+    "pytorch-toolbelt, 512x512, steps of 256, batches of 8, fp32": Peer(
+        make_toolbelt, package="pytorch_toolbelt"
+    ),
+}

@@ -23,16 +23,6 @@ HOW = {
 }
 
 
-@pytest.fixture
-def here(tmp_path, drawn):
-    """A folder with two small photos in ``images``."""
-    folder = tmp_path / "here"
-    (folder / "images").mkdir(parents=True)
-    for name in ("car0.jpg", "car1.jpg"):
-        shutil.copy2(drawn / "images" / name, folder / "images")
-    return folder
-
-
 def run_undisturbed(zygote, here, *arguments):
     """What lies in the out folder after a run that nothing disturbs: contents, and all names."""
     copy = here.with_name("undisturbed")

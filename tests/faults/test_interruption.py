@@ -14,16 +14,6 @@ PREDICT = ("predict", "images", "out", "--precision", "fp32")
 
 
 @pytest.fixture
-def here(tmp_path, drawn):
-    """A folder with two small photos in ``images``."""
-    folder = tmp_path / "here"
-    (folder / "images").mkdir(parents=True)
-    for name in ("car0.jpg", "car1.jpg"):
-        shutil.copy2(drawn / "images" / name, folder / "images")
-    return folder
-
-
-@pytest.fixture
 def crowd(tmp_path, drawn):
     """A folder with sixty small photos in ``images``, enough to be interrupted among them."""
     folder = tmp_path / "crowd"

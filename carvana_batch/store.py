@@ -103,11 +103,34 @@ class OutFolder:
         return self.root / folder / f"{key}{suffix}"
 
     def find_missing(self, refs: Iterable[ImageRef]) -> list[ImageRef]:
-        """The photos that still have to be masked; may be asked without entering the folder."""
+        """The photos that still have to be masked; may be asked without entering the folder.
+
+        Raises UsageError where the folder has the mask of another photo at the place of one of them.
+        """
         if self.overwrite:
             return list(refs)
         self.entries = {entry.key: entry for entry in read_entries(self.state)}
-        return [ref for ref in refs if not self._is_done(ref)]
+        missing = [ref for ref in refs if not self._is_done(ref)]
+        for ref in missing:
+            self._refuse_another_photo(ref)
+        return missing
+
+    def _refuse_another_photo(self, ref: ImageRef) -> None:
+        """Raise UsageError if the mask there is that of another photo, which is still where it was."""
+        entry = self.entries.get(ref.key)
+        if entry is None or entry.failed or entry.source == str(ref.path):
+            return
+        try:
+            source, other = ref.path.stat(), Path(entry.source).stat()
+        except OSError:  # it has been moved, then, or is seen from another folder
+            return
+        unchanged = (other.st_size, other.st_mtime_ns) == (entry.source_bytes, entry.source_time)
+        if unchanged and (source.st_dev, source.st_ino) != (other.st_dev, other.st_ino):
+            raise UsageError(
+                f"{shown(self.mask_path(ref.key))} is the mask of {shown(entry.source)}, and would be"
+                f" replaced by that of {shown(ref.path)}. Choose another OUT, or use --overwrite to start"
+                " afresh."
+            )
 
     def _is_done(self, ref: ImageRef) -> bool:
         """Whether the photo, unchanged since, has its whole mask already."""

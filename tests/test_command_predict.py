@@ -84,6 +84,18 @@ def test_again(run, here):
     ]
 
 
+def test_other_photos_of_the_same_names_do_not_replace_masks(run, here):
+    assert run("in", "out").exit_code == 0
+    before = results_in(here / "out")
+    (here / "more").mkdir()
+    write_photo(here / "more" / "car1.jpg", seed=9)
+    for options in ((), ("--dry-run",)):
+        result = run("more", "out", *options)
+        assert isinstance(result.exception, UsageError)
+        assert str(result.exception).startswith("out/car1.png is the mask of in/car1.jpg, and would be")
+    assert results_in(here / "out") == before
+
+
 def test_one_photo_into_a_folder(run, here):
     result = run("in/car1.jpg", "out")
     assert result.exit_code == 0, result.output

@@ -115,6 +115,19 @@ def test_a_size_that_is_none(size):
     assert "--size" in result.stderr
 
 
+def test_masks_that_were_deleted_since_are_told(here):
+    with OutFolder(here / "out", {}, (1, 1), overwrite=False) as out:
+        out.start({})
+        for name in "abc":
+            write_mask(here / "out" / f"{name}.png", [[1, 0]])
+            out.commit(Entry(name, f"in/{name}.jpg", 1, 1, mask_bytes=1))
+    assert "less than predict made" not in submit("--size", "any").stderr
+    (here / "out" / "b.png").unlink()
+    result = submit("--size", "any")
+    assert result.exit_code == 0
+    assert "Warning: out has 1 masks less than predict made. The same predict command" in result.stderr
+
+
 def test_errors_are_those_of_the_program(here):
     result = submit()
     assert isinstance(result.exception, UsageError)

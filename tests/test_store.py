@@ -87,6 +87,20 @@ def test_only_what_has_a_whole_mask_of_the_photo_as_it_is_now_is_done(tmp_path, 
     assert missing(tmp_path, photo) == ["a/b"]
 
 
+def test_the_mask_of_another_photo_is_not_replaced(tmp_path, photo):
+    mask_once(tmp_path, photo)
+    other = make_photo(tmp_path / "more", "a/b")
+    other.path.write_bytes(b"another photo")
+    said = r"a/b\.png is the mask of .*/in/a/b\.jpg, and would be replaced by that of .*/more/in/a/b\.jpg\."
+    with pytest.raises(UsageError, match=said):
+        missing(tmp_path, other)
+    assert missing(tmp_path, photo) == []
+    with open_folder(tmp_path, overwrite=True) as out:
+        assert out.find_missing([other]) == [other]
+    photo.path.rename(tmp_path / "moved.jpg")
+    assert missing(tmp_path, other) == ["a/b"]
+
+
 def test_looking_makes_nothing(tmp_path, photo):
     assert missing(tmp_path, photo) == ["a/b"]
     assert not (tmp_path / "out").exists()

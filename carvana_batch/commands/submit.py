@@ -74,6 +74,12 @@ def command(
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    if state is not None and sample is None and summary.rows < state.masked:
+        click.echo(
+            f"Warning: {shown(masks)} has {state.masked - summary.rows:,} masks less than predict made. The"
+            " same predict command, run again, makes them once more.",
+            err=True,
+        )
     rows = f"{summary.rows:,}"
     if sample is not None:
         rows += f" (those of {shown(sample)})"

@@ -88,5 +88,6 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(rank, count, local_count), device
+        distributed.barrier()  # none leaves, and closes its connections, while another is still at work
     finally:
         distributed.destroy_process_group()

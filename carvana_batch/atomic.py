@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -144,6 +145,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+@functools.cache
 def _host() -> str:
     """A name of this machine that fits into file names."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -209,3 +210,12 @@ def leave_temporary_file(path):
     subprocess.run([sys.executable, "-c", code, path], check=True)
     (left,) = (name for name in path.parent.iterdir() if name.name.startswith(TEMPORARY_PREFIX))
     return left
+
+
+def run_undisturbed(zygote, folder, *arguments):
+    """The out folder of a run that nothing disturbs, in a copy of ``folder``."""
+    copy = folder.with_name("undisturbed")
+    shutil.copytree(folder, copy)
+    finished = zygote.run(copy, *arguments)
+    assert finished.code == 0, finished
+    return copy / "out"

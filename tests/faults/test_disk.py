@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import names_in, results_in, write_photo
+from helpers import names_in, results_in, run_undisturbed, write_photo
 
 from carvana_batch.images import read_mask
 
@@ -44,18 +44,11 @@ def mount():
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def expected_results(zygote, crowd):
-    copy = crowd.with_name("undisturbed")
-    shutil.copytree(crowd, copy)
-    assert zygote.run(copy, *PREDICT).code == 0
-    return results_in(copy / "out")
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_once_there_is_room(
     zygote, crowd, mount, workers, count_faults
 ):
-    expected = expected_results(zygote, crowd)
+    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
     (crowd / "out").mkdir()
     mount(crowd / "out", "size=160k")
     finished = zygote.run(crowd, *PREDICT, "--workers", workers)
@@ -107,7 +100,7 @@ def test_a_small_dev_shm_is_said_once_and_costs_no_photo(zygote, tmp_path, count
     here = tmp_path / "here"
     for number in range(8):
         write_photo(here / "images" / f"{number}.jpg", seed=number, size=(300, 200))
-    expected = expected_results(zygote, here)
+    expected = results_in(run_undisturbed(zygote, here, *PREDICT))
     prepare = 'mount -t tmpfs -o size=150k tmpfs /dev/shm && exec "$@"'
     command = [sys.executable, "-m", "carvana_batch", *PREDICT, "--workers", "2"]
     unshare = ["unshare", "--mount", "sh", "-c"]

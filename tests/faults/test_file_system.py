@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from helpers import names_in, results_in
+from helpers import names_in, results_in, run_undisturbed
 
 from carvana_batch.images import read_mask
 
@@ -21,15 +21,6 @@ HOW = {
     "no space from this call on": {"how": "ENOSPC", "lasting": True},
     "no permission": {"how": "EACCES"},
 }
-
-
-def run_undisturbed(zygote, here, *arguments):
-    """What lies in the out folder after a run that nothing disturbs: contents, and all names."""
-    copy = here.with_name("undisturbed")
-    shutil.copytree(here, copy)
-    finished = zygote.run(copy, *arguments)
-    assert finished.code == 0, finished
-    return results_in(copy / "out"), names_in(copy / "out")
 
 
 def check_told(finished, how, number):
@@ -56,7 +47,8 @@ def check_whole(out, expected, number):
 
 def fail_each_call(zygote, here, fault, first=1, step=1):
     """Let call ``first``, ``first + step`` ... of a run go wrong as long as there is one; how many did."""
-    expected, names = run_undisturbed(zygote, here, *ALL_KINDS)
+    undisturbed = run_undisturbed(zygote, here, *ALL_KINDS)
+    expected, names = results_in(undisturbed), names_in(undisturbed)
     assert {"car0.png", "_overlay/car1.jpg", "report.csv", "rows.csv"} <= expected.keys()
     marker = here / "struck"
     for number in itertools.count(first, step):
@@ -100,7 +92,7 @@ def test_a_fault_in_any_call_leaves_nothing_torn_and_the_next_run_makes_up_for_i
 
 def fail_each_call_while_overwriting(zygote, here, first, step):
     (here / "images" / "car1.jpg").unlink()
-    expected, _ = run_undisturbed(zygote, here, *PREDICT)
+    expected = results_in(run_undisturbed(zygote, here, *PREDICT))
     assert zygote.run(here, *PREDICT, "--threshold", "0.1", "--save", "overlay").code == 0
     (here / "out" / "mine.png").write_bytes(b"not of a run")
     earlier = results_in(here / "out")

@@ -7,7 +7,7 @@ import shutil
 import signal
 
 import pytest
-from helpers import Terminal, results_in, wait_for, write_photo
+from helpers import Terminal, results_in, run_undisturbed, wait_for, write_photo
 from PIL import Image
 
 PREDICT = ("predict", "images", "out", "--precision", "fp32")
@@ -22,15 +22,6 @@ def crowd(tmp_path, drawn):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", target)
     return folder
-
-
-def undisturbed(zygote, folder, *options):
-    """The results of a run that nothing disturbs, in a copy of ``folder``."""
-    copy = folder.with_name("undisturbed")
-    shutil.copytree(folder, copy)
-    finished = zygote.run(copy, *PREDICT, *options)
-    assert finished.code == 0, finished
-    return results_in(copy / "out")
 
 
 def journaled(out):
@@ -48,7 +39,7 @@ def masks_in(folder):
 
 
 def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd, count_faults):
-    expected = undisturbed(zygote, crowd)
+    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
     for masks in (1, 20):
         process = zygote.start(crowd, *PREDICT, "--workers", "2")
         wait_for(lambda masks=masks: len(masks_in(crowd)) >= masks)
@@ -82,7 +73,7 @@ def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd, count_faults)
 
 
 def test_shards_share_a_folder_and_make_what_one_run_makes(zygote, crowd):
-    expected = undisturbed(zygote, crowd)
+    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
     # Its lock file stays: all shards look at the same moment whether it is free.
     assert zygote.run(crowd, *PREDICT, "--limit", "1").code == 0
     shards = [zygote.start(crowd, *PREDICT, "--shard", f"{i}/3", "--workers", "0") for i in (1, 2, 3)]
@@ -133,7 +124,7 @@ def without_escapes(text):
 
 
 def test_ctrl_c_on_a_terminal(zygote, crowd, count_faults):
-    expected = undisturbed(zygote, crowd)
+    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
     with Terminal() as terminal:
         process = zygote.start(crowd, *PREDICT, "--workers", "2", "--overwrite", tty=terminal.name, tidy=True)
         wait_for(lambda: masks_in(crowd))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ CPU_SHARE = 0.5
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of malloc.h of the GNU C library."""
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -129,12 +133,28 @@ class OutOfMemoryGuard:
         return True
 
 
+def keep_freed_memory() -> None:
+    """From now on this process keeps main memory that it has freed, and uses it again.
+
+    The GNU C library gives that of each large tensor back to the system, which has to clear it page by page
+    for the next one: a tenth of the time that a photo takes. Other C libraries are left as they are.
+
+    Source: https://man7.org/linux/man-pages/man3/mallopt.3.html
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def release_unused_memory(device: torch.device) -> None:
-    """Give back what torch keeps of a GPU for later tensors: it lies in pieces of the wrong sizes."""
+    """Give back what is kept for later tensors: it lies in pieces of the wrong sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dtype, str]:

@@ -1,6 +1,7 @@
 """Decoding: a photo becomes (H, W, 3) uint8 RGB, a hard mask becomes packed bits, a bad file an ImageError.
 
-TIFF is decoded by tifffile, everything else by Pillow. Both first become a Pillow image in one of a few
+TIFF is decoded by tifffile, everything else by Pillow, but for colour JPEGs where simplejpeg is installed: it
+gives the same pixels in less than half the time. All others first become a Pillow image in one of a few
 modes, so that grey, palette, alpha and CMYK are each interpreted in one place. Only the first page or
 frame of a file is looked at, and embedded colour profiles are ignored.
 """
@@ -30,6 +31,11 @@ from carvana_batch.png import decode_mask
 from carvana_batch.records import ImageError, PackedMask
 from carvana_batch.tiff import decode_tiff
 
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
 # Pillow's own limit would refuse what --pixel-limit allows, and it warns long before that. The size is
 # checked here, from the header, for every file.
 Image.MAX_IMAGE_PIXELS = None
@@ -45,6 +51,9 @@ SIGNATURES = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+
+JPEG_FORMATS = {"JPEG", "MPO"}
+"""As Pillow calls them."""
 
 MASK_PIXEL_LIMIT = 2**31
 """Masks are the user's own, so none that a raised --pixel-limit has made is refused."""
@@ -87,8 +96,10 @@ def read_image(
     Raises ImageError if the file cannot be used, or has more than ``pixel_limit`` pixels.
     """
     with _told_as_image_error(path), _open(path) as file:
-        image = _decode(file, pixel_limit)
-        pixels = _to_rgb(image)
+        image = _decode_header(file, pixel_limit)
+        pixels = _decode_colour_jpeg(image, file)
+        if pixels is None:
+            pixels = _to_rgb(_decode_rest(image, file))
         return _upright(pixels, _orientation(image)) if apply_exif else pixels
 
 
@@ -114,7 +125,7 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
         if mask is not None:
             return mask
         file.seek(0)
-        return _to_mask(_decode(file, pixel_limit), hard)
+        return _to_mask(_decode_rest(_decode_header(file, pixel_limit), file), hard)
 
 
 @contextmanager
@@ -155,8 +166,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _decode(file: BinaryIO, pixel_limit: int) -> Image.Image:
-    """The first page or frame as a loaded Pillow image, which also knows the orientation tag."""
+def _decode_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
+    """The first page or frame as a Pillow image, which also knows the orientation tag; TIFF is decoded."""
     head = file.read(16)
     file.seek(0)
     if not head:
@@ -164,10 +175,43 @@ def _decode(file: BinaryIO, pixel_limit: int) -> Image.Image:
     image_format = _format_of(head)
     if image_format is None:
         raise ImageError("is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
-    try:
+    with _told_as_damage():
         if image_format == "TIFF":
             return decode_tiff(file, pixel_limit)
-        return _decode_with_pillow(file, image_format, pixel_limit)
+        with _quiet_header():
+            image = Image.open(file, formats=[image_format])
+        check_size(image.width, image.height, pixel_limit)
+        return image
+
+
+def _decode_colour_jpeg(image: Image.Image, file: BinaryIO) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 as Pillow gives them; None for what Pillow has to decode, or say what is wrong with."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
+        return None
+    file.seek(0)
+    content = file.read()
+    if not has_end(content):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)  # type: ignore[no-any-return]
+    except ValueError:
+        return None
+
+
+def _decode_rest(image: Image.Image, file: BinaryIO) -> Image.Image:
+    with _told_as_damage():
+        image.load()
+        if image.format in JPEG_FORMATS:  # Pillow notices most of the ends that are missing, but not all
+            file.seek(0)
+            if not has_end(file.read()):
+                raise ImageError(CUT_SHORT)
+    return image
+
+
+@contextmanager
+def _told_as_damage() -> Iterator[None]:
+    try:
+        yield
     except DAMAGE as error:
         raise ImageError(_reason(error)) from error
 
@@ -201,18 +245,6 @@ if hasattr(os, "register_at_fork"):  # another thread may hold the lock while a 
     os.register_at_fork(after_in_child=_renew_header_lock)
 
 
-def _decode_with_pillow(file: BinaryIO, image_format: str, pixel_limit: int) -> Image.Image:
-    with _quiet_header():
-        image = Image.open(file, formats=[image_format])
-    check_size(image.width, image.height, pixel_limit)
-    image.load()
-    if image_format == "JPEG":  # Pillow notices most of the ends that are missing, but not all
-        file.seek(0)
-        if not has_end(file.read()):
-            raise ImageError(CUT_SHORT)
-    return image
-
-
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):  # Pillow would clip the values
         grey = scale_to_eight_bits(np.asarray(image), 16)
@@ -238,7 +270,7 @@ def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
         # Masks have one such colour as a rule, and to compare is several times as fast as to look up.
         return PackedMask.from_bool(indexes == cars[0] if len(cars) == 1 else car_colours[indexes])
     grey = _grey(image)
-    if hard and image.format in {"JPEG", "MPO"}:
+    if hard and image.format in JPEG_FORMATS:
         if 0 < grey.max() <= JPEG_DEVIATION:
             raise ImageError(
                 f"has no value above {grey.max()}: JPEG does not keep a mask of 0 and 1; save it as PNG"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carvana_batch.devices import OutOfMemoryGuard, prepare_network, release_unused_memory
-from carvana_batch.models.blocks import pad_to
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.pixels import area_average
 from carvana_batch.probability import enlarge_probability, threshold_and_pack
@@ -25,6 +24,10 @@ PRECISION_TOLERANCE = 0.02
 
 SENSIBLE_SIDE = 512
 """Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
+
+
+NORMALISED_PIXELS = 2**16
+"""Pixels that a CPU normalises at a time: with 12 bytes for each they fit into the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Tiling:
 class _Canvas:
     """A photo on its way: its tiles come back one by one and are blended into ``total``.
 
-    ``pixels`` is (3, H, W) uint8 on the device: the photo in the size that the network wants.
+    ``pixels`` is (H, W, 3) uint8 on the device: the photo in the size that the network wants.
     """
 
     photo: Photo
@@ -112,7 +115,7 @@ class _Queue:
     @property
     def photo_pixels(self) -> int:
         """Pixels of the photos on the device."""
-        return sum(canvas.pixels.shape[1] * canvas.pixels.shape[2] for canvas in self.canvases)
+        return sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in self.canvases)
 
     def add(self, canvas: _Canvas) -> None:
         self.canvases.append(canvas)
@@ -164,9 +167,8 @@ class Predictor:
         self._network = prepare_network(model.network, device, dtype)
         self._exact: tuple[Tiling, Predictor] | None = None
         self._precision_checked = dtype == torch.float32
-        shape = (1, 3, 1, 1)
-        self._scale = (1 / (255 * torch.tensor(model.deviation, device=device))).reshape(shape)
-        self._shift = (-torch.tensor(model.mean, device=device)).reshape(shape) * 255 * self._scale
+        self._scale = 1 / (255 * torch.tensor(model.deviation, device=device))
+        self._shift = -torch.tensor(model.mean, device=device) * 255 * self._scale
 
     @torch.inference_mode()
     def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
@@ -249,7 +251,7 @@ class Predictor:
 
     def _admit(self, photo: Photo, limit: int | None) -> _Canvas:
         resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
-        pixels = torch.from_numpy(resized).to(self.device, non_blocking=True).permute(2, 0, 1)
+        pixels = torch.from_numpy(resized).to(self.device, non_blocking=True)
         plan = self._plan(photo, limit)
         return _Canvas(photo, plan, pixels, plan.tile_count)
 
@@ -279,14 +281,7 @@ class Predictor:
 
     def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
-        plan = jobs[0][0].plan
-        height, width = plan.tile_height, plan.tile_width
-        shape = (self.batch, 3, height, width)
-        images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
-        images[len(jobs) :] = 0
-        for place, (canvas, top, left) in enumerate(jobs):
-            images[place] = self._normalised_window(canvas, top, left)[0]
-        return self._probabilities(self._network, images)
+        return self._probabilities(self._network, self._normalise(jobs, self.batch, self.dtype))
 
     def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:
         """Compare with float32 in the middle of the windows: half the rows, or fewer if memory is short."""
@@ -317,7 +312,7 @@ class Predictor:
         network = self._exact_predictor()._network
         differences = []
         for canvas, top, left in jobs:
-            window = self._normalised_window(canvas, top, left)
+            window = self._normalise([(canvas, top, left)], 1, torch.float32)
             first = (window.shape[2] - rows) // 2
             window = window[:, :, first : first + rows].contiguous(memory_format=torch.channels_last)
             probability, _ = self._probabilities(self._network, window.to(self.dtype))
@@ -332,12 +327,31 @@ class Predictor:
         else:
             self.tiling = self.tiling.for_float32()
 
-    def _normalised_window(self, canvas: _Canvas, top: int, left: int) -> Tensor:
-        """(1, 3, h, w) float32 of one window, padded where it reaches beyond the photo."""
-        plan = canvas.plan
-        window = canvas.pixels[None, :, top : top + plan.tile_height, left : left + plan.tile_width]
-        normalised = window.to(torch.float32).mul_(self._scale).add_(self._shift)
-        return pad_to(normalised, plan.tile_height, plan.tile_width)
+    def _normalise(self, jobs: list[tuple[_Canvas, int, int]], batch: int, dtype: torch.dtype) -> Tensor:
+        """(batch, 3, h, w) of the windows, padded where they reach beyond the photo; places left are zero."""
+        plan = jobs[0][0].plan
+        images = torch.empty((batch, plan.tile_height, plan.tile_width, 3), dtype=dtype, device=self.device)
+        images[len(jobs) :] = 0
+        for image, (canvas, top, left) in zip(images, jobs, strict=False):
+            window = canvas.pixels[top : top + plan.tile_height, left : left + plan.tile_width]
+            height, width = window.shape[:2]
+            self._write_normalised(window, image[:height, :width])
+            image[:height, width:] = image[:height, width - 1 : width]
+            image[height:] = image[height - 1 : height]
+        return images.permute(0, 3, 1, 2)
+
+    def _write_normalised(self, window: Tensor, target: Tensor) -> None:
+        """Normalise (h, w, 3) uint8 into the target of the same shape.
+
+        On a CPU this goes in bands that its cache holds. Channels are flattened into the rows, because to go
+        through three values at a time takes four times as long.
+        """
+        height, width = window.shape[:2]
+        rows = max(1, NORMALISED_PIXELS // width) if self.device.type == "cpu" else height
+        scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+        for source, band in zip(window.split(rows), target.split(rows), strict=True):
+            values = source.flatten(1).to(torch.float32).mul_(scale).add_(shift)
+            band.copy_(values.view(band.shape))
 
     def _probabilities(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images).float()
@@ -377,7 +391,7 @@ class Predictor:
             rows = torch.from_numpy(weight_sums(plan.tops, plan.tile_height)).to(self.device)
             columns = torch.from_numpy(weight_sums(plan.lefts, plan.tile_width)).to(self.device)
             total.div_(rows[:, None]).div_(columns)
-        probability = total[: canvas.pixels.shape[1], : canvas.pixels.shape[2]]
+        probability = total[: canvas.pixels.shape[0], : canvas.pixels.shape[1]]
         height, width = canvas.photo.pixels.shape[:2]
         if probability.shape != (height, width):
             probability = enlarge_probability(probability, height, width)

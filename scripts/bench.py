@@ -44,7 +44,7 @@ from bench_peers import PEERS
 from bench_submit_score import find_processor
 from PIL import Image
 
-from carvana_batch.devices import pick_device
+from carvana_batch.devices import keep_freed_memory, pick_device
 from carvana_batch.drawing import write_photos
 from carvana_batch.images import read_image, read_mask
 from carvana_batch.inputs import find_images
@@ -143,9 +143,7 @@ def main() -> None:
 
 
 def measure_all(task: Task, folder: Path, turns: int, truth: dict[str, Path]) -> None:
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    print(f"{date.today()}, {platform.machine()}, {find_processor()}, {count_cores()} cores,", end=" ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, load before: {load}")
+    print_machine()
     # The precision is chosen once: timed again in each turn, another one might come out.
     first = in_own_process(run_forward, replace(task, photos=task.photos[:2]), folder).details
     task = replace(task, options=replace(task.options, precision=first["precision"]))
@@ -161,12 +159,19 @@ def measure_all(task: Task, folder: Path, turns: int, truth: dict[str, Path]) ->
     print_shares(measured)
 
 
+def print_machine() -> None:
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    print(f"{date.today()}, {platform.machine()}, {find_processor()}, {count_cores()} cores,", end=" ")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, load before: {load}")
+
+
 def in_own_process(function: Callable[..., Measured], *arguments: object) -> Measured:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def run_forward(task: Task, _out: Path) -> Measured:
+    keep_freed_memory()  # as predict does
     predictor, device = make_predictor(load_model(task.model), task.options, {})
     photos = (Photo(ref, read_image(ref.path)) for ref in task.photos)
     list(predictor.predict([next(photos)]))  # also compares the precision with float32

@@ -115,6 +115,80 @@ def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path, options: dict[str, Any])
         np.testing.assert_array_equal(read_image(path), np.asarray(image))
 
 
+def decoded_or_reason(path: Path) -> bytes | str:
+    try:
+        return read_image(path).tobytes()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.fixture
+def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What became of each call: "ok" or the error's name."""
+    calls = []
+    decode = pytest.importorskip("simplejpeg").decode_jpeg
+
+    def watched(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
+        calls.append("ValueError")
+        pixels = decode(*arguments, **options)
+        calls[-1] = "ok"
+        return pixels
+
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", watched)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"subsampling": subsampling, "quality": 85} for subsampling in ("4:4:4", "4:2:2", "4:2:0")),
+        {"quality": 5},
+        {"quality": 100},
+        {"progressive": True},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+        {"exif": b"Exif\0\0nonsense"},
+    ],
+)
+@pytest.mark.parametrize("size", [(97, 61), (1, 1), (16, 9)])
+def test_simplejpeg_gives_the_pixels_of_pillow(
+    tmp_path: Path, decoded_by_simplejpeg: list[str], options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+    pixels = read_image(path)
+    assert decoded_by_simplejpeg == ["ok"]
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_simplejpeg_is_for_colour_alone(tmp_path: Path, decoded_by_simplejpeg: list[str], mode: str) -> None:
+    Image.fromarray(RGB).convert(mode).save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").shape == RGB.shape
+    assert decoded_by_simplejpeg == []
+
+
+def test_simplejpeg_makes_no_difference_to_damaged_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_by_simplejpeg: list[str]
+) -> None:
+    path, random = tmp_path / "a.jpg", np.random.default_rng(0)
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in random.integers(0, len(data), random.integers(1, 4)):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged[: random.choice([len(data), random.integers(1, len(data))], p=[0.9, 0.1])])
+        with_simplejpeg = decoded_or_reason(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "simplejpeg", None)
+            assert decoded_or_reason(path) == with_simplejpeg
+    assert {"ok", "ValueError"} == set(decoded_by_simplejpeg)
+
+
 def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
     for actual, suffix in [("PNG", "jpg"), ("TIFF", "jpg"), ("BMP", "tif"), ("WEBP", "")]:
         path = tmp_path / f"a.{suffix}"

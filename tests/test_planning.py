@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -186,13 +189,39 @@ def test_the_guard_holds_back_a_lack_of_memory_only():
         raise ValueError("another")
 
 
-def test_only_gpus_have_memory_to_release(monkeypatch):
+def test_unused_memory_of_gpus_is_released(monkeypatch):
     released = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cuda"))
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))
     for name in ("cpu", "cuda:1", "mps"):
         release_unused_memory(torch.device(name))
     assert released == ["cuda", "mps"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+def test_freed_memory_is_kept_and_given_back():
+    script = """
+import resource, psutil, torch
+from carvana_batch.devices import keep_freed_memory, release_unused_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+resident = psutil.Process().memory_info
+usual = faults()
+keep_freed_memory()
+faults()
+print(usual, faults(), resident().rss, end=" ")
+release_unused_memory(torch.device("cpu"))
+print(resident().rss)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    usual, kept, before, after = map(int, result.stdout.split())
+    assert kept < usual / 100
+    assert before - after > 0.9 * 2**26
 
 
 @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])

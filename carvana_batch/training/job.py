@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from carvana_batch.devices import keep_freed_memory
 from carvana_batch.inputs import shown
 from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
@@ -128,6 +129,7 @@ def train(
             written, a loss that is not finite, too little memory.
     """
     stop = stop or StopFlag()
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(device))
         listener = listener if listener is not None and processes.first else TrainingListener()

@@ -1,0 +1,266 @@
+#!/usr/bin/env python
+"""What each choice on the way of a photo is worth: the time with another one over that of predict.
+
+    scripts/bench_choices.py [PHOTOS]
+
+Parts of the way are timed in this process, on photos that are in memory; whole runs of predict each in a
+process of its own. All that are compared take turns, in the opposite order every other turn. A ratio is the
+median of those of the turns, with the least and the most of them in brackets; above 1 the other choice is
+slower. It says something about a machine only if nothing else runs there: the load is printed first.
+
+It is made for a CPU. simplejpeg has to be installed; OpenVINO is tried where it is: pip install openvino.
+torch.compile needs a C++ compiler; its cache lies in a new folder, so its start is that of the first time.
+"""
+
+import argparse
+import importlib.util
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench import Task, in_own_process, print_machine, run_predict, spread
+from PIL import Image
+from torch import Tensor, nn
+
+from carvana_batch import images, pipeline
+from carvana_batch.devices import fold_batch_norm, keep_freed_memory, prepare_network
+from carvana_batch.drawing import write_photos
+from carvana_batch.images import read_image
+from carvana_batch.inputs import find_images
+from carvana_batch.models.checkpoints import Model, load_model
+from carvana_batch.options import Options
+from carvana_batch.planning import make_predictor
+from carvana_batch.png import encode_mask
+from carvana_batch.records import CarvanaBatchError, PackedMask, Photo
+
+CPU = torch.device("cpu")
+PHOTOS_IN_MEMORY = 4
+PREDICT = "predict"
+
+Run = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
+    parser.add_argument("--limit", type=int, default=60, help="photos of a whole run  [default: 60]")
+    parser.add_argument("--turns", type=int, default=5, help="runs of each kind  [default: 5]")
+    parser.add_argument("--model", default="segunet-s", help="as of predict  [default: segunet-s]")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="[default: bf16]")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+        try:
+            photos = arguments.photos or folder / "drawn"
+            if arguments.photos is None:
+                write_photos(photos)
+            refs = find_images(photos, follow_links=True).refs[: arguments.limit]
+            task = Task(refs, arguments.model, Options("cpu", arguments.precision, overwrite=True))
+            print_machine()
+            print(
+                f"{len(refs)} photos, {arguments.turns} turns, {arguments.model} in {arguments.precision}\n"
+            )
+            print("| part | instead of | | its time / predict's |\n|---|---|---|---|", flush=True)
+            measure_runs(task, folder, arguments.turns)
+            measure_parts(task, arguments.turns, compiled=not arguments.no_compile)
+        except CarvanaBatchError as error:
+            parser.error(str(error))
+
+
+def measure_runs(task: Task, folder: Path, turns: int) -> None:
+    """Whole runs, each in a process of its own."""
+    others: dict[tuple[str, str], Callable[..., object]] = {
+        ("memory kept when freed", "given back"): partial(run_changed, give_memory_back),
+        ("simplejpeg", "Pillow"): partial(run_changed, decode_with_pillow),
+        ("2 writer threads", "1"): partial(run_changed, partial(set_writers, 1)),
+        ("2 writer threads", "4"): partial(run_changed, partial(set_writers, 4)),
+        ("1 process that decodes", "2"): partial(run_with_workers, 2),
+        ("1 process that decodes", "3"): partial(run_with_workers, 3),
+    }
+    in_own_process(run_predict, task, folder / "out")  # from now on the system has the files in its cache
+    seconds: dict[object, list[float]] = {PREDICT: [], **{choice: [] for choice in others}}
+    for turn in range(turns):
+        for choice in reversed(seconds) if turn % 2 else seconds:
+            run = run_predict if choice == PREDICT else others[choice]
+            seconds[choice].append(in_own_process(run, task, folder / "out").seconds)
+    for mine, other in others:
+        print_row("whole run", mine, other, seconds[mine, other], seconds[PREDICT])
+
+
+def run_changed(change: Callable[[], None], task: Task, out: Path) -> object:
+    change()
+    return run_predict(task, out)
+
+
+def run_with_workers(workers: int, task: Task, out: Path) -> object:
+    return run_predict(replace(task, options=replace(task.options, workers=workers)), out)
+
+
+def give_memory_back() -> None:
+    pipeline.keep_freed_memory = lambda: None
+
+
+def decode_with_pillow() -> None:
+    images.simplejpeg = None
+
+
+def set_writers(count: int) -> None:
+    pipeline.WRITER_THREADS = count
+
+
+@torch.inference_mode()
+def measure_parts(task: Task, turns: int, compiled: bool) -> None:
+    keep_freed_memory()  # as predict does
+    model = load_model(task.model)
+    predictor, _ = make_predictor(model, task.options, {})
+    refs = task.photos[:PHOTOS_IN_MEMORY]
+    photos = [Photo(ref, read_image(ref.path)) for ref in refs]
+    masks = [result.mask for result in predictor.predict(photos)]
+    compare(
+        "decoding",
+        "simplejpeg",
+        partial(decode_all, refs),
+        {"Pillow": lambda: without_simplejpeg(partial(decode_all, refs))},
+        turns,
+    )
+    compare(
+        "PNG",
+        "packed rows, zlib level 1",
+        lambda: [encode_mask(mask) for mask in masks],
+        {
+            "Pillow, 1 bit": lambda: [save_with_pillow(mask, 1) for mask in masks],
+            "Pillow, 8 bits": lambda: [save_with_pillow(mask, 8) for mask in masks],
+        },
+        turns,
+    )
+    canvases = [predictor._admit(photo, None) for photo in photos]
+    whole = [[(canvas, 0, 0)] for canvas in canvases]
+    inputs = [predictor._normalise(jobs, 1, predictor.dtype) for jobs in whole]
+    compare(
+        "normalising",
+        "flat rows in bands",
+        lambda: [predictor._normalise(jobs, 1, predictor.dtype) for jobs in whole],
+        {"the usual formula": lambda: [normalise_plainly(photo, model, predictor.dtype) for photo in photos]},
+        turns,
+    )
+    networks = make_networks(model, predictor.dtype, inputs[0], compiled)
+    ours = networks.pop(PREDICT)
+    runs = {name: partial(run_all, network, inputs) for name, network in networks.items()}
+    compare("forward", "predict's network", partial(run_all, ours, inputs), runs, turns)
+    print()
+    for name, network in networks.items():
+        different = [((network(one) > 0) != (ours(one) > 0)).sum().item() for one in inputs]
+        print(f"{name}: {sum(different)} pixels of {len(inputs)} masks differ")
+
+
+def make_networks(
+    model: Model, dtype: torch.dtype, image: Tensor, compiled: bool
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Functions from a channels_last image to logits; prints how long some take to start."""
+    ours = prepare_network(model.network, CPU, dtype)
+    unfolded = model.network.to(dtype).to(memory_format=torch.channels_last)
+    exact = prepare_network(model.network, CPU, torch.float32)
+    rows = fold_batch_norm(model.network).to(dtype)
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
+        PREDICT: ours,
+        "batch norm not folded": unfolded,
+        "contiguous, not channels_last": lambda one: rows(one.contiguous()),
+        "fp32": lambda one: exact(one.float()),
+        "no_grad, not inference_mode": partial(run_without_gradients, ours),
+    }
+    if compiled:
+        start = time.perf_counter()
+        fast = torch.compile(ours)
+        run_without_gradients(fast, image)
+        print(f"| start | of torch.compile | {time.perf_counter() - start:.1f} s | |", flush=True)
+        networks["torch.compile"] = partial(run_without_gradients, fast)
+    if importlib.util.find_spec("openvino") is not None:
+        start = time.perf_counter()
+        networks["OpenVINO"] = make_openvino(model, dtype, image)
+        networks["OpenVINO"](image)
+        print(f"| start | of OpenVINO | {time.perf_counter() - start:.1f} s | |", flush=True)
+    return networks
+
+
+def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Callable[[Tensor], Tensor]:
+    import openvino
+
+    exact = fold_batch_norm(model.network)
+    graph = openvino.convert_model(exact, example_input=image.float(), input=[list(image.shape)])
+    precision = "bf16" if dtype == torch.bfloat16 else "f32"
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(graph, "CPU", hints).create_infer_request()
+
+    def run(one: Tensor) -> Tensor:
+        array = one.float().contiguous().numpy()
+        return torch.from_numpy(request.infer([array], share_inputs=True, share_outputs=True)[0].copy())
+
+    return run
+
+
+def run_without_gradients(network: nn.Module | Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return network(image)
+
+
+def run_all(network: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> None:
+    for image in inputs:
+        network(image)
+
+
+def decode_all(refs: list) -> None:
+    for ref in refs:
+        read_image(ref.path)
+
+
+def without_simplejpeg(run: Run) -> None:
+    module, images.simplejpeg = images.simplejpeg, None
+    try:
+        run()
+    finally:
+        images.simplejpeg = module
+
+
+def save_with_pillow(mask: PackedMask, bits: int) -> None:
+    array = mask.to_bool()
+    picture = Image.fromarray(array) if bits == 1 else Image.fromarray(array.astype(np.uint8) * 255)
+    picture.save(io.BytesIO(), "PNG")
+
+
+def normalise_plainly(photo: Photo, model: Model, dtype: torch.dtype) -> Tensor:
+    mean, deviation = torch.tensor(model.mean), torch.tensor(model.deviation)
+    pixels = torch.from_numpy(photo.pixels).float().div(255).sub(mean).div(deviation)
+    return pixels.to(dtype).permute(2, 0, 1)[None]
+
+
+def compare(part: str, mine: str, run: Run, others: dict[str, Run], turns: int) -> None:
+    """Print a row for each other run; one turn before the first does not count."""
+    runs = {mine: run, **others}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name in reversed(runs) if turn % 2 else runs:
+            start = time.perf_counter()
+            runs[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    for name in others:
+        print_row(part, mine, name, seconds[name], seconds[mine])
+
+
+def print_row(part: str, mine: str, other: str, its: list[float], ours: list[float]) -> None:
+    print(f"| {part} | {mine} | {other} | {spread(its, ours)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,7 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536
 """Of malloc.h of the GNU C library."""
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -133,18 +134,42 @@ class OutOfMemoryGuard:
         return True
 
 
-def keep_freed_memory() -> None:
-    """From now on this process keeps main memory that it has freed, and uses it again.
+def keep_freed_memory(keep: bool) -> None:
+    """Let this process keep main memory that it has freed, to use it again; or give it back, as is the rule.
 
-    The GNU C library gives that of each large tensor back to the system, which has to clear it page by page
-    for the next one: a tenth of the time that a photo takes. Other C libraries are left as they are.
+    The GNU C library gives back what each large tensor took, and the system has to clear it page by page for
+    the next one: a tenth of the time of a photo. Other C libraries are left as they are.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
+        library.mallopt(M_MMAP_MAX, 0 if keep else USUAL_MMAP_MAX)
+        library.mallopt(M_TRIM_THRESHOLD, -1 if keep else USUAL_TRIM_THRESHOLD)
+
+
+class FreedMemory:
+    """Main memory that is kept as long as the same shapes come one after the other.
+
+    Kept for other shapes it would fall into pieces that fit none, and the process would grow without end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._shape: tuple[int, ...] = ()
+
+    def prepare_for(self, shape: tuple[int, ...]) -> None:
+        """Keep what is freed from now on if the work before was of this ``shape`` too."""
+        if shape != self._shape:
+            self.give_back()
+        elif self.device.type == "cpu":
+            keep_freed_memory(True)
+        self._shape = shape
+
+    def give_back(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory(False)
+            release_unused_memory(self.device)
 
 
 def release_unused_memory(device: torch.device) -> None:

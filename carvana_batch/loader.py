@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from carvana_batch.devices import keep_freed_memory
 from carvana_batch.images import read_image
 from carvana_batch.inputs import shown
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -133,8 +134,10 @@ def _keep(decoded: Any) -> Any:
     return decoded
 
 
-def heed_main_process(_worker: int) -> None:
-    """In a worker: SIGTERM is blocked, but from the main process it means to end."""
+def begin_worker(_worker: int) -> None:
+    """In a worker: freed memory is given back, as photos may differ in size; and SIGTERM, although it is
+    blocked, means to end if it comes from the main process."""
+    keep_freed_memory(False)
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -248,7 +251,7 @@ class PhotoLoader:
                 num_workers=workers,
                 prefetch_factor=self._prefetched if workers else None,
                 collate_fn=_keep,
-                worker_init_fn=heed_main_process,
+                worker_init_fn=begin_worker,
             )
             with workers_starting():
                 photos = iter(loader)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from carvana_batch.atomic import check_target
-from carvana_batch.devices import keep_freed_memory
 from carvana_batch.images import read_mask
 from carvana_batch.inputs import take_shard
 from carvana_batch.journal import Entry, read_entries
@@ -130,7 +129,6 @@ def _mask(
     listener: Listener,
     stop: StopFlag,
 ) -> None:
-    keep_freed_memory()
     predictor, report.device = make_predictor(model, options, out.chosen)
     chosen = out.start(describe_choice(predictor))
     if chosen != describe_choice(predictor):  # another shard was first

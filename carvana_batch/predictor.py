@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import OutOfMemoryGuard, prepare_network, release_unused_memory
+from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, prepare_network, release_unused_memory
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.pixels import area_average
 from carvana_batch.probability import enlarge_probability, threshold_and_pack
@@ -166,6 +166,7 @@ class Predictor:
         self.warnings: list[str] = []
         self._network = prepare_network(model.network, device, dtype)
         self._exact: tuple[Tiling, Predictor] | None = None
+        self._freed = FreedMemory(device)
         self._precision_checked = dtype == torch.float32
         self._scale = 1 / (255 * torch.tensor(model.deviation, device=device))
         self._shift = -torch.tensor(model.mean, device=device) * 255 * self._scale
@@ -182,13 +183,16 @@ class Predictor:
             CarvanaBatchError: memory does not even suffice for the smallest tile.
         """
         queue = _Queue()
-        for photo in photos:
-            if isinstance(photo, Failure):
-                yield photo
-                continue
-            queue.waiting.append(photo)
-            yield from self._work(queue, last=False)
-        yield from self._work(queue, last=True)
+        try:
+            for photo in photos:
+                if isinstance(photo, Failure):
+                    yield photo
+                    continue
+                queue.waiting.append(photo)
+                yield from self._work(queue, last=False)
+            yield from self._work(queue, last=True)
+        finally:
+            self._freed.give_back()
 
     def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
@@ -281,6 +285,7 @@ class Predictor:
 
     def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
+        self._freed.prepare_for((jobs[0][0].plan.tile_height, jobs[0][0].plan.tile_width))
         return self._probabilities(self._network, self._normalise(jobs, self.batch, self.dtype))
 
     def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:

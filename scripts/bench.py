@@ -44,7 +44,7 @@ from bench_peers import PEERS
 from bench_submit_score import find_processor
 from PIL import Image
 
-from carvana_batch.devices import keep_freed_memory, pick_device
+from carvana_batch.devices import pick_device
 from carvana_batch.drawing import write_photos
 from carvana_batch.images import read_image, read_mask
 from carvana_batch.inputs import find_images
@@ -171,7 +171,6 @@ def in_own_process(function: Callable[..., Measured], *arguments: object) -> Mea
 
 
 def run_forward(task: Task, _out: Path) -> Measured:
-    keep_freed_memory()  # as predict does
     predictor, device = make_predictor(load_model(task.model), task.options, {})
     photos = (Photo(ref, read_image(ref.path)) for ref in task.photos)
     list(predictor.predict([next(photos)]))  # also compares the precision with float32

@@ -29,7 +29,7 @@ from bench import Task, in_own_process, print_machine, run_predict, spread
 from PIL import Image
 from torch import Tensor, nn
 
-from carvana_batch import images, pipeline
+from carvana_batch import devices, images, pipeline
 from carvana_batch.devices import fold_batch_norm, keep_freed_memory, prepare_network
 from carvana_batch.drawing import write_photos
 from carvana_batch.images import read_image
@@ -108,7 +108,7 @@ def run_with_workers(workers: int, task: Task, out: Path) -> object:
 
 
 def give_memory_back() -> None:
-    pipeline.keep_freed_memory = lambda: None
+    devices.keep_freed_memory = lambda keep: None
 
 
 def decode_with_pillow() -> None:
@@ -121,7 +121,7 @@ def set_writers(count: int) -> None:
 
 @torch.inference_mode()
 def measure_parts(task: Task, turns: int, compiled: bool) -> None:
-    keep_freed_memory()  # as predict does
+    keep_freed_memory(True)  # as predict does for photos of one size
     model = load_model(task.model)
     predictor, _ = make_predictor(model, task.options, {})
     refs = task.photos[:PHOTOS_IN_MEMORY]

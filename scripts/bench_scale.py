@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="of starts, sizes and overlaps  [default: 3]")
     parser.add_argument("--model", default="segunet-s", help="as of predict  [default: segunet-s]")
     parser.add_argument("--precision", default="auto", help="as of predict  [default: auto]")
+    parser.add_argument("--price", type=float, help="of an hour of such a machine, in whatever money")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg)")
     arguments = parser.parse_args()
     if min(*arguments.counts, *arguments.megapixels, arguments.work, arguments.turns, arguments.tile) <= 0:
@@ -137,7 +138,7 @@ def measure_all(paths: list[Path], folder: Path, arguments: argparse.Namespace) 
             what, speed = f"{row.value:{FORMATS[row.unit]}} {row.unit}", spread(row.speeds(rows[0]))
             print(f"| {what} | {median(row.rates):.3f} | {speed} | {row.seen:.2f} |", end=" ")
             print(f"{max(row.peaks) / 1e6:.0f} |", flush=True)
-    print_sums(counts, starts)
+    print_sums(counts, starts, arguments.price)
     if arguments.plot is not None:
         draw_plot([counts, sizes, overlaps], arguments.plot)
 
@@ -196,7 +197,7 @@ def measure_start(photos: Path, out: Path, options: list[str]) -> float:
     return seconds
 
 
-def print_sums(counts: list[Row], starts: list[float]) -> None:
+def print_sums(counts: list[Row], starts: list[float], price: float | None) -> None:
     first, last = counts[0], counts[-1]
     meanwhile = spread([seconds * last.rates[0] for seconds in starts])
     print(f"\nStart to the first mask: {median(starts):.2f} s, in which {meanwhile} photos could be done")
@@ -205,7 +206,8 @@ def print_sums(counts: list[Row], starts: list[float]) -> None:
         ratio = last.peaks[0] / first.peaks[0]
         print(f"Memory: {growth:+.2f} MB for each thousand photos, {ratio:.3f} times the first peak")
     hours = COMPETITION_PHOTOS / last.rates[0] / 3600
-    print(f"{COMPETITION_PHOTOS:,} photos at the rate of {last.value:,} photos: {hours:.1f} hours")
+    money = "" if price is None else f", {hours * price:.2f} at {price:.2f} an hour"
+    print(f"{COMPETITION_PHOTOS:,} photos at the rate of {last.value:,} photos: {hours:.1f} hours{money}")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -198,11 +198,20 @@ def test_unused_memory_of_gpus_is_released(monkeypatch):
     assert released == ["cuda", "mps"]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
-def test_freed_memory_is_kept_and_given_back():
-    script = """
+NEEDS_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+
+
+def run_script(script):
+    """The numbers that a Python program prints."""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return [int(word) for word in result.stdout.split()]
+
+
+@NEEDS_GLIBC
+def test_freed_memory_is_kept_for_the_same_shapes_only():
+    usual, kept, used, freed, usual_again = run_script("""
 import resource, psutil, torch
-from carvana_batch.devices import keep_freed_memory, release_unused_memory
+from carvana_batch.devices import FreedMemory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -211,17 +220,53 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 resident = psutil.Process().memory_info
-usual = faults()
-keep_freed_memory()
+memory = FreedMemory(torch.device("cpu"))
+memory.prepare_for((1, 2))
+print(faults())
+memory.prepare_for((1, 2))
 faults()
-print(usual, faults(), resident().rss, end=" ")
-release_unused_memory(torch.device("cpu"))
+print(faults(), resident().rss)
+memory.prepare_for((2, 1))
 print(resident().rss)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    usual, kept, before, after = map(int, result.stdout.split())
+print(faults())
+""")
     assert kept < usual / 100
-    assert before - after > 0.9 * 2**26
+    assert used - freed > 0.9 * 2**26
+    assert usual_again > 0.9 * usual
+
+
+@NEEDS_GLIBC
+@pytest.mark.slow
+def test_photos_of_many_sizes_do_not_add_up():
+    """Were all that is freed kept, the second peak would be several times the first."""
+    largest, all_sizes, left = run_script("""
+import resource, numpy as np, psutil, torch
+from pathlib import Path
+from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.segunet import SegUNet
+from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.records import ImageRef, Photo
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+def photo(side):
+    return Photo(ImageRef("a", Path("a")), np.zeros((side, side, 3), np.uint8))
+
+model = Model("tiny", SegUNet((16, 32), 32, 1).eval(), (0.5,) * 3, (0.5,) * 3, "")
+predictor = Predictor(model, torch.device("cpu"), torch.float32, Tiling(None, 10**9, 256))
+list(predictor.predict([photo(64)] * 3))
+resident = psutil.Process().memory_info
+before = resident().rss // 1024
+list(predictor.predict([photo(1000)] * 3))
+print(peak())
+held = []
+for result in predictor.predict(photo(side) for side in range(400, 1000, 15)):
+    held.append(bytes(3000))  # as a journal's entries would be
+print(peak(), resident().rss // 1024 - before)
+""")
+    assert all_sizes < 1.1 * largest
+    assert left < 0.1 * largest
 
 
 @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])

@@ -20,7 +20,7 @@ from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, FolderInUseError, UsageError
+from carvana_batch.records import FolderInUseError, UsageError
 from carvana_batch.training.job import find_split, train
 from carvana_batch.training.loop import Outcome, TrainingListener
 from carvana_batch.training.run_folder import RunFolder
@@ -72,12 +72,13 @@ def test_a_run_leaves_all_that_is_promised(tmp_path: Path, data: Path) -> None:
     for name in ("samples.jpg", "worst.jpg", "curves.png"):
         with Image.open(tmp_path / "run" / name) as picture:
             picture.load()
-    assert "tiny on 4 photos at 64x32; 2 to measure on; 4 steps of 2; cpu in fp32" in said
+    assert "4 photos of 2 cars to train on, 2 photos of 1 car to measure on" in said
+    assert "tiny at 64x32 from random weights; 4 steps of 2; cpu in fp32" in said
 
 
 def test_a_dry_run_checks_and_shows_samples_only(tmp_path: Path, data: Path) -> None:
     assert train_in(tmp_path / "run", data, dry_run=True) is None
-    assert names_below(tmp_path / "run") == [".carvana-batch", "samples.jpg"]
+    assert names_below(tmp_path / "run") == [".carvana-batch", "samples.jpg", "split.json"]
     assert train_in(tmp_path / "run", data) is not None
 
 
@@ -154,7 +155,9 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: P
         train_in(root, data)
     with pytest.raises(UsageError, match=r"lr: 0\.001 before, 0\.5 now"):
         train_in(root, data, replace(SETTINGS, lr=0.5), resume=True)
-    assert train_in(root, data, resume=True) is not None
+    said: list[str] = []
+    assert train_in(root, data, resume=True, listener=TrainingListener(on_say=said.append)) is not None
+    assert said[1].endswith("has ended already, after step 4")
     for name in ("images/car0_00.jpg", "masks/car0_00_mask.png"):
         (data / name).unlink()
     with pytest.raises(UsageError, match="have changed"):
@@ -201,9 +204,18 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path: Path, data: Path) ->
     assert not leftover.exists()
 
 
-@pytest.mark.parametrize("changes", [{"init": "nothing"}, {"accumulate": 3}])
-def test_a_dry_run_checks_settings_too(tmp_path: Path, data: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(CarvanaBatchError):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "nothing"}, "--init nothing: no model 'nothing'"),
+        ({"accumulate": 3}, "--batch 2 cannot be split evenly"),
+        ({"batch": 5}, "--batch 5: there are only 4 photos"),
+    ],
+)
+def test_a_dry_run_checks_settings_too(
+    tmp_path: Path, data: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         train_in(tmp_path / "run", data, replace(SETTINGS, **changes), dry_run=True)
 
 

@@ -61,7 +61,7 @@ def run_training(
     stop = StopFlag()
     with RunFolder(folder) as run:
         if not run.config.exists():
-            run.begin(settings, {})
+            run.begin(settings)
         training = Training(pairs, pairs[:2], run, settings, CPU, stop=stop, workers=workers)
         take_step = training._take_step
 
@@ -196,7 +196,7 @@ def test_a_signal_during_validation_leaves_it_to_the_resumed_run(tmp_path: Path,
             stop.signal = signal.SIGTERM
 
     with RunFolder(tmp_path / "broken") as run:
-        run.begin(SETTINGS, {})
+        run.begin(SETTINGS)
         training = Training(
             pairs,
             pairs[:2],
@@ -238,7 +238,7 @@ def test_a_run_can_be_resumed_before_its_first_step(tmp_path: Path, pairs: list[
     settings = replace(SETTINGS, init=str(tmp_path / "init"))
     run_training(tmp_path / "whole", pairs, settings)
     with RunFolder(tmp_path / "broken") as run:
-        run.begin(settings, {})
+        run.begin(settings)
         Training(pairs, pairs[:2], run, settings, CPU, workers=0)
     shutil.rmtree(tmp_path / "init")
     run_training(tmp_path / "broken", pairs, settings)
@@ -420,6 +420,20 @@ def test_initial_weights_are_where_a_run_begins(tmp_path: Path, pairs: list[Pair
         torch.testing.assert_close(
             second.network.state_dict()[name], parameter.detach(), rtol=1e-5, atol=1e-7
         )
+
+
+def test_weights_tell_what_they_started_from(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "first", pairs, replace(SETTINGS, epochs=1))
+    settings = replace(SETTINGS, epochs=1, init=str(tmp_path / "first"))
+    run_training(tmp_path / "second", pairs, settings)
+    run_training(tmp_path / "third", pairs, replace(settings, init=str(tmp_path / "second")))
+    first, second, third = (load_model(tmp_path / name) for name in ("first", "second", "third"))
+    assert "init" not in first.notes
+    digest = first.digest[:16]
+    said = f"{tmp_path / 'first'}, sha256 {digest}, trained on {first.notes['data']}"
+    assert second.notes["init"] == said
+    assert third.notes["init"].startswith(f"{tmp_path / 'second'}, sha256 {second.digest[:16]}, trained on ")
+    assert third.notes["init"].endswith(f", from {said}")
 
 
 def test_input_statistics_are_those_of_the_photos(pairs: list[Pair]) -> None:

@@ -86,6 +86,8 @@ def _print_model(model: Model) -> None:
             continue
         _print_entry(key, "")
         for name, part in parts.items():
+            if part in (None, "", []):
+                continue
             text = f"{part:.6g}" if isinstance(part, float) else str(part)
             _print_entry(f"  {name}", text)
 

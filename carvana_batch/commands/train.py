@@ -61,7 +61,11 @@ AT_LEAST_ZERO = Finite(min=0)
     help="A TOML file of settings, such as config.toml of another run; options given here win.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN, with its settings.")
-@click.option("--dry-run", is_flag=True, help="Check DATA and settings, write RUN/samples.jpg, and end.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check DATA and settings, write samples.jpg and split.json, and end.",
+)
 @_setting("val", str, "A folder like DATA with other cars, to measure on.", metavar="DIR")
 @_setting("val-cars", str, "Measure on the cars of DATA that this file names, one a line.", metavar="FILE")
 @_setting(
@@ -71,7 +75,7 @@ AT_LEAST_ZERO = Finite(min=0)
 )
 @_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
 @_setting("model", NetworkName(), "The network; `carvana-batch models` lists them.")
-@_setting("init", str, "Weights to start from.", metavar="NAME|FILE|RUN")
+@_setting("init", str, "Weights to start from  [default: random ones]", metavar="NAME|FILE|RUN")
 @_setting("size", PhotoSize(), "Size that photos and masks are averaged down to.")
 @_setting("crop", PhotoSize(), "Size of random crops.", metavar="WxH")
 @_setting(
@@ -149,7 +153,8 @@ def command(
 
     DATA holds photos in `images` or `train`, and beside them masks of the same names in `masks` or
     `train_masks` (PNG, GIF, JPEG, TIFF), or run-length rows in `train_masks.csv`. Photos are split by car,
-    the part of their name before the underscore. All is checked before the first step.
+    the part of their name before the last underscore. All is checked before the first step. Links are
+    followed.
 
     Ctrl-C saves; the same command with --resume goes on. `predict --model RUN` then takes the weights that
     were best on the photos that were measured on. Several GPUs: put `torchrun --nproc-per-node N -m

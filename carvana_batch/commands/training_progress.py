@@ -46,7 +46,7 @@ class TrainingReporter(Screen):
             summary = line["val"]
             quantiles = " / ".join(f"{summary[f'dice_{percent}']:.4f}" for percent in ("05", "50", "95"))
             self.say(
-                f"epoch {line['epoch']:.1f}, step {line['step']:,}: val Dice {summary['dice']:.4f}"
+                f"epoch {line['epoch']:.2f}, step {line['step']:,}: val Dice {summary['dice']:.4f}"
                 f" (5 / 50 / 95 %: {quantiles}), IoU {summary['iou']:.4f}"
             )
         elif self._bar is None and time.monotonic() - self._last_told >= SECONDS_BETWEEN_LINES:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from carvana_batch.devices import keep_freed_memory
 from carvana_batch.inputs import shown
 from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
@@ -57,6 +56,16 @@ class Split:
             side: {"cars": sorted({pair.car for pair in pairs}), "photos": [pair.id for pair in pairs]}
             for side, pairs in (("train", self.train), ("val", self.val))
         }
+
+    def summarise(self) -> str:
+        """One line for the user."""
+        train, val = (
+            f"{len(pairs):,} {'photo' if len(pairs) == 1 else 'photos'} of {cars:,}"
+            f" {'car' if cars == 1 else 'cars'}"
+            for pairs in (self.train, self.val)
+            for cars in [len({pair.car for pair in pairs})]
+        )
+        return f"{train} to train on, {val} to measure on"
 
 
 def find_split(data: Path, settings: TrainingSettings) -> Split:
@@ -122,14 +131,13 @@ def train(
     """Train on the photos and masks of ``data`` and write the run into the folder ``root``.
 
     ``root`` must not lie among the photos. With ``dry_run`` it ends before the first step, when data and
-    settings are found to be good and ``samples.jpg`` is written, and returns None.
+    settings are found to be good and ``samples.jpg`` and ``split.json`` are written, and returns None.
 
     Raises:
         CarvanaBatchError: data, settings or weights that cannot be used, a folder that is in use or cannot be
             written, a loss that is not finite, too little memory.
     """
     stop = stop or StopFlag()
-    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(device))
         listener = listener if listener is not None and processes.first else TrainingListener()
@@ -209,8 +217,14 @@ def _prepare(
     check_batch(settings, processes.count)
     split = find_split(data, settings)
     run.check(settings, split.describe(), resume)
+    listener.on_say(split.summarise())
     if resume:
         return
+    if settings.batch > len(split.train):
+        raise UsageError(
+            f"--batch {settings.batch}: there are only {len(split.train)} photos to train on."
+            " Use a smaller one."
+        )
     if settings.init is not None:
         load_initial(settings)
     sizes = check_pairs([*split.train, *split.val], on_progress=tell)
@@ -220,8 +234,9 @@ def _prepare(
     shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
     write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))
     listener.on_say(f"samples as the network sees them: {shown(run.samples)}")
+    run.write_split(split.describe())
     if not dry_run:
-        run.begin(settings, split.describe())
+        run.begin(settings)
 
 
 def _draw_results(

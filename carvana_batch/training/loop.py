@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from carvana_batch.devices import PRECISIONS, choose_precision, is_out_of_memory
+from carvana_batch.devices import PRECISIONS, FreedMemory, choose_precision, is_out_of_memory
 from carvana_batch.inputs import shown
-from carvana_batch.loader import heed_main_process, workers_starting
+from carvana_batch.loader import begin_worker, workers_starting
 from carvana_batch.models import NETWORKS
 from carvana_batch.models.checkpoints import Model, load_model, save_model
 from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, ImageError, UsageError
+from carvana_batch.records import CarvanaBatchError, ImageError, ModelError, UsageError
 from carvana_batch.scoring import Score, Summary, summarise, write_scores
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.optimisation import WeightAverage, learning_rate_at, make_optimizer
@@ -46,6 +46,9 @@ STATISTICS_PHOTOS = 64
 
 MOST_LOGGED_STEPS = 50
 """Steps whose mean loss makes a line of the log; fewer in a run of less than 5,000 steps."""
+
+INIT_NOTE = "init"
+"""The note in a file of weights on those that its training started from."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -114,8 +117,11 @@ def check_batch(settings: TrainingSettings, processes: int) -> None:
 
 
 def load_initial(settings: TrainingSettings) -> Model:
-    """The model of ``settings.init``; raises UsageError if it is another network, ModelError if unusable."""
-    model = load_model(str(settings.init))
+    """The model of ``settings.init``; raises UsageError if it is another network or cannot be used."""
+    try:
+        model = load_model(str(settings.init))
+    except ModelError as error:
+        raise UsageError(f"--init {settings.init}: {error}") from error
     if model.name != settings.model:
         raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
     return model
@@ -124,23 +130,29 @@ def load_initial(settings: TrainingSettings) -> Model:
 def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
 
-    Raises what :func:`load_initial` raises.
+    Its notes tell what the initial weights have seen. Raises what :func:`load_initial` raises.
     """
     if settings.init is None:
         torch.manual_seed(settings.seed)
         mean, deviation = input_statistics(pairs)
         return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
     model = load_initial(settings)
-    return Model(model.name, model.network, model.mean, model.deviation, "", size=settings.size)
+    origin = (
+        f"{settings.init}, sha256 {model.digest[:16]}, trained on {model.notes.get('data', 'unknown data')}"
+    )
+    if INIT_NOTE in model.notes:
+        origin += f", from {model.notes[INIT_NOTE]}"
+    notes = {INIT_NOTE: origin}
+    return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size)
 
 
 def _model_of(state: dict[str, Any], settings: TrainingSettings) -> Model:
     """The model of a checkpoint, its weights still to be filled in."""
     try:
-        mean, deviation = tuple(state["mean"]), tuple(state["deviation"])
+        mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
     except (KeyError, TypeError) as error:
         raise _foreign_checkpoint(error) from error
-    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
+    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
 
 
 def _foreign_checkpoint(error: Exception) -> UsageError:
@@ -205,6 +217,7 @@ class Training:
         self.step = self.validated = self.validations_since_best = 0
         self.best: Summary | None = None
         self.worst: list[str] = []  # ids, in the best validation
+        self._freed = FreedMemory(device)
         self.losses: list[float] = []  # since the last line of the log
         if state is not None:
             self._restore(state)
@@ -241,6 +254,7 @@ class Training:
                     saved = time.monotonic()
                 if due and not stopping:
                     stopping = not self._validate()
+        self._freed.give_back()
         stopped_by = (self.stop.signal or signal.SIGTERM) if stopping else None
         return Outcome(self.step, self.steps, self.best, stopped_by)
 
@@ -249,14 +263,15 @@ class Training:
         settings = self.settings
         size = "full size" if settings.size is None else "{}x{}".format(*settings.size)
         words = [
-            f"{self.model.name} on {len(self.pairs):,} photos at {size}",
-            f"{len(self.val):,} to measure on",
-            f"{self.steps:,} steps of {settings.batch}",
+            f"{self.model.name} at {size} from {settings.init or 'random weights'}",
+            f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {settings.batch}",
             f"{self.device} in {self.precision}",
         ]
         if self.processes.count > 1:
             words.append(f"{self.processes.count} processes")
-        if self.step:
+        if self._is_over():
+            words.append(f"has ended already, after step {self.step:,}")
+        elif self.step:
             words.append(f"going on after step {self.step:,}")
         return "; ".join(words)
 
@@ -281,7 +296,7 @@ class Training:
             batch_sampler=draws,
             collate_fn=collate,
             num_workers=self.workers,
-            worker_init_fn=heed_main_process,
+            worker_init_fn=begin_worker,
             pin_memory=self.device.type == "cuda",
         )
         with workers_starting():
@@ -337,6 +352,7 @@ class Training:
 
     def _add_gradients(self, one: Pass) -> float:
         """Forward and backward of one pass; its loss."""
+        self._freed.prepare_for(tuple(one.images.shape))
         images = one.images.to(self.device, non_blocking=True)
         masks = one.masks.to(self.device, non_blocking=True)
         half = self.precision != "fp32"
@@ -438,6 +454,7 @@ class Training:
             "data": f"{len(self.pairs):,} photos of {cars:,} cars",
             "settings": json.dumps(describe_settings(self.settings)),
             "step": f"{self.step} of {self.steps}",
+            **self.model.notes,
         }
         if summary is not None:
             val_cars = len({pair.car for pair in self.val})
@@ -456,6 +473,7 @@ class Training:
             "average": self.average.state,
             "mean": self.model.mean,
             "deviation": self.model.deviation,
+            "notes": self.model.notes,
             "precision": self.precision,
             "step": self.step,
             "validated": self.validated,

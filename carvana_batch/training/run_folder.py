@@ -110,9 +110,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
-    def begin(self, settings: TrainingSettings, split: dict[str, Any]) -> None:
-        """Write down what the run is asked for."""
+    def write_split(self, split: dict[str, Any]) -> None:
         self._write_text(self.split, json.dumps(split, indent=2) + "\n")
+
+    def begin(self, settings: TrainingSettings) -> None:
+        """Write down what the run is asked for."""
         self._write_text(self.log, "")
         self._write_text(self.config, format_settings(settings))
 
@@ -143,7 +145,8 @@ class RunFolder:
         if differences:
             raise UsageError(
                 f"--resume: the run in {shown(self.root)} has other settings ({'; '.join(differences)})."
-                " Leave those options out, or begin another RUN."
+                f" Leave those options out, or begin another RUN; --init {shown(self.root)} starts from its"
+                " weights."
             )
         if self._read_json(self.split) != split:
             raise UsageError(

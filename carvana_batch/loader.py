@@ -37,6 +37,8 @@ FULL_SHARED_MEMORY = (
     " through a pipe, which is slower; give a container more of it (--shm-size), or use fewer --workers"
 )
 
+NO_MEMORY = "does not fit into the memory that is free"
+
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
 """Signals that a terminal or a batch system may send to all processes, but that are for the main one."""
 
@@ -87,6 +89,7 @@ class _Decoded(NamedTuple):
 class _Decoding(Dataset[_Decoded]):
     def __init__(self, table: PathTable, options: DecodeOptions) -> None:
         self.table, self.options = table, options
+        self._memory = _SharedMemory()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -103,30 +106,44 @@ class _Decoding(Dataset[_Decoded]):
             pass
         pixels: Tensor | NDArray[np.uint8] | str
         try:
-            pixels = _share(
+            pixels = self._memory.put(
                 read_image(path, pixel_limit=self.options.pixel_limit, apply_exif=self.options.apply_exif)
             )
         except ImageError as error:
             pixels = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
         except MemoryError:
-            pixels = "does not fit into the memory that is free"
+            pixels = NO_MEMORY
         return _Decoded(index, pixels, size, changed, time.perf_counter() - start)
 
 
-def _share(pixels: NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
-    """In a worker, pixels in memory that the main process shares; where /dev/shm has no room, as they are.
+class _SharedMemory:
+    """Where photos lie on their way from a worker to the main process, in turns: its memory is used again and
+    again, because to get new one from the system takes longer than to decode a photo into it.
 
-    An array goes through a pipe, which is slower. A tensor without room would be lost on its way, and the
-    main process would wait for it for ever.
+    A slot is free again when its turn comes: as many photos as are prefetched may be on their way, and one
+    more is being copied by the main process, which asks for the next one only after that.
     """
-    tensor = torch.from_numpy(pixels)
-    if get_worker_info() is None:
-        return tensor
-    try:
-        tensor.share_memory_()
-    except RuntimeError:
-        return pixels
-    return tensor
+
+    def __init__(self) -> None:
+        self._slots = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED_PHOTOS + 1)
+
+    def put(self, pixels: NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
+        """The pixels in shared memory; where /dev/shm has no room, and outside of workers, as they are.
+
+        An array goes through a pipe, which is slower. A tensor without room would be lost on its way, and the
+        main process would wait for it for ever.
+        """
+        if get_worker_info() is None:
+            return pixels
+        slot = self._slots.pop(0)
+        try:
+            if slot.numel() < pixels.size:
+                slot = torch.empty(pixels.size, dtype=torch.uint8).share_memory_()
+        except RuntimeError:
+            return pixels
+        finally:
+            self._slots.append(slot)
+        return slot[: pixels.size].view(pixels.shape).copy_(torch.from_numpy(pixels))
 
 
 def _keep(decoded: Any) -> Any:
@@ -291,6 +308,12 @@ class PhotoLoader:
         ref = self.table[decoded.place]
         if isinstance(decoded.pixels, str):
             return Failure(ref, "decode", decoded.pixels)
-        if self.workers and not isinstance(decoded.pixels, Tensor) and not self.warnings:
+        pixels = decoded.pixels
+        if isinstance(pixels, Tensor):
+            try:
+                pixels = pixels.numpy().copy()  # the worker will write another photo there
+            except MemoryError:
+                return Failure(ref, "decode", NO_MEMORY)
+        elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
-        return Photo(ref, np.asarray(decoded.pixels), decoded.file_bytes, decoded.file_time)
+        return Photo(ref, pixels, decoded.file_bytes, decoded.file_time)

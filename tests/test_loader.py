@@ -76,6 +76,21 @@ def test_photos_and_failures_come_in_order(photos, workers):
     assert all(result.pixels.dtype == np.uint8 for result in results if isinstance(result, Photo))
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_photos_stay_as_they_are_while_others_are_decoded(tmp_path, workers):
+    random = np.random.default_rng(workers)
+    sizes = random.integers(1, 60, (40, 2)).tolist()
+    refs = [write_photo(tmp_path / f"{place:02}.png", place, size) for place, size in enumerate(sizes)]
+    kept = []
+    for photo in PhotoLoader(refs, OPTIONS, workers):
+        kept.append(photo)
+        time.sleep(random.choice([0, 0.02]))  # time for the workers to get ahead
+    for place, (photo, (width, height)) in enumerate(zip(kept, sizes, strict=True)):
+        expected = np.zeros((height, width, 3), np.uint8)
+        expected[..., 0] = place
+        np.testing.assert_array_equal(photo.pixels, expected)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_options_reach_the_decoder(tmp_path, workers):
     turned = Image.new("RGB", (4, 2))
@@ -227,7 +242,7 @@ def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_pho
 ):
     """Without room in /dev/shm: one stands in the midst of writing as long as the network is busy."""
     refs = [write_photo(tmp_path / f"{number}.png", number, (1000, 1000)) for number in range(6)]
-    monkeypatch.setattr(loader, "_share", lambda pixels: pixels)
+    monkeypatch.setattr(loader._SharedMemory, "put", lambda self, pixels: pixels)
     photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=2_000_000, apply_exif=False), 2)
     told = []
     for number, result in enumerate(photo_loader):

@@ -24,9 +24,13 @@ CPU_SHARE = 0.5
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of malloc.h of the GNU C library."""
+
+USUAL_MMAP_MAX = 65536
+
+HIGHEST_MMAP_THRESHOLD = 32 * 2**20
+"""Up to this the GNU C library itself raises the threshold where large memory comes and goes."""
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -98,6 +102,8 @@ def memory_budget(device: torch.device, asked: int | None) -> int:
     """Bytes that tiles, weights and probability maps may take on the device."""
     if asked is not None:
         return asked
+    if device.type == "cpu":
+        release_unused_memory(device)  # it would count as taken
     if device.type == "cuda":
         return min(GPU_BUDGET, free_memory(device))
     return int(free_memory(device) * CPU_SHARE)
@@ -134,18 +140,25 @@ class OutOfMemoryGuard:
         return True
 
 
+_is_kept = False
+
+
 def keep_freed_memory(keep: bool) -> None:
-    """Let this process keep main memory that it has freed, to use it again; or give it back, as is the rule.
+    """Let this process keep main memory that it has freed, to use it again; or no longer.
 
     The GNU C library gives back what each large tensor took, and the system has to clear it page by page for
     the next one: a tenth of the time of a photo. Other C libraries are left as they are.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
+    global _is_kept
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0 if keep else USUAL_MMAP_MAX)
-        library.mallopt(M_TRIM_THRESHOLD, -1 if keep else USUAL_TRIM_THRESHOLD)
+    if keep == _is_kept or not hasattr(library, "mallopt"):
+        return
+    _is_kept = keep
+    library.mallopt(M_MMAP_MAX, 0 if keep else USUAL_MMAP_MAX)
+    library.mallopt(M_TRIM_THRESHOLD, -1 if keep else 2 * HIGHEST_MMAP_THRESHOLD)
+    library.mallopt(M_MMAP_THRESHOLD, HIGHEST_MMAP_THRESHOLD)
 
 
 class FreedMemory:

@@ -1,7 +1,7 @@
 """Decoding: a photo becomes (H, W, 3) uint8 RGB, a hard mask becomes packed bits, a bad file an ImageError.
 
 TIFF is decoded by tifffile, everything else by Pillow, but for colour JPEGs where simplejpeg is installed: it
-gives the same pixels in less than half the time. All others first become a Pillow image in one of a few
+gives the same pixels in half the time. All others first become a Pillow image in one of a few
 modes, so that grey, palette, alpha and CMYK are each interpreted in one place. Only the first page or
 frame of a file is looked at, and embedded colour profiles are ignored.
 """
@@ -194,7 +194,7 @@ def _decode_colour_jpeg(image: Image.Image, file: BinaryIO) -> NDArray[np.uint8]
         return None
     try:
         return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)  # type: ignore[no-any-return]
-    except ValueError:
+    except (RuntimeError, ValueError):
         return None
 
 
@@ -254,7 +254,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
         raise ImageError(f"has pixels of the kind {image.mode}, which is not supported; save it as RGB")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _to_mask(image: Image.Image, hard: bool) -> PackedMask:

@@ -518,7 +518,7 @@ def test_running_out_of_memory_is_not_taken_for_a_bad_file(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr(Image.Image, "load", fail)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")
 

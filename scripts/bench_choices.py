@@ -8,11 +8,13 @@ process of its own. All that are compared take turns, in the opposite order ever
 median of those of the turns, with the least and the most of them in brackets; above 1 the other choice is
 slower. It says something about a machine only if nothing else runs there: the load is printed first.
 
-It is made for a CPU. simplejpeg has to be installed; OpenVINO is tried where it is: pip install openvino.
+It is made for a CPU, and for Linux, where processes that decode are forked and so see what is changed here.
+simplejpeg has to be installed; OpenVINO is tried where it is: pip install openvino.
 torch.compile needs a C++ compiler; its cache lies in a new folder, so its start is that of the first time.
 """
 
 import argparse
+import copy
 import importlib.util
 import io
 import os
@@ -36,15 +38,16 @@ from carvana_batch.images import read_image
 from carvana_batch.inputs import find_images
 from carvana_batch.models.checkpoints import Model, load_model
 from carvana_batch.options import Options
-from carvana_batch.planning import make_predictor
+from carvana_batch.planning import default_workers, make_predictor
 from carvana_batch.png import encode_mask
-from carvana_batch.records import CarvanaBatchError, PackedMask, Photo
+from carvana_batch.records import CarvanaBatchError, PackedMask, Photo, UsageError
 
 CPU = torch.device("cpu")
 PHOTOS_IN_MEMORY = 4
 PREDICT = "predict"
 
 Run = Callable[[], object]
+Network = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -62,15 +65,13 @@ def main() -> None:
         folder = Path(name)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         try:
-            photos = arguments.photos or folder / "drawn"
+            print_machine()
+            photos = arguments.photos or folder / "drawn" / "images"
             if arguments.photos is None:
-                write_photos(photos)
+                write_photos(folder / "drawn")
             refs = find_images(photos, follow_links=True).refs[: arguments.limit]
             task = Task(refs, arguments.model, Options("cpu", arguments.precision, overwrite=True))
-            print_machine()
-            print(
-                f"{len(refs)} photos, {arguments.turns} turns, {arguments.model} in {arguments.precision}\n"
-            )
+            print(f"{len(refs)} photos, {arguments.turns} turns, {task.model} in {arguments.precision}\n")
             print("| part | instead of | | its time / predict's |\n|---|---|---|---|", flush=True)
             measure_runs(task, folder, arguments.turns)
             measure_parts(task, arguments.turns, compiled=not arguments.no_compile)
@@ -80,14 +81,18 @@ def main() -> None:
 
 def measure_runs(task: Task, folder: Path, turns: int) -> None:
     """Whole runs, each in a process of its own."""
+    writers, workers = pipeline.WRITER_THREADS, default_workers(CPU, len(task.photos))
     others: dict[tuple[str, str], Callable[..., object]] = {
         ("memory kept when freed", "given back"): partial(run_changed, give_memory_back),
         ("simplejpeg", "Pillow"): partial(run_changed, decode_with_pillow),
-        ("2 writer threads", "1"): partial(run_changed, partial(set_writers, 1)),
-        ("2 writer threads", "4"): partial(run_changed, partial(set_writers, 4)),
-        ("1 process that decodes", "2"): partial(run_with_workers, 2),
-        ("1 process that decodes", "3"): partial(run_with_workers, 3),
     }
+    for count in (1, 2, 4):
+        if count != writers:
+            change = partial(set_writers, count)
+            others[f"writer threads: {writers}", str(count)] = partial(run_changed, change)
+    for count in (1, 2, 3):
+        if count != workers:
+            others[f"processes that decode: {workers}", str(count)] = partial(run_with_workers, count)
     in_own_process(run_predict, task, folder / "out")  # from now on the system has the files in its cache
     seconds: dict[object, list[float]] = {PREDICT: [], **{choice: [] for choice in others}}
     for turn in range(turns):
@@ -112,6 +117,8 @@ def give_memory_back() -> None:
 
 
 def decode_with_pillow() -> None:
+    if images.simplejpeg is None:
+        raise UsageError("simplejpeg is not installed")
     images.simplejpeg = None
 
 
@@ -119,14 +126,17 @@ def set_writers(count: int) -> None:
     pipeline.WRITER_THREADS = count
 
 
-@torch.inference_mode()
 def measure_parts(task: Task, turns: int, compiled: bool) -> None:
-    keep_freed_memory(True)  # as predict does for photos of one size
     model = load_model(task.model)
     predictor, _ = make_predictor(model, task.options, {})
     refs = task.photos[:PHOTOS_IN_MEMORY]
     photos = [Photo(ref, read_image(ref.path)) for ref in refs]
+    if model.size is not None or len({photo.pixels.shape for photo in photos}) > 1:
+        raise UsageError(
+            "the parts are compared on photos of one size, with a model that takes them as they are"
+        )
     masks = [result.mask for result in predictor.predict(photos)]
+    keep_freed_memory(True)  # as predict does for photos of one size
     compare(
         "decoding",
         "simplejpeg",
@@ -140,11 +150,14 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
         lambda: [encode_mask(mask) for mask in masks],
         {
             "Pillow, 1 bit": lambda: [save_with_pillow(mask, 1) for mask in masks],
+            "Pillow, 1 bit, level 1": lambda: [save_with_pillow(mask, 1, compress_level=1) for mask in masks],
             "Pillow, 8 bits": lambda: [save_with_pillow(mask, 8) for mask in masks],
         },
         turns,
     )
     canvases = [predictor._admit(photo, None) for photo in photos]
+    if any(canvas.plan.tile_count > 1 for canvas in canvases):
+        raise UsageError("there is not enough memory for whole photos")
     whole = [[(canvas, 0, 0)] for canvas in canvases]
     inputs = [predictor._normalise(jobs, 1, predictor.dtype) for jobs in whole]
     compare(
@@ -160,19 +173,16 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
     compare("forward", "predict's network", partial(run_all, ours, inputs), runs, turns)
     print()
     for name, network in networks.items():
-        different = [((network(one) > 0) != (ours(one) > 0)).sum().item() for one in inputs]
-        print(f"{name}: {sum(different)} pixels of {len(inputs)} masks differ")
+        print(f"{name}: {count_differences(network, ours, inputs)} pixels of {len(inputs)} masks differ")
 
 
-def make_networks(
-    model: Model, dtype: torch.dtype, image: Tensor, compiled: bool
-) -> dict[str, Callable[[Tensor], Tensor]]:
+def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: bool) -> dict[str, Network]:
     """Functions from a channels_last image to logits; prints how long some take to start."""
     ours = prepare_network(model.network, CPU, dtype)
-    unfolded = model.network.to(dtype).to(memory_format=torch.channels_last)
+    unfolded = copy.deepcopy(model.network).to(dtype).to(memory_format=torch.channels_last)
     exact = prepare_network(model.network, CPU, torch.float32)
     rows = fold_batch_norm(model.network).to(dtype)
-    networks: dict[str, Callable[[Tensor], Tensor]] = {
+    networks: dict[str, Network] = {
         PREDICT: ours,
         "batch norm not folded": unfolded,
         "contiguous, not channels_last": lambda one: rows(one.contiguous()),
@@ -181,19 +191,18 @@ def make_networks(
     }
     if compiled:
         start = time.perf_counter()
-        fast = torch.compile(ours)
-        run_without_gradients(fast, image)
+        networks["torch.compile"] = torch.compile(ours)
+        run_all(networks["torch.compile"], [image])
         print(f"| start | of torch.compile | {time.perf_counter() - start:.1f} s | |", flush=True)
-        networks["torch.compile"] = partial(run_without_gradients, fast)
     if importlib.util.find_spec("openvino") is not None:
         start = time.perf_counter()
         networks["OpenVINO"] = make_openvino(model, dtype, image)
-        networks["OpenVINO"](image)
+        run_all(networks["OpenVINO"], [image])
         print(f"| start | of OpenVINO | {time.perf_counter() - start:.1f} s | |", flush=True)
     return networks
 
 
-def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Callable[[Tensor], Tensor]:
+def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Network:
     import openvino
 
     exact = fold_batch_norm(model.network)
@@ -203,20 +212,26 @@ def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Callable[[
     request = openvino.Core().compile_model(graph, "CPU", hints).create_infer_request()
 
     def run(one: Tensor) -> Tensor:
-        array = one.float().contiguous().numpy()
-        return torch.from_numpy(request.infer([array], share_inputs=True, share_outputs=True)[0].copy())
+        array = one.float().contiguous().numpy()  # OpenVINO takes no bf16 from NumPy: part of its time
+        return torch.from_numpy(request.infer([array], share_inputs=True, share_outputs=True)[0])
 
     return run
 
 
-def run_without_gradients(network: nn.Module | Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def run_without_gradients(network: nn.Module, image: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return network(image)
 
 
-def run_all(network: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> None:
+@torch.inference_mode()
+def run_all(network: Network, inputs: list[Tensor]) -> None:
     for image in inputs:
         network(image)
+
+
+@torch.inference_mode()
+def count_differences(network: Network, other: Network, inputs: list[Tensor]) -> int:
+    return sum(int(((network(one) > 0) != (other(one) > 0)).sum()) for one in inputs)
 
 
 def decode_all(refs: list) -> None:
@@ -232,10 +247,10 @@ def without_simplejpeg(run: Run) -> None:
         images.simplejpeg = module
 
 
-def save_with_pillow(mask: PackedMask, bits: int) -> None:
+def save_with_pillow(mask: PackedMask, bits: int, **options: int) -> None:
     array = mask.to_bool()
     picture = Image.fromarray(array) if bits == 1 else Image.fromarray(array.astype(np.uint8) * 255)
-    picture.save(io.BytesIO(), "PNG")
+    picture.save(io.BytesIO(), "PNG", **options)
 
 
 def normalise_plainly(photo: Photo, model: Model, dtype: torch.dtype) -> Tensor:

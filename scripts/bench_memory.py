@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
     parser.add_argument("--counts", type=int, nargs="+", default=[200, 2000], help="[default: 200 2000]")
     parser.add_argument("--size", default="480x320", help="size of drawn photos  [default: 480x320]")
+    parser.add_argument("--mixed", action="store_true", help="draw photos of many sizes, down to half")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode  [default: 2]")
     parser.add_argument("--precision", default="fp32", help="as of predict  [default: fp32]")
     arguments = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            photos = arguments.photos or draw_photos(folder / "drawn", arguments.size)
+            photos = arguments.photos or draw_photos(folder / "drawn", arguments.size, arguments.mixed)
             paths = [ref.path.resolve() for ref in find_images(photos).refs]
         except (UsageError, ValueError) as error:
             parser.error(str(error))
@@ -70,11 +71,12 @@ def main() -> int:
     return int(max(ratios) > MOST_GROWTH)
 
 
-def draw_photos(folder: Path, size: str) -> Path:
+def draw_photos(folder: Path, size: str, mixed: bool = False) -> Path:
     width, height = (int(side) for side in size.split("x"))
     folder.mkdir()
     for number in range(DRAWN_PHOTOS):
-        photo, _ = draw_photo(number, 1 + number, (width, height))
+        share = 1 - number / DRAWN_PHOTOS / 2 if mixed else 1
+        photo, _ = draw_photo(number, 1 + number, (round(share * width), round(share * height)))
         Image.fromarray(photo).save(folder / f"{number:02}.jpg", quality=95)
     return folder
 

@@ -1,5 +1,8 @@
 """What bench.py compares predict with: other ways to mask photos with the same weights, as their users would.
 
+They decode with Pillow and leave it to the C library to give freed memory back: that predict does neither is
+part of what is compared.
+
 Each makes a function from a Pillow image to the (H, W) bool mask on the device.
 """
 

@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_peers import PEERS
+from bench_peers import PEERS, Peer
 from bench_submit_score import find_processor
 from PIL import Image
 
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--gt", type=Path, help="a folder of true masks")
     parser.add_argument("--limit", type=int, help="take only the first so many photos")
     parser.add_argument("--turns", type=int, default=5, help="runs of each kind  [default: 5]")
+    parser.add_argument("--no-peers", action="store_true", help="measure predict and its limit alone")
     parser.add_argument("--model", default="segunet-s", help="as of predict  [default: segunet-s]")
     parser.add_argument("--device", default="auto", help="as of predict  [default: auto]")
     parser.add_argument("--precision", choices=PRECISION_NAMES, default="auto", help="as of predict")
@@ -137,12 +138,13 @@ def main() -> None:
                 raise UsageError("--model: one that takes photos as they are, as the peers do")
             tile = (arguments.tile, arguments.tile) if arguments.tile else None
             options = Options(arguments.device, arguments.precision, tile=tile, overwrite=True)
-            measure_all(Task(photos, arguments.model, options), folder, arguments.turns, truth)
+            peers = {} if arguments.no_peers else PEERS
+            measure_all(Task(photos, arguments.model, options), peers, folder, arguments.turns, truth)
         except CarvanaBatchError as error:
             parser.error(str(error))
 
 
-def measure_all(task: Task, folder: Path, turns: int, truth: dict[str, Path]) -> None:
+def measure_all(task: Task, peers: dict[str, Peer], folder: Path, turns: int, truth: dict[str, Path]) -> None:
     print_machine()
     # The precision is chosen once: timed again in each turn, another one might come out.
     first = in_own_process(run_forward, replace(task, photos=task.photos[:2]), folder).details
@@ -150,12 +152,12 @@ def measure_all(task: Task, folder: Path, turns: int, truth: dict[str, Path]) ->
     in_own_process(run_decoding, task, folder)  # from now on the system has the files in its cache
     print(f"{len(task.photos)} photos, {turns} turns, {task.model} on {first['line']}\n", flush=True)
     runs = {FORWARD: run_forward, DECODING: run_decoding, OURS: run_predict}
-    runs |= {name: partial(run_peer, name) for name, peer in PEERS.items() if peer.is_installed()}
+    runs |= {name: partial(run_peer, name) for name, peer in peers.items() if peer.is_installed()}
     measured: dict[str, list[Measured]] = {name: [] for name in runs}
     for turn in range(turns):
         for name in reversed(runs) if turn % 2 else runs:
             measured[name].append(in_own_process(runs[name], task, folder / name))
-    print_table(measured, {name: mean_dice(task, folder / name, truth) for name in [OURS, *PEERS]})
+    print_table(measured, {name: mean_dice(task, folder / name, truth) for name in [OURS, *peers]})
     print_shares(measured)
 
 
@@ -166,8 +168,14 @@ def print_machine() -> None:
 
 
 def in_own_process(function: Callable[..., Measured], *arguments: object) -> Measured:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, use_default_start_method) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def use_default_start_method() -> None:
+    """In a spawned process: predict's decoders are forked where they usually are."""
+    multiprocessing.set_start_method(None, force=True)
 
 
 def run_forward(task: Task, _out: Path) -> Measured:

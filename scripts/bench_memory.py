@@ -89,7 +89,9 @@ def link_photos(paths: list[Path], folder: Path, count: int) -> Path:
     return folder
 
 
-def measure(photos: Path, out: Path, options: list[str]) -> tuple[float, int, int]:
+def measure(
+    photos: Path, out: Path, options: list[str], sampling_seconds: float = SAMPLING_SECONDS
+) -> tuple[float, int, int]:
     """Seconds, and the peaks of all processes together and of the main one in bytes."""
     command = [sys.executable, "-m", "carvana_batch", "predict", str(photos), str(out), "--follow-links"]
     start, peak = time.perf_counter(), 0
@@ -97,7 +99,7 @@ def measure(photos: Path, out: Path, options: list[str]) -> tuple[float, int, in
         main_process = psutil.Process(process.pid)
         while process.poll() is None:
             peak = max(peak, sum(memory_of(each) for each in [main_process, *children_of(main_process)]))
-            time.sleep(SAMPLING_SECONDS)
+            time.sleep(sampling_seconds)
     if process.returncode:
         raise SystemExit(f"carvana-batch predict failed with exit code {process.returncode}")
     report = json.loads((out / "run.json").read_text())

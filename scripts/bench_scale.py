@@ -7,7 +7,7 @@ Runs carvana-batch predict on links to the photos of a folder, or to a dozen tha
 sizes are made of the first few by resizing, so many that each run has about as many pixels to do. Sizes and
 overlaps take turns, in the opposite order every other turn; ratios are those of a turn to the first row of
 their kind, the median with the least and the most in brackets. Photos/s are those of run.json, from the first
-photo on. Memory is sampled as in bench_memory.py, which takes a few percent of the time.
+photo on. Memory is sampled once a second, so the peaks of short runs are low estimates.
 
 The start is the time until the first mask has its name, the start of Python and torch included; its ratio
 says how many photos could be done meanwhile. The plot needs matplotlib: pip install "carvana-batch[train]".
@@ -39,6 +39,9 @@ from carvana_batch.records import UsageError
 
 COMPETITION_PHOTOS = 100_064
 FEWEST_PHOTOS = 4
+SAMPLING_SECONDS = 1.0
+"""Between two looks at the memory, each of which takes some 10 ms of a core."""
+
 POLLING_SECONDS = 0.005
 FORMATS = {"photos": ",.0f", "megapixels": ".4g", "% overlap": ".4g"}
 
@@ -67,7 +70,8 @@ class Row:
 
     def run(self, model: Model, out: Path, options: Sequence[str]) -> None:
         tile = [] if self.tile is None else ["--tile", str(self.tile)]
-        _, peak, _ = measure(self.photos, out, [*options, *tile, "--overlap", str(self.overlap)])
+        options = [*options, *tile, "--overlap", str(self.overlap)]
+        _, peak, _ = measure(self.photos, out, options, SAMPLING_SECONDS)
         report = json.loads((out / "run.json").read_text())
         shutil.rmtree(out)
         self.rates.append(report["photos_per_second"])

@@ -152,7 +152,11 @@ def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 @pytest.mark.parametrize("size", [(97, 61), (1, 1), (16, 9)])
 def test_simplejpeg_gives_the_pixels_of_pillow(
-    tmp_path: Path, decoded_by_simplejpeg: list[str], options: dict[str, Any], size: tuple[int, int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decoded_by_simplejpeg: list[str],
+    options: dict[str, Any],
+    size: tuple[int, int],
 ) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(RGB).resize(size, Image.Resampling.BICUBIC).save(path, **options)
@@ -162,6 +166,9 @@ def test_simplejpeg_gives_the_pixels_of_pillow(
     assert pixels.flags.writeable
     with Image.open(path) as image:
         np.testing.assert_array_equal(pixels, np.asarray(image))
+    monkeypatch.setattr(images, "simplejpeg", None)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    assert decoded_by_simplejpeg == ["ok"]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

@@ -235,11 +235,7 @@ print(faults())
     assert usual_again > 0.9 * usual
 
 
-@NEEDS_GLIBC
-@pytest.mark.slow
-def test_photos_of_many_sizes_do_not_add_up():
-    """Were all that is freed kept, the second peak would be several times the first."""
-    largest, all_sizes, left = run_script("""
+SMALL_PREDICTOR = """
 import resource, numpy as np, psutil, torch
 from pathlib import Path
 from carvana_batch.models.checkpoints import Model
@@ -247,15 +243,41 @@ from carvana_batch.models.segunet import SegUNet
 from carvana_batch.predictor import Predictor, Tiling
 from carvana_batch.records import ImageRef, Photo
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-
 def photo(side):
     return Photo(ImageRef("a", Path("a")), np.zeros((side, side, 3), np.uint8))
 
 model = Model("tiny", SegUNet((16, 32), 32, 1).eval(), (0.5,) * 3, (0.5,) * 3, "")
 predictor = Predictor(model, torch.device("cpu"), torch.float32, Tiling(None, 10**9, 256))
 list(predictor.predict([photo(64)] * 3))
+"""
+
+
+@NEEDS_GLIBC
+def test_photos_of_one_size_share_memory():
+    alike, different = run_script(
+        SMALL_PREDICTOR
+        + """
+def faults(sides):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    list(predictor.predict(photo(side) for side in sides))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults([300] * 20), faults([300, 320] * 10))
+"""
+    )
+    assert alike < different / 4
+
+
+@NEEDS_GLIBC
+@pytest.mark.slow
+def test_photos_of_many_sizes_do_not_add_up():
+    """Were all that is freed kept, the second peak would be several times the first."""
+    largest, all_sizes, left = run_script(
+        SMALL_PREDICTOR
+        + """
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
 resident = psutil.Process().memory_info
 before = resident().rss // 1024
 list(predictor.predict([photo(1000)] * 3))
@@ -264,7 +286,8 @@ held = []
 for result in predictor.predict(photo(side) for side in range(400, 1000, 15)):
     held.append(bytes(3000))  # as a journal's entries would be
 print(peak(), resident().rss // 1024 - before)
-""")
+"""
+    )
     assert all_sizes < 1.1 * largest
     assert left < 0.1 * largest
 

@@ -147,7 +147,7 @@ def keep_freed_memory(keep: bool) -> None:
     """Let this process keep main memory that it has freed, to use it again; or no longer.
 
     The GNU C library gives back what each large tensor took, and the system has to clear it page by page for
-    the next one: a tenth of the time of a photo. Other C libraries are left as they are.
+    the next one: a fifth of the time of a photo. Other C libraries are left as they are.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html
     """

@@ -25,7 +25,6 @@ PRECISION_TOLERANCE = 0.02
 SENSIBLE_SIDE = 512
 """Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
 
-
 NORMALISED_PIXELS = 2**16
 """Pixels that a CPU normalises at a time: with 12 bytes for each they fit into the cache of a core."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from types import TracebackType
 import psutil
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from carvana_batch.models.inference import prepare_network
 from carvana_batch.records import UsageError
 
 GPU_BUDGET = 6_000_000_000
@@ -170,19 +169,26 @@ class FreedMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._shape: tuple[int, ...] = ()
+        self._is_kept = device.type == "cpu"
 
     def prepare_for(self, shape: tuple[int, ...]) -> None:
         """Keep what is freed from now on if the work before was of this ``shape`` too."""
-        if shape != self._shape:
-            self.give_back()
-        elif self.device.type == "cpu":
-            keep_freed_memory(True)
-        self._shape = shape
+        if self._is_kept:
+            if shape != self._shape:
+                self.give_back()
+            else:
+                keep_freed_memory(True)
+            self._shape = shape
 
     def give_back(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory(False)
             release_unused_memory(self.device)
+
+    def stop(self) -> None:
+        """Keep nothing any more: memory is short."""
+        self._is_kept = False
+        self.give_back()
 
 
 def release_unused_memory(device: torch.device) -> None:
@@ -222,26 +228,3 @@ def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dt
         if ratio > 1
         else f"{name} (bf16 is slower here)",
     )
-
-
-def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy for inference: batch norm folded into the convolutions, channels_last, weights in ``dtype``."""
-    copied = fold_batch_norm(network).to(device=device, dtype=dtype)
-    return copied.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A float32 copy in evaluation mode in which no convolution is followed by a batch norm.
-
-    Folds pairs that are neighbours in an ``nn.Sequential``; the result is the same up to rounding.
-    """
-    copied = copy.deepcopy(network).float().eval()
-    for module in copied.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for position in range(len(module) - 1):
-            convolution, norm = module[position], module[position + 1]
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[position] = fuse_conv_bn_eval(convolution, norm)
-                module[position + 1] = nn.Identity()
-    return copied

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 
 PREFETCHED_PHOTOS = 2
 """Decoded photos that each worker keeps ready."""
+
+SLOTS = PREFETCHED_PHOTOS + 1
+"""Places in shared memory of each worker: the main process copies one photo while the others wait."""
 
 GLANCE = 0.5
 """Seconds between two looks at the workers."""
@@ -120,12 +124,12 @@ class _SharedMemory:
     """Where photos lie on their way from a worker to the main process, in turns: its memory is used again and
     again, because to get new one from the system takes longer than to decode a photo into it.
 
-    A slot is free again when its turn comes: as many photos as are prefetched may be on their way, and one
-    more is being copied by the main process, which asks for the next one only after that.
+    A slot is free again when its turn comes: the main process asks for another photo only after it has copied
+    the one before.
     """
 
     def __init__(self) -> None:
-        self._slots = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED_PHOTOS + 1)
+        self._slots = [torch.empty(0, dtype=torch.uint8)] * SLOTS
 
     def put(self, pixels: NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
         """The pixels in shared memory; where /dev/shm has no room, and outside of workers, as they are.
@@ -229,6 +233,7 @@ class PhotoLoader:
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
         self._prefetched = PREFETCHED_PHOTOS
+        self._mapped: deque[Tensor] = deque(maxlen=workers * SLOTS)
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
@@ -280,6 +285,7 @@ class PhotoLoader:
         except (OSError, EOFError):  # it died while it sent a photo
             pass
         finally:
+            self._mapped.clear()
             if workers:  # not left to the garbage collector: it comes late, and may break the queues first
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -303,6 +309,13 @@ class PhotoLoader:
             watch.join()
             self._hung = watch.hung
 
+    def _keep_mapped(self, slot: Tensor) -> None:
+        """As long as this process has the slot mapped, torch does not map it again for the next photo."""
+        size = slot.untyped_storage().nbytes()
+        if any(other.untyped_storage().nbytes() < size for other in self._mapped):
+            self._mapped.clear()  # the worker has larger ones now, and those before would take memory
+        self._mapped.append(slot)
+
     def _result(self, decoded: _Decoded) -> Photo | Failure:
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
@@ -310,6 +323,7 @@ class PhotoLoader:
             return Failure(ref, "decode", decoded.pixels)
         pixels = decoded.pixels
         if isinstance(pixels, Tensor):
+            self._keep_mapped(pixels)
             try:
                 pixels = pixels.numpy().copy()  # the worker will write another photo there
             except MemoryError:

@@ -115,6 +115,7 @@ def run(
             _mask(todo, out, model, options, truth, report, listener or Listener(), stop)
         if truth is not None:
             _compare_again({ref.key for ref in own} - {ref.key for ref in todo}, out, truth, report, stop)
+        out.entries.clear()  # the journal is read again, and takes as much memory
         _tell(refs, own, out, options, report)
     return report
 

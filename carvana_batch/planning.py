@@ -16,7 +16,7 @@ from carvana_batch.devices import (
     pick_device,
 )
 from carvana_batch.models.checkpoints import Model
-from carvana_batch.models.footprint import measure_footprint
+from carvana_batch.models.footprint import activations_per_pixel
 from carvana_batch.options import Options
 from carvana_batch.predictor import Predictor, Tiling
 from carvana_batch.records import CarvanaBatchError, UsageError
@@ -139,9 +139,7 @@ def default_workers(device: torch.device, photos: int) -> int:
 
 def _bytes_of_a_pixel(model: Model, dtype: torch.dtype) -> float:
     """What each pixel of a tile takes while it is in the network."""
-    side = round_up(1024, model.network.stride)
-    activations = measure_footprint(model.network, side, side, dtype).activation_bytes / side**2
-    return activations * WORKSPACE + FLOAT32_MAPS * 4
+    return activations_per_pixel(model.network) * dtype.itemsize * WORKSPACE + FLOAT32_MAPS * 4
 
 
 def _affordable_pixels(model: Model, pixel_bytes: float, budget: int) -> int:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, prepare_network, release_unused_memory
+from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, release_unused_memory
 from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.inference import prepare_network
 from carvana_batch.pixels import area_average
 from carvana_batch.probability import enlarge_probability, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
@@ -21,6 +22,9 @@ from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan
 
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
+
+COMPARED_PIXELS = 2**18
+"""Pixels of the middle of each tile of the first batch that are compared with float32."""
 
 SENSIBLE_SIDE = 512
 """Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
@@ -154,6 +158,7 @@ class Predictor:
         threshold: float = 0.5,
         flip: bool = False,
         keep_probability: bool = False,
+        fused: bool = True,
     ) -> None:
         self.model, self.device, self.dtype, self.tiling = model, device, dtype, tiling
         self.batch, self.threshold, self.flip, self.keep_probability = (
@@ -163,7 +168,7 @@ class Predictor:
             keep_probability,
         )
         self.warnings: list[str] = []
-        self._network = prepare_network(model.network, device, dtype)
+        self._network = prepare_network(model.network, device, dtype, fused)
         self._exact: tuple[Tiling, Predictor] | None = None
         self._freed = FreedMemory(device)
         self._precision_checked = dtype == torch.float32
@@ -288,8 +293,9 @@ class Predictor:
         return self._probabilities(self._network, self._normalise(jobs, self.batch, self.dtype))
 
     def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:
-        """Compare with float32 in the middle of the windows: half the rows, or fewer if memory is short."""
-        rows = -(-jobs[0][0].plan.tile_height // 2)
+        """Compare with float32 in the middle of the windows, in fewer rows if memory is short."""
+        plan = jobs[0][0].plan
+        rows = min(-(-plan.tile_height // 2), max(1, COMPARED_PIXELS // plan.tile_width))
         difference = None
         while difference is None and rows > 0:
             with OutOfMemoryGuard():
@@ -417,7 +423,10 @@ class Predictor:
         return result
 
     def _exact_predictor(self) -> Predictor:
-        """The same in float32 for one tile at a time, made when it is needed for these batches and tiles."""
+        """The same in float32 for one tile at a time, made when it is needed for these batches and tiles.
+
+        Without fused convolutions, which may hide numbers that are not finite.
+        """
         tiling = self.tiling if self.batch > 1 else self.tiling.for_float32()
         if self._exact is None or self._exact[0] != tiling:
             exact = Predictor(
@@ -428,6 +437,7 @@ class Predictor:
                 threshold=self.threshold,
                 flip=self.flip,
                 keep_probability=self.keep_probability,
+                fused=False,
             )
             self._exact = tiling, exact
         return self._exact[1]
@@ -442,6 +452,7 @@ class Predictor:
             CarvanaBatchError: not even the smallest tile fits.
         """
         queue.start_again()
+        self._freed.stop()
         release_unused_memory(self.device)
         alone = self.batch == 1 or len(queue.waiting) == 1
         if alone and queue.before is None:
@@ -466,6 +477,7 @@ class Predictor:
         if queue.before is not None:
             self.batch, self.tiling, count = queue.before
             del self.warnings[count:]
+        self._freed = FreedMemory(self.device)
         queue.waiting.popleft()
         queue.forget_troubles()
         height, width = photo.pixels.shape[:2]

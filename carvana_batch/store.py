@@ -47,6 +47,10 @@ class OutFolder:
     Nothing of an earlier run is touched before :meth:`start`, except for the temporary files of one that was
     killed.
 
+    Attributes:
+        entries: those of earlier runs, as :meth:`find_missing` read them. Those of this run are only in the
+            journal, so that memory does not grow with them.
+
     Raises on entry:
         UsageError: the folder cannot be made or written, or ``settings`` differ from an earlier run's.
         FolderInUseError: another run holds the same shard, or the folder is shared in another way.
@@ -191,7 +195,6 @@ class OutFolder:
             append(self._journal, line)
         except OSError as error:
             raise write_error(self._journal_path, error) from error
-        self.entries[entry.key] = entry
 
     def commit_failure(self, failure: Failure) -> None:
         """Journal a photo that has no mask; what an earlier run made of it is out of date and goes."""

@@ -16,18 +16,20 @@ decoder share the cores, so seconds of a clock would not add up. On a GPU the sl
 clock for the network and by CPU seconds over all cores for the decoder.
 
 The peers open photos and save masks with Pillow, and are timed from the first photo on. Peak memory is
-ru_maxrss; for predict that of the largest decoder is added as often as there are decoders, which counts what
-they share more than once. On CUDA it is the memory of the device that torch reserves.
+ru_maxrss; for predict the most that its decoders have for themselves is added, looked at five times a second.
+On CUDA it is the memory of the device that torch reserves.
 
 The peers need packages: pip install "carvana-batch[bench]".
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import platform
 import resource
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +41,7 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from bench_peers import PEERS, Peer
 from bench_submit_score import find_processor
@@ -53,7 +56,7 @@ from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.options import PRECISION_NAMES, Options
 from carvana_batch.pipeline import Listener, peak_memory, run
-from carvana_batch.planning import default_workers, describe_choice, make_predictor
+from carvana_batch.planning import describe_choice, make_predictor
 from carvana_batch.records import CarvanaBatchError, ImageRef, Photo, UsageError
 
 OURS, FORWARD, DECODING = "predict", "forward pass", "decoding"
@@ -98,14 +101,32 @@ class Clock:
             usage = resource.getrusage(who)
             self.cpu_seconds += sign * (usage.ru_utime + usage.ru_stime)
 
-    def result(self, photos: int, decoders: int = 0, **details: object) -> Measured:
-        peak = peak_memory()
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_reserved(self.device)
-        elif decoders:
-            unit = 1 if platform.system() == "Darwin" else 1024
-            peak += decoders * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    def result(self, photos: int, of_children: int = 0, **details: object) -> Measured:
+        on_cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_reserved(self.device) if on_cuda else peak_memory() + of_children
         return Measured(self.seconds / photos, self.cpu_seconds / photos, peak, details)
+
+
+class ChildrenWatch(threading.Thread):
+    """In a with block: ``peak`` is the most memory that child processes have and share with no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self.ended = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.2):
+            with contextlib.suppress(psutil.Error):  # one has just ended
+                children = psutil.Process().children(recursive=True)
+                self.peak = max(self.peak, sum(child.memory_full_info().uss for child in children))
+
+    def __enter__(self) -> "ChildrenWatch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
 
 
 def main() -> None:
@@ -204,14 +225,14 @@ def run_decoding(task: Task, _out: Path) -> Measured:
 
 
 def run_predict(task: Task, out: Path) -> Measured:
-    device, count = pick_device(task.options.device), len(task.photos)
-    model, clock = load_model(task.model), Clock(device)
-    report = run(task.photos, out, model, task.options, Listener(on_start=clock.start))
-    clock.stop()
+    model, clock = load_model(task.model), Clock(pick_device(task.options.device))
+    with ChildrenWatch() as children:
+        report = run(task.photos, out, model, task.options, Listener(on_start=clock.start))
+        clock.stop()
     if report.failures or report.warnings:
         problems = report.warnings + [f"{entry.source}: {entry.reason}" for entry in report.failures]
         raise CarvanaBatchError("not to be compared with: " + "; ".join(problems))
-    return clock.result(count, default_workers(device, count), stages=report.stages)
+    return clock.result(len(task.photos), children.peak, stages=report.stages)
 
 
 @torch.inference_mode()

@@ -30,13 +30,16 @@ import torch
 from bench import Task, in_own_process, print_machine, run_predict, spread
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from carvana_batch import devices, images, pipeline
-from carvana_batch.devices import fold_batch_norm, keep_freed_memory, prepare_network
+from carvana_batch.devices import keep_freed_memory
 from carvana_batch.drawing import write_photos
 from carvana_batch.images import read_image
 from carvana_batch.inputs import find_images
+from carvana_batch.models.blocks import halve, spread_channels
 from carvana_batch.models.checkpoints import Model, load_model
+from carvana_batch.models.inference import fold_batch_norm, prepare_network
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, make_predictor
 from carvana_batch.png import encode_mask
@@ -167,6 +170,22 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
         {"the usual formula": lambda: [normalise_plainly(photo, model, predictor.dtype) for photo in photos]},
         turns,
     )
+    features = torch.randn(1, 16, 640, 959).to(predictor.dtype).contiguous(memory_format=torch.channels_last)
+    compare(
+        "pooling",
+        "the larger of pairs",
+        torch.inference_mode()(lambda: halve(features)),
+        {"max_pool2d": lambda: functional.max_pool2d(features, kernel_size=2, ceil_mode=True)},
+        turns,
+    )
+    cells = torch.randn(1, 4, 640, 959).to(predictor.dtype).contiguous(memory_format=torch.channels_last)
+    compare(
+        "spreading the logits",
+        "one copy",
+        lambda: spread_channels(cells, 2),
+        {"pixel_shuffle": lambda: functional.pixel_shuffle(cells, 2)},
+        turns,
+    )
     networks = make_networks(model, predictor.dtype, inputs[0], compiled)
     ours = networks.pop(PREDICT)
     runs = {name: partial(run_all, network, inputs) for name, network in networks.items()}
@@ -179,19 +198,25 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
 def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: bool) -> dict[str, Network]:
     """Functions from a channels_last image to logits; prints how long some take to start."""
     ours = prepare_network(model.network, CPU, dtype)
-    unfolded = copy.deepcopy(model.network).to(dtype).to(memory_format=torch.channels_last)
+    as_trained = copy.deepcopy(model.network).to(dtype).to(memory_format=torch.channels_last)
+    folded = fold_batch_norm(model.network).to(dtype).to(memory_format=torch.channels_last)
+    not_fused = fold_batch_norm(model.network)
+    not_fused.simplify()
+    not_fused = not_fused.to(dtype).to(memory_format=torch.channels_last)
     exact = prepare_network(model.network, CPU, torch.float32)
     rows = fold_batch_norm(model.network).to(dtype)
     networks: dict[str, Network] = {
         PREDICT: ours,
-        "batch norm not folded": unfolded,
-        "contiguous, not channels_last": lambda one: rows(one.contiguous()),
+        "ReLU and joining not fused": not_fused,
+        "nor stem and first convolution": folded,
+        "nor batch norm folded": as_trained,
+        "batch norm folded, contiguous": lambda one: rows(one.contiguous()),
         "fp32": lambda one: exact(one.float()),
         "no_grad, not inference_mode": partial(run_without_gradients, ours),
     }
     if compiled:
         start = time.perf_counter()
-        networks["torch.compile"] = torch.compile(ours)
+        networks["torch.compile"] = torch.compile(folded)
         run_all(networks["torch.compile"], [image])
         print(f"| start | of torch.compile | {time.perf_counter() - start:.1f} s | |", flush=True)
     if importlib.util.find_spec("openvino") is not None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from carvana_batch.devices import PRECISIONS, pick_device, prepare_network
+from carvana_batch.devices import PRECISIONS, pick_device
 from carvana_batch.models.checkpoints import Model
+from carvana_batch.models.inference import prepare_network
 from carvana_batch.options import Options
 from carvana_batch.planning import make_predictor
 

@@ -16,12 +16,13 @@ class ShortMemory(TorchDispatchMode):
         count: operations so far.
         faults: how often memory ran out.
         live: bytes of the tensors that are alive, as far as operations gave them.
+        peak: the most that they were.
     """
 
     def __init__(self, at=None, most_bytes=10**18):
         super().__init__()
         self.at, self.most_bytes = at, most_bytes
-        self.count = self.faults = 0
+        self.count = self.faults = self.peak = 0
         self._storages = {}
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
@@ -30,10 +31,12 @@ class ShortMemory(TorchDispatchMode):
             self._run_out()
         result = operation(*arguments, **(options or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+            if isinstance(leaf, Tensor):
                 reference = StorageWeakRef(leaf.untyped_storage())
                 self._storages[reference.cdata] = reference, leaf.untyped_storage().nbytes()
-        if self.live > self.most_bytes:
+        live = self.live
+        self.peak = max(self.peak, live)
+        if live > self.most_bytes:
             self._run_out()
         return result
 

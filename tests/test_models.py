@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -6,12 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch.devices import fold_batch_norm, prepare_network
-from carvana_batch.models import NETWORKS
-from carvana_batch.models.blocks import AnySizeNetwork, pad_to
-from carvana_batch.models.footprint import measure_footprint
+from carvana_batch.models import NETWORKS, inference
+from carvana_batch.models.blocks import AnySizeNetwork, Convolution, enlarge_twice, pad_to
+from carvana_batch.models.footprint import activations_per_pixel, count_multiply_adds, measure_activations
+from carvana_batch.models.inference import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.models.unet import UNet
+from carvana_batch.records import ModelError
 
 SMALL_NETWORKS = {
     "segunet": lambda: SegUNet((4, 6), center=8, decoder_convolutions=2),
@@ -230,27 +233,119 @@ def test_prepared_networks_are_close_in_any_precision(small_network, dtype):
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
 
 
+def count_fused(network: nn.Module) -> int:
+    return sum(isinstance(module, FusedConvolution) for module in network.modules())
+
+
+NEEDS_FUSING = pytest.mark.skipif(
+    not inference.fusing_works(torch.float32), reason="this torch has no fused convolutions"
+)
+
+
+@NEEDS_FUSING
+def test_every_convolution_before_a_relu_is_fused_on_a_cpu(small_network):
+    prepared = prepare_network(small_network, torch.device("cpu"), torch.float32)
+    count = sum(isinstance(module, nn.ReLU) for module in small_network.modules())
+    assert count_fused(prepared) == count > 0
+    assert not any(isinstance(module, nn.ReLU) for module in prepared.modules())
+    assert count_fused(small_network) == 0
+    for unfused in (
+        prepare_network(small_network, torch.device("cpu"), torch.float32, fused=False),
+        prepare_network(small_network, torch.device("cpu"), torch.float16),
+    ):
+        assert count_fused(unfused) == 0
+
+
+def test_weights_that_folding_makes_infinite_are_refused(small_network):
+    damaged = copy.deepcopy(small_network)
+    norm = next(module for module in damaged.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_var[0] = -1
+    with pytest.raises(ModelError, match="not finite"):
+        prepare_network(damaged, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("trouble", [AttributeError("no such operation"), RuntimeError("not for bf16"), None])
+def test_a_torch_whose_fused_convolutions_do_not_work_goes_without(small_network, trouble, monkeypatch):
+    def convolve(_self, features, *_):
+        if trouble is not None:
+            raise trouble
+        return torch.zeros((1, 3, *features.shape[2:]))  # something else than it should be
+
+    monkeypatch.setattr(FusedConvolution, "_convolve", convolve)
+    inference.fusing_works.cache_clear()
+    try:
+        assert not inference.fusing_works(torch.float32)
+        prepared = prepare_network(small_network, torch.device("cpu"), torch.float32)
+    finally:
+        inference.fusing_works.cache_clear()
+    assert count_fused(prepared) == 0
+    images = torch.randn(2, 3, 17, 30, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(images), small_network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 6, kernel_size=3, padding=1, stride=2),
+        nn.Conv2d(4, 6, kernel_size=3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(4, 6, kernel_size=(1, 5), padding=(0, 2)),
+        nn.Conv2d(4, 6, kernel_size=3, padding=1, groups=2),
+        nn.Conv2d(4, 6, kernel_size=3, padding="same"),
+        nn.Conv2d(4, 6, kernel_size=3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_convolutions_of_all_kinds_give_the_same_once_prepared(convolution):
+    torch.manual_seed(0)
+    network = make_lively(nn.Sequential(convolution, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 1, 1)))
+    images = torch.randn(2, 4, 15, 12)
+    with torch.inference_mode():
+        prepared = prepare_network(network, torch.device("cpu"), torch.float32)
+        torch.testing.assert_close(prepared(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_feature_maps_are_convolved_one_by_one_as_if_they_were_joined(dtype):
+    if not inference.fusing_works(dtype):
+        pytest.skip(f"this torch has no fused convolutions in {dtype} on this CPU")
+    torch.manual_seed(0)
+    convolution = Convolution(9, 5, kernel_size=3, padding=1).requires_grad_(False)
+    parts = [torch.randn(2, channels, 7, 11).to(dtype).float() for channels in (2, 4, 3)]
+    expected = functional.relu(convolution(tuple(parts)))
+    torch.testing.assert_close(expected, functional.relu(convolution(torch.cat(parts, dim=1))))
+    fused = FusedConvolution(convolution.to(dtype))
+    result = fused(tuple(part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype]
+    torch.testing.assert_close(result.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (639, 959), (3, 20_001)])
+def test_maps_are_enlarged_by_repeating_rows_and_columns(height, width):
+    features = torch.randn(1, 2, -(-height // 2), -(-width // 2))
+    expected = features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[..., :height, :width]
+    assert torch.equal(enlarge_twice(features, height, width), expected)
+
+
 def test_multiply_adds_by_hand():
     # Images of 8 x 8 = 64 pixels, below the pooling 16; a 3x3 convolution costs 9 x in x out a pixel.
     segunet = SegUNet((4,), center=8, decoder_convolutions=1)
     by_hand = 64 * 9 * (3 * 4 + 4 * 4) + 16 * 9 * (4 * 8 + 8 * 8) + 64 * 9 * (8 + 4) * 4 + 64 * 4
-    assert measure_footprint(segunet, 8, 8, torch.float32).multiply_adds == by_hand
+    assert count_multiply_adds(segunet, 8, 8) == by_hand
     # Behind the stem there are a quarter of the pixels, with twelve channels, and four logits for each.
     stem = SegUNet((4,), center=8, decoder_convolutions=1, unshuffle=2)
     by_hand = 16 * 9 * (12 * 4 + 4 * 4) + 4 * 9 * (4 * 8 + 8 * 8) + 16 * 9 * (8 + 4) * 4 + 16 * 4 * 4
-    assert measure_footprint(stem, 8, 8, torch.float32).multiply_adds == by_hand
+    assert count_multiply_adds(stem, 8, 8) == by_hand
     # The transposed convolution gives each of 64 pixels 4 channels out of 8.
     unet = UNet((4,), bottleneck=8)
     by_hand = 64 * 9 * (12 + 16) + 16 * 9 * (32 + 64) + 64 * 8 * 4 + 64 * 9 * (32 + 16) + 64 * 4
-    assert measure_footprint(unet, 8, 8, torch.float32).multiply_adds == by_hand
+    assert count_multiply_adds(unet, 8, 8) == by_hand
 
 
-def test_segunet_s_takes_24_billion_multiply_adds_for_a_carvana_photo():
-    network = build_without_weights("segunet-s")
-    footprint = measure_footprint(network, 1280, 1920, torch.float16)
-    assert footprint.multiply_adds == pytest.approx(24e9, rel=0.01)
-    as_stored = measure_footprint(network, 1280, 1918, torch.float16)
-    assert as_stored.multiply_adds == pytest.approx(24e9, rel=0.01)
+@pytest.mark.parametrize("width", [1920, 1918])
+def test_segunet_s_takes_24_billion_multiply_adds_for_a_carvana_photo(width):
+    assert count_multiply_adds(build_without_weights("segunet-s"), 1280, width) == pytest.approx(
+        24e9, rel=0.01
+    )
 
 
 class WithSkip(AnySizeNetwork):
@@ -268,16 +363,22 @@ class WithSkip(AnySizeNetwork):
         return self.last(joined)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_activation_bytes_by_hand(dtype, size):
+def test_activations_by_hand():
     # The peak is at the concatenation: the image (3 channels), both inputs (8 each) and the result (16).
-    assert measure_footprint(WithSkip(), 10, 12, dtype).activation_bytes == 10 * 12 * (3 + 8 + 8 + 16) * size
+    assert measure_activations(WithSkip(), 10, 12) == 10 * 12 * (3 + 8 + 8 + 16)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activations_grow_in_step_with_the_tile(name):
+    network = NETWORKS[name]()
+    larger = measure_activations(network, 256, 384) / (256 * 384)
+    assert activations_per_pixel(network) == pytest.approx(larger, rel=0.02)
 
 
 def test_measuring_leaves_the_network_as_it_was(small_network):
     before = {key: value.clone() for key, value in small_network.state_dict().items()}
-    footprint = measure_footprint(small_network, 64, 64, torch.float16)
-    assert footprint.activation_bytes > 64 * 64 * 3 * 2
+    assert measure_activations(small_network, 64, 64) > 64 * 64 * 3
+    assert count_multiply_adds(small_network, 64, 64) > 0
     for key, value in small_network.state_dict().items():
         assert value.dtype == before[key].dtype
         assert torch.equal(value, before[key])

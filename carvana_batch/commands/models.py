@@ -32,22 +32,22 @@ def list_models() -> None:
 
     from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
     from carvana_batch.models.checkpoints import load_model
-    from carvana_batch.models.footprint import measure_footprint
+    from carvana_batch.models.footprint import activations_per_pixel, count_multiply_adds
 
     width, height = PHOTO
     click.echo(f"{'name':<11}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
     for name, build in NETWORKS.items():
         network = build()
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        footprint = measure_footprint(network, height, width, torch.float16)
+        gmac = count_multiply_adds(network, height, width) / 1e9
+        numbers = activations_per_pixel(network) * height * width
         size, dice, weights = parameters * 4, "-", "none, train your own"
         if name in BUNDLED_WEIGHTS:
             notes = load_model(name).notes
             size = BUNDLED_WEIGHTS[name].stat().st_size
             dice = f"{json.loads(notes['val'])['dice']:.4f}"
             weights = f"bundled, {notes['licence']}"
-        gmac = footprint.multiply_adds / 1e9
-        memory = f"{footprint.activation_bytes / 1e6:,.0f} MB"
+        memory = f"{numbers * torch.float16.itemsize / 1e6:,.0f} MB"
         click.echo(
             f"{name:<11}{parameters:>11,}{size / 1e6:>7.1f}{gmac:>6.0f}{memory:>9}{dice:>10}  {weights}"
         )

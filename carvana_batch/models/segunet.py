@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from carvana_batch.models.blocks import AnySizeNetwork, convolution_stack
+from carvana_batch.models.blocks import (
+    AnySizeNetwork,
+    convolution_stack,
+    enlarge_twice,
+    halve,
+    spread_channels,
+)
 
 
 class SegUNet(AnySizeNetwork):
@@ -31,6 +37,7 @@ class SegUNet(AnySizeNetwork):
     ) -> None:
         super().__init__(stride=unshuffle * 2 ** len(widths), unit=unshuffle)
         self.unshuffle = unshuffle
+        self.stem: nn.Module = nn.PixelUnshuffle(unshuffle)
         channels = 3 * unshuffle**2
         self.encoder = nn.ModuleList()
         for width in widths:
@@ -45,19 +52,28 @@ class SegUNet(AnySizeNetwork):
         self.classifier = nn.Conv2d(channels, unshuffle**2, kernel_size=1)
 
     def padded_logits(self, images: Tensor) -> Tensor:
-        features = functional.pixel_unshuffle(images, self.unshuffle)
+        features = self.stem(images)
         if images.is_contiguous(memory_format=torch.channels_last):
             features = features.contiguous(memory_format=torch.channels_last)
         skips = []
         for level in self.encoder:
             features = level(features)
             skips.append(features)
-            # An odd row or column at the end keeps a cell of its own, so that no level needs more padding.
-            features = functional.max_pool2d(features, kernel_size=2, ceil_mode=True)
+            features = halve(features)  # an odd last row stays, so that no level needs more padding
         features = self.center(features)
         for level in self.decoder:
             skip = skips.pop()
-            enlarged = functional.interpolate(features, scale_factor=2.0, mode="nearest")
-            enlarged = enlarged[..., : skip.shape[-2], : skip.shape[-1]]
-            features = level(torch.cat((enlarged, skip), dim=1))
-        return functional.pixel_shuffle(self.classifier(features), self.unshuffle)
+            features = level((enlarge_twice(features, *skip.shape[-2:]), skip))
+        return spread_channels(self.classifier(features), self.unshuffle)
+
+    def simplify(self) -> None:
+        """The stem and the first convolution become one convolution of the image, with a stride."""
+        level: Any = self.encoder[0]
+        block, factor = level[0], self.unshuffle
+        size = block[0].kernel_size[0]
+        whole = nn.Conv2d(3, block[0].out_channels, factor * size, factor, factor * (size // 2))
+        # (out, 3, rows in a cell, columns in a cell, rows of cells, columns of cells)
+        weight = block[0].weight.unflatten(1, (3, factor, factor)).permute(0, 1, 4, 2, 5, 3)
+        whole.weight = nn.Parameter(weight.flatten(4, 5).flatten(2, 3))
+        whole.bias = block[0].bias
+        self.stem, block[0] = nn.Identity(), whole

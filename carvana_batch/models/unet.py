@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from carvana_batch.models.blocks import AnySizeNetwork, convolution_stack
+from carvana_batch.models.blocks import AnySizeNetwork, convolution_stack, halve
 
 
 class UNet(AnySizeNetwork):
@@ -42,9 +40,9 @@ class UNet(AnySizeNetwork):
         for level in self.down:
             features = level(features)
             skips.append(features)
-            features = functional.max_pool2d(features, kernel_size=2)
+            features = halve(features)
         features = self.bottleneck(features)
         for enlarge, level in zip(self.enlarge, self.up, strict=True):
-            features = level(torch.cat((skips.pop(), enlarge(features)), dim=1))
+            features = level((skips.pop(), enlarge(features)))
         logits: Tensor = self.classifier(features)
         return logits

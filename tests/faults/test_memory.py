@@ -50,7 +50,7 @@ class ShortNetwork(SegUNet):
         return copied
 
     def padded_logits(self, images):
-        if images.device.type == "meta":  # for the footprint
+        if not torch.is_inference_mode_enabled():  # for the footprint
             return super().padded_logits(images)
         self.calls.append(images.shape)
         count, _, height, width = images.shape
@@ -167,10 +167,12 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 
+import carvana_batch.devices
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.predictor import Predictor, Tiling
 
+carvana_batch.devices.keep_freed_memory = lambda keep: None  # each limit is what it says
 torch.set_num_threads(1)
 torch.manual_seed(0)
 network = SegUNet((16, 32), center=32, decoder_convolutions=1)
@@ -178,12 +180,12 @@ for module in network.modules():
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
 model = Model("test", network.eval(), (0.5,) * 3, (0.25,) * 3, "digest")
-pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+pixels = np.random.default_rng(0).integers(0, 256, (1200, 1800, 3), np.uint8)
 dtype = getattr(torch, sys.argv[1])
 predictor = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44))
 predictor.mask(pixels[:64, :64])  # what libraries allocate once
 expected = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44)).mask(pixels)
-for megabytes in (500, 50, 25):
+for megabytes in (2000, 200, 100):
     predictor = Predictor(model, torch.device("cpu"), dtype, Tiling(None, 10**9, 44))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 10**6, resource.RLIM_INFINITY))
@@ -197,7 +199,7 @@ for megabytes in (500, 50, 25):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="address space is limited as on Linux")
 @pytest.mark.parametrize(("dtype", "most_different"), [("float32", 1e-5), ("bfloat16", 0.01)])
 def test_a_process_that_really_has_too_little_memory(dtype, most_different, count_faults):
-    # Memory that is freed goes back at once, so that each limit is what it says.
+    # Memory that is freed goes back at once. Compiled kernels, some MB a shape, do not.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIMITED, dtype]
     finished = subprocess.run(

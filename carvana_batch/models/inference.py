@@ -1,0 +1,135 @@
+"""A network made ready for inference: what follows a convolution is computed with it."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from carvana_batch.models.blocks import AnySizeNetwork
+from carvana_batch.records import ModelError
+
+MOST_ROUNDING = 0.05
+"""How far fused convolutions may be off the usual ones, with values near 1 and eight bits of precision."""
+
+
+def prepare_network(
+    network: nn.Module, device: torch.device, dtype: torch.dtype, fused: bool = True
+) -> nn.Module:
+    """A copy for inference: channels_last, weights in ``dtype``, batch norm folded into the convolutions, and
+    on a CPU, if ``fused``, ReLU and the joining of feature maps as well, where its convolutions can do that.
+
+    Not in float16: such a ReLU makes 0 of NaN, which would hide that numbers became too large for it. In
+    bfloat16 and float32 they do not with finite weights of any sense.
+
+    Raises:
+        ModelError: folding a batch norm gives weights that are not finite.
+    """
+    copied = fold_batch_norm(network)
+    for name, parameter in copied.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(
+                f"{name}: its batch norm makes values of it that are not finite; use other weights"
+            )
+    if device.type == "cpu" and isinstance(copied, AnySizeNetwork):
+        copied.simplify()
+    copied.to(device=device, dtype=dtype)
+    copied = copied.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+    if fused and device.type == "cpu" and dtype != torch.float16 and fusing_works(dtype):
+        fuse_relu(copied)
+    return copied  # type: ignore[no-any-return]
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A float32 copy in evaluation mode in which no convolution is followed by a batch norm.
+
+    Folds pairs that are neighbours in an ``nn.Sequential``; the result is the same up to rounding.
+    """
+    copied = copy.deepcopy(network).float().eval()
+    for module in copied.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for position in range(len(module) - 1):
+            convolution, norm = module[position], module[position + 1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                fused = fuse_conv_bn_eval(convolution, norm)
+                module[position], module[position + 1] = fused, nn.Identity()
+    return copied
+
+
+class FusedConvolution(nn.Module):
+    """A convolution of one feature map or of several that belong side by side, and a ReLU.
+
+    The ReLU costs no pass over the memory of its own. Of several maps each is convolved with its part of the
+    weights and the results are added, which spares a joined copy.
+
+    torch has these operations for its compiler and promises nothing about them: see :func:`fusing_works`.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self._how = (
+            list(convolution.padding),
+            list(convolution.stride),
+            list(convolution.dilation),
+            convolution.groups,
+        )
+
+    def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
+        if isinstance(features, Tensor):
+            return self._convolve(features, self.weight, "relu")
+        weights = self.weight.split([part.shape[1] for part in features], dim=1)
+        total = self._convolve(features[0], weights[0], "none")
+        for place in range(1, len(features)):
+            activation = "relu" if place == len(features) - 1 else None
+            torch.ops.mkldnn._convolution_pointwise_.binary(
+                total, features[place], weights[place], None, *self._how, "add", 1.0, activation, [], ""
+            )
+        return total
+
+    def _convolve(self, features: Tensor, weight: Tensor, activation: str) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            features, weight, self.bias, *self._how, activation, [], ""
+        )
+        return result
+
+
+def fuse_relu(network: nn.Module) -> None:
+    """Replace each convolution that a ReLU follows in an ``nn.Sequential``, identities between them aside."""
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        places = [place for place, part in enumerate(module) if not isinstance(part, nn.Identity)]
+        for place, following in pairwise(places):
+            convolution = module[place]
+            if not isinstance(convolution, nn.Conv2d) or not isinstance(module[following], nn.ReLU):
+                continue
+            padded_with_zeros = convolution.padding_mode == "zeros" and not isinstance(
+                convolution.padding, str
+            )
+            if convolution.groups == 1 and padded_with_zeros:
+                module[place], module[following] = FusedConvolution(convolution), nn.Identity()
+
+
+@cache
+def fusing_works(dtype: torch.dtype) -> bool:
+    """Whether torch has the operations, for this CPU and precision, and they compute what they should."""
+    generator = torch.Generator().manual_seed(0)
+    convolution = nn.Conv2d(4, 3, kernel_size=3, padding=1).requires_grad_(False)
+    for parameter in convolution.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
+    features = torch.randn((1, 4, 6, 5), generator=generator)
+    expected = functional.relu(convolution(features))
+    fused = FusedConvolution(convolution.to(dtype))
+    parts = features.to(dtype).contiguous(memory_format=torch.channels_last).split([3, 1], dim=1)
+    try:
+        together, apart = fused(torch.cat(parts, dim=1)), fused(parts)
+    except (AttributeError, RuntimeError):  # no such operation, or none for this precision
+        return False
+    return all((result.float() - expected).abs().max() < MOST_ROUNDING for result in (together, apart))

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from carvana_batch.models import NETWORKS, inference
-from carvana_batch.models.blocks import AnySizeNetwork, Convolution, enlarge_twice, pad_to
+from carvana_batch.models.blocks import (
+    AnySizeNetwork,
+    Convolution,
+    enlarge_twice,
+    halve,
+    pad_to,
+    spread_channels,
+)
 from carvana_batch.models.footprint import activations_per_pixel, count_multiply_adds, measure_activations
 from carvana_batch.models.inference import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.models.segunet import SegUNet
@@ -324,6 +331,17 @@ def test_maps_are_enlarged_by_repeating_rows_and_columns(height, width):
     features = torch.randn(1, 2, -(-height // 2), -(-width // 2))
     expected = features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[..., :height, :width]
     assert torch.equal(enlarge_twice(features, height, width), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 3), (5, 4), (8, 6), (33, 47)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_pooling_and_spreading_give_what_torch_gives(height, width, layout):
+    features = torch.randn(2, 4, height, width).contiguous(memory_format=layout)
+    features[0, 0, 0, 0] = float("nan")
+    pooled, spread = functional.max_pool2d(features, 2, ceil_mode=True), functional.pixel_shuffle(features, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(halve(features), pooled, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(spread_channels(features, 2), spread, rtol=0, atol=0, equal_nan=True)
 
 
 def test_multiply_adds_by_hand():

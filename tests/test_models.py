@@ -133,14 +133,14 @@ def test_the_structure_of_unet():
     assert network.stride == 16
 
 
-def test_odd_levels_need_no_more_padding_than_the_stem():
+def test_odd_levels_need_no_more_padding_than_the_finest():
     """Features of an odd height or width keep their last row and column on the way down and up."""
     torch.manual_seed(3)
-    network = SegUNet((4, 8), center=8, decoder_convolutions=1, unshuffle=2).eval()
-    images = torch.randn(1, 3, 14, 22, requires_grad=True)
+    network = SegUNet((4, 8, 8), center=8, decoder_convolutions=1, unshuffle=2).eval()
+    images = torch.randn(1, 3, 12, 20, requires_grad=True)
     network(images)[0, 0, -1, -1].backward()
-    assert network.unit == 2
-    assert network.stride == 8
+    assert network.unit == 4
+    assert network.stride == 16
     assert (images.grad[..., -2:, -2:] != 0).all()
 
 
@@ -228,9 +228,10 @@ def test_folding_uses_the_running_statistics_of_a_network_in_training_mode(small
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_prepared_networks_are_close_in_any_precision(small_network, dtype):
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (1, 1), (1, 50), (37, 23)])
+def test_prepared_networks_are_close_in_any_precision(small_network, dtype, height, width):
     prepared = prepare_network(small_network, torch.device("cpu"), dtype)
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = small_network(images)
         logits = prepared(images.to(dtype).contiguous(memory_format=torch.channels_last))
@@ -316,7 +317,7 @@ def test_feature_maps_are_convolved_one_by_one_as_if_they_were_joined(dtype):
     if not inference.fusing_works(dtype):
         pytest.skip(f"this torch has no fused convolutions in {dtype} on this CPU")
     torch.manual_seed(0)
-    convolution = Convolution(9, 5, kernel_size=3, padding=1).requires_grad_(False)
+    convolution = Convolution(9, 5).requires_grad_(False)
     parts = [torch.randn(2, channels, 7, 11).to(dtype).float() for channels in (2, 4, 3)]
     expected = functional.relu(convolution(tuple(parts)))
     torch.testing.assert_close(expected, functional.relu(convolution(torch.cat(parts, dim=1))))
@@ -324,6 +325,28 @@ def test_feature_maps_are_convolved_one_by_one_as_if_they_were_joined(dtype):
     result = fused(tuple(part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts))
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype]
     torch.testing.assert_close(result.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (2, 2), (7, 12), (8, 11), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_coarse_map_is_convolved_as_if_it_were_enlarged_and_joined(height, width, dtype, bias):
+    if not inference.fusing_works(dtype):
+        pytest.skip(f"this torch has no fused convolutions in {dtype} on this CPU")
+    torch.manual_seed(0)
+    convolution = Convolution(9, 5, bias, coarse=6).requires_grad_(False)
+    coarse = torch.randn(2, 6, -(-height // 2), -(-width // 2)).to(dtype).float()
+    fine = torch.randn(2, 3, height, width).to(dtype).float()
+    enlarged = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[..., :height, :width]
+    joined = torch.cat((enlarged, fine), dim=1)
+    expected = functional.conv2d(joined, convolution.weight, convolution.bias, padding=1)
+    torch.testing.assert_close(convolution((coarse, fine)), expected)
+    fused = FusedConvolution(convolution).to(dtype).to(memory_format=torch.channels_last)
+    result = fused(
+        tuple(part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (coarse, fine))
+    )
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    torch.testing.assert_close(result.float(), functional.relu(expected), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (639, 959), (3, 20_001)])

@@ -10,24 +10,42 @@ from carvana_batch.tiles import round_up
 
 
 class Convolution(nn.Conv2d):
-    """A convolution of one feature map or of several, joined along their channels."""
+    """A 3x3 convolution of one feature map or of several, joined along their channels; height and width stay.
+
+    Args:
+        coarse: channels of the first of several maps, if that has half the height and width of the others,
+            rounded up, and is to be enlarged; 0 if it has not.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True, coarse: int = 0) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=3, padding=1, bias=bias)
+        self.coarse = coarse
 
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
-        return super().forward(features if isinstance(features, Tensor) else torch.cat(features, dim=1))
+        if isinstance(features, Tensor):
+            return super().forward(features)
+        if self.coarse:
+            features = (enlarge_twice(features[0], *features[1].shape[-2:]), *features[1:])
+        return super().forward(torch.cat(features, dim=1))
 
 
-def convolution_block(channels_in: int, channels_out: int, bias: bool = False) -> nn.Sequential:
+def convolution_block(
+    channels_in: int, channels_out: int, bias: bool = False, coarse: int = 0
+) -> nn.Sequential:
     """3x3 convolution, batch norm and ReLU; height and width stay."""
     return nn.Sequential(
-        Convolution(channels_in, channels_out, kernel_size=3, padding=1, bias=bias),
+        Convolution(channels_in, channels_out, bias, coarse),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
     )
 
 
-def convolution_stack(channels_in: int, channels_out: int, count: int, bias: bool = False) -> nn.Sequential:
-    """``count`` convolution blocks, the first of which changes the number of channels."""
-    first = convolution_block(channels_in, channels_out, bias)
+def convolution_stack(
+    channels_in: int, channels_out: int, count: int, bias: bool = False, coarse: int = 0
+) -> nn.Sequential:
+    """``count`` convolution blocks, the first of which changes the number of channels; ``coarse`` as in
+    :class:`Convolution`."""
+    first = convolution_block(channels_in, channels_out, bias, coarse)
     rest = (convolution_block(channels_out, channels_out, bias) for _ in range(count - 1))
     return nn.Sequential(first, *rest)
 

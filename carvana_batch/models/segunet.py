@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from carvana_batch.models.blocks import (
     AnySizeNetwork,
     convolution_stack,
-    enlarge_twice,
     halve,
     spread_channels,
 )
@@ -35,7 +34,8 @@ class SegUNet(AnySizeNetwork):
         decoder_convolutions: int,
         unshuffle: int = 1,
     ) -> None:
-        super().__init__(stride=unshuffle * 2 ** len(widths), unit=unshuffle)
+        # Twice what the stem needs: enlarging to an even size, at the finest level, is quicker on a CPU.
+        super().__init__(stride=unshuffle * 2 ** len(widths), unit=2 * unshuffle)
         self.unshuffle = unshuffle
         self.stem: nn.Module = nn.PixelUnshuffle(unshuffle)
         channels = 3 * unshuffle**2
@@ -47,7 +47,8 @@ class SegUNet(AnySizeNetwork):
         channels = center
         self.decoder = nn.ModuleList()
         for width in reversed(widths):
-            self.decoder.append(convolution_stack(channels + width, width, decoder_convolutions))
+            stack = convolution_stack(channels + width, width, decoder_convolutions, coarse=channels)
+            self.decoder.append(stack)
             channels = width
         self.classifier = nn.Conv2d(channels, unshuffle**2, kernel_size=1)
 
@@ -62,8 +63,7 @@ class SegUNet(AnySizeNetwork):
             features = halve(features)  # an odd last row stays, so that no level needs more padding
         features = self.center(features)
         for level in self.decoder:
-            skip = skips.pop()
-            features = level((enlarge_twice(features, *skip.shape[-2:]), skip))
+            features = level((features, skips.pop()))
         return spread_channels(self.classifier(features), self.unshuffle)
 
     def simplify(self) -> None:

@@ -14,7 +14,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -83,7 +83,11 @@ DAMAGE = (
 
 
 def read_image(
-    path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT, apply_exif: bool = False
+    path: Path,
+    *,
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT,
+    apply_exif: bool = False,
+    find_room: Callable[[int], NDArray[np.uint8] | None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
 
@@ -93,11 +97,13 @@ def read_image(
 
     The pixels stay on the stored grid; ``apply_exif`` turns them the way the orientation tag says.
 
+    ``find_room`` gives the memory, uint8, where so many bytes may be put; they are not always.
+
     Raises ImageError if the file cannot be used, or has more than ``pixel_limit`` pixels.
     """
     with _told_as_image_error(path), _open(path) as file:
         image = _decode_header(file, pixel_limit)
-        pixels = _decode_colour_jpeg(image, file)
+        pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
             pixels = _to_rgb(_decode_rest(image, file))
         return _upright(pixels, _orientation(image)) if apply_exif else pixels
@@ -184,7 +190,9 @@ def _decode_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
         return image
 
 
-def _decode_colour_jpeg(image: Image.Image, file: BinaryIO) -> NDArray[np.uint8] | None:
+def _decode_colour_jpeg(
+    image: Image.Image, file: BinaryIO, find_room: Callable[[int], NDArray[np.uint8] | None] | None
+) -> NDArray[np.uint8] | None:
     """(H, W, 3) uint8 as Pillow gives them; None for what Pillow has to decode, or say what is wrong with."""
     if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
         return None
@@ -192,8 +200,11 @@ def _decode_colour_jpeg(image: Image.Image, file: BinaryIO) -> NDArray[np.uint8]
     content = file.read()
     if not has_end(content):
         return None
+    room = None if find_room is None else find_room(3 * image.width * image.height)
     try:
-        return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)  # type: ignore[no-any-return]
+        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+            content, colorspace="RGB", strict=True, buffer=room
+        )
     except (RuntimeError, ValueError):
         return None
 

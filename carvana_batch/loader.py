@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +79,22 @@ class PathTable:
         return os.fsdecode(self._blob[self._ends[part] : self._ends[part + 1]].tobytes())
 
 
+class _InSlot(NamedTuple):
+    """Pixels of this shape lie at the start of a slot in shared memory. ``memory`` is sent once, with the
+    first ones in there, because the main process needs as long to open it as to copy a photo."""
+
+    worker: int
+    slot: int
+    shape: tuple[int, ...]
+    memory: Tensor | None
+
+
 class _Decoded(NamedTuple):
     """What a worker sends: the pixels (H, W, 3) uint8 or the reason why there are none, the size and the time
     of the file, and the seconds that it took."""
 
     place: int
-    pixels: Tensor | NDArray[np.uint8] | str
+    pixels: _InSlot | NDArray[np.uint8] | str
     file_bytes: int
     file_time: int
     seconds: float
@@ -108,10 +118,11 @@ class _Decoding(Dataset[_Decoded]):
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # what is wrong with the file, read_image says better
             pass
-        pixels: Tensor | NDArray[np.uint8] | str
+        limit, apply_exif = self.options.pixel_limit, self.options.apply_exif
+        pixels: _InSlot | NDArray[np.uint8] | str
         try:
             pixels = self._memory.put(
-                read_image(path, pixel_limit=self.options.pixel_limit, apply_exif=self.options.apply_exif)
+                read_image(path, pixel_limit=limit, apply_exif=apply_exif, find_room=self._memory.find_room)
             )
         except ImageError as error:
             pixels = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
@@ -130,24 +141,35 @@ class _SharedMemory:
 
     def __init__(self) -> None:
         self._slots = [torch.empty(0, dtype=torch.uint8)] * SLOTS
+        self._sent = [False] * SLOTS
+        self._turn = 0
 
-    def put(self, pixels: NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
-        """The pixels in shared memory; where /dev/shm has no room, and outside of workers, as they are.
+    def find_room(self, size: int) -> NDArray[np.uint8] | None:
+        """(size,) uint8 in the slot whose turn it is, None outside of workers or where /dev/shm has no room.
 
-        An array goes through a pipe, which is slower. A tensor without room would be lost on its way, and the
-        main process would wait for it for ever.
+        A tensor without room would be lost on its way, and the main process would wait for it for ever.
         """
         if get_worker_info() is None:
+            return None
+        if self._slots[self._turn].numel() < size:
+            try:
+                self._slots[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
+            except RuntimeError:
+                return None
+            self._sent[self._turn] = False
+        return self._slots[self._turn].numpy()[:size]
+
+    def put(self, pixels: NDArray[np.uint8]) -> _InSlot | NDArray[np.uint8]:
+        """Where in shared memory they lie; or they themselves, to go through a pipe, which is slower."""
+        room, worker = self.find_room(pixels.size), get_worker_info()
+        if room is None or worker is None:
             return pixels
-        slot = self._slots.pop(0)
-        try:
-            if slot.numel() < pixels.size:
-                slot = torch.empty(pixels.size, dtype=torch.uint8).share_memory_()
-        except RuntimeError:
-            return pixels
-        finally:
-            self._slots.append(slot)
-        return slot[: pixels.size].view(pixels.shape).copy_(torch.from_numpy(pixels))
+        if not np.may_share_memory(room, pixels):
+            room[:] = pixels.ravel()
+        slot, self._turn = self._turn, (self._turn + 1) % SLOTS
+        memory = None if self._sent[slot] else self._slots[slot]
+        self._sent[slot] = True
+        return _InSlot(worker.id, slot, pixels.shape, memory)
 
 
 def _keep(decoded: Any) -> Any:
@@ -233,7 +255,7 @@ class PhotoLoader:
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
         self._prefetched = PREFETCHED_PHOTOS
-        self._mapped: deque[Tensor] = deque(maxlen=workers * SLOTS)
+        self._slots: dict[tuple[int, int], Tensor] = {}
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
@@ -285,7 +307,7 @@ class PhotoLoader:
         except (OSError, EOFError):  # it died while it sent a photo
             pass
         finally:
-            self._mapped.clear()
+            self._slots.clear()
             if workers:  # not left to the garbage collector: it comes late, and may break the queues first
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -309,25 +331,25 @@ class PhotoLoader:
             watch.join()
             self._hung = watch.hung
 
-    def _keep_mapped(self, slot: Tensor) -> None:
-        """As long as this process has the slot mapped, torch does not map it again for the next photo."""
-        size = slot.untyped_storage().nbytes()
-        if any(other.untyped_storage().nbytes() < size for other in self._mapped):
-            self._mapped.clear()  # the worker has larger ones now, and those before would take memory
-        self._mapped.append(slot)
-
     def _result(self, decoded: _Decoded) -> Photo | Failure:
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
-        if isinstance(decoded.pixels, str):
-            return Failure(ref, "decode", decoded.pixels)
         pixels = decoded.pixels
-        if isinstance(pixels, Tensor):
-            self._keep_mapped(pixels)
+        if isinstance(pixels, str):
+            return Failure(ref, "decode", pixels)
+        if isinstance(pixels, _InSlot):
             try:
-                pixels = pixels.numpy().copy()  # the worker will write another photo there
+                pixels = self._copy(pixels)
             except MemoryError:
                 return Failure(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
         return Photo(ref, pixels, decoded.file_bytes, decoded.file_time)
+
+    def _copy(self, place: _InSlot) -> NDArray[np.uint8]:
+        """The worker will write another photo there."""
+        key = place.worker, place.slot
+        if place.memory is not None:
+            self._slots[key] = place.memory
+        pixels: NDArray[np.uint8] = self._slots[key].numpy()
+        return pixels[: math.prod(place.shape)].reshape(place.shape).copy()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, release_unused_memory
+from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, half_the_threads, release_unused_memory
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.inference import prepare_network
 from carvana_batch.pixels import area_average
@@ -290,7 +290,9 @@ class Predictor:
     def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
         self._freed.prepare_for((jobs[0][0].plan.tile_height, jobs[0][0].plan.tile_width))
-        return self._probabilities(self._network, self._normalise(jobs, self.batch, self.dtype))
+        with half_the_threads():
+            images = self._normalise(jobs, self.batch, self.dtype)
+        return self._probabilities(self._network, images)
 
     def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:
         """Compare with float32 in the middle of the windows, in fewer rows if memory is short."""
@@ -359,9 +361,10 @@ class Predictor:
         height, width = window.shape[:2]
         rows = max(1, NORMALISED_PIXELS // width) if self.device.type == "cpu" else height
         scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+        values = torch.empty((min(rows, height), 3 * width), device=self.device)
         for source, band in zip(window.split(rows), target.split(rows), strict=True):
-            values = source.flatten(1).to(torch.float32).mul_(scale).add_(shift)
-            band.copy_(values.view(band.shape))
+            part = values[: len(source)].copy_(source.flatten(1))
+            band.copy_(torch.addcmul(shift, part, scale, out=part).view(band.shape))
 
     def _probabilities(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images).float()
@@ -396,6 +399,11 @@ class Predictor:
         total = canvas.total
         if total is None:  # a plan has at least one window
             raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
+        with half_the_threads():
+            return self._mask_of(canvas, total)
+
+    def _mask_of(self, canvas: _Canvas, total: Tensor) -> Prediction:
+        """The prediction for the sum of the weighted probabilities of its tiles."""
         plan = canvas.plan
         if plan.tile_count > 1:
             rows = torch.from_numpy(weight_sums(plan.tops, plan.tile_height)).to(self.device)

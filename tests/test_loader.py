@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
-from carvana_batch import loader
+from carvana_batch import images, loader
+from carvana_batch.images import read_image
 from carvana_batch.loader import DecodeOptions, PathTable, PhotoLoader
 from carvana_batch.records import Failure, ImageRef, Photo
 
@@ -62,6 +63,34 @@ def time_limit():
     signal.alarm(100)
     yield
     signal.alarm(0)
+
+
+def write_noise(path, width, height, orientation=1):
+    """A photo of no two equal pixels, in the format of its suffix."""
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise).save(path, exif=exif)
+    return ImageRef(path.stem, path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_photos_of_all_kinds_and_sizes_come_through_the_same_memory(tmp_path, workers):
+    """JPEGs are decoded into it; others are copied, also what Pillow makes of one simplejpeg gives up."""
+    refs = []
+    for number, side in enumerate([9, 40, 11, 64, 64, 10, 33, 64, 8, 65, 64, 30]):
+        suffix, orientation = ("png", 1) if number % 4 == 1 else ("jpg", 1 + number % 8)
+        refs.append(write_noise(tmp_path / f"{number}.{suffix}", side, 70 - side, orientation))
+    damaged = refs[4].path
+    content = bytearray(damaged.read_bytes())
+    content[-40:-2] = b"\xff\xd0" * 19
+    damaged.write_bytes(content)
+    if images.simplejpeg is not None:
+        with pytest.raises(ValueError, match="JPEG"):
+            images.simplejpeg.decode_jpeg(damaged.read_bytes())
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=True)
+    for ref, result in zip(refs, PhotoLoader(refs, options, workers), strict=True):
+        np.testing.assert_array_equal(result.pixels, read_image(ref.path, apply_exif=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

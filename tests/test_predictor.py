@@ -22,7 +22,7 @@ from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.predictor import Predictor, Tiling
-from carvana_batch.probability import pack_bits, pack_bits_on_device, threshold_and_pack
+from carvana_batch.probability import pack_above, pack_bits_on_device, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
 
 CPU = torch.device("cpu")
@@ -405,6 +405,40 @@ def test_photos_are_not_changed_and_inference_mode_does_not_leak(small_network):
 # Thresholds and packing
 
 
+@pytest.mark.parametrize(("threads", "half"), [(1, 1), (3, 1), (4, 2)])
+def test_only_the_network_has_all_threads(threads, half, monkeypatch):
+    usual, of_network, others = torch.get_num_threads(), [], []
+
+    class Failing(Redness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            of_network.append(torch.get_num_threads())
+            if len(of_network) == 4:
+                raise ValueError("as it should")
+            return super().padded_logits(images)
+
+    for name in ("_normalise", "_mask_of"):
+        method = getattr(Predictor, name)
+
+        def note(self, *arguments, method=method):
+            others.append(torch.get_num_threads())
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Predictor, name, note)
+    torch.set_num_threads(threads)
+    try:
+        results = make_predictor(Failing()).predict(random_photo(8, 8, seed) for seed in range(5))
+        for count in (1, 2, 3):
+            next(results)
+            assert torch.get_num_threads() == threads
+            assert of_network == [threads] * count
+        with pytest.raises(ValueError, match="as it should"):
+            next(results)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(usual)
+    assert others == [half] * 7
+
+
 class Half(AnySizeNetwork):
     """A probability of exactly one half everywhere."""
 
@@ -442,7 +476,8 @@ def test_the_probability_is_kept_only_where_it_is_asked_for():
 @given(st.tuples(st.integers(1, 6), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape)))
 def test_bits_are_packed_alike_on_every_device(mask):
     expected = np.packbits(mask, axis=1)
-    for packed in (pack_bits(torch.from_numpy(mask)), pack_bits_on_device(torch.from_numpy(mask))):
+    values = torch.from_numpy(mask).float()
+    for packed in (pack_above(values, 0.5), pack_bits_on_device(torch.from_numpy(mask))):
         assert packed.dtype == torch.uint8
         np.testing.assert_array_equal(packed.numpy(), expected)
 

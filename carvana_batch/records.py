@@ -51,12 +51,23 @@ class FolderInUseError(CarvanaBatchError):
     exit_code = 11
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class ImageRef:
-    """A photo that was found; ``key`` is its POSIX path below the input folder without suffix."""
+    """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
+
+    ``path`` is kept as text: a folder of 100,000 photos takes a third of the memory.
+    """
 
     key: str
-    path: Path
+    _path: str
+
+    def __init__(self, key: str, path: Path) -> None:
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "_path", str(path))
+
+    @property
+    def path(self) -> Path:
+        return Path(self._path)
 
 
 @dataclass(frozen=True, slots=True)

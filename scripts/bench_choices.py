@@ -14,6 +14,7 @@ torch.compile needs a C++ compiler; its cache lies in a new folder, so its start
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
 import io
@@ -32,14 +33,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch import devices, images, pipeline
+from carvana_batch import devices, images, pipeline, predictor
 from carvana_batch.devices import keep_freed_memory
 from carvana_batch.drawing import write_photos
 from carvana_batch.images import read_image
 from carvana_batch.inputs import find_images
 from carvana_batch.models.blocks import halve, spread_channels
 from carvana_batch.models.checkpoints import Model, load_model
-from carvana_batch.models.inference import fold_batch_norm, prepare_network
+from carvana_batch.models.inference import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, make_predictor
 from carvana_batch.png import encode_mask
@@ -88,6 +89,7 @@ def measure_runs(task: Task, folder: Path, turns: int) -> None:
     others: dict[tuple[str, str], Callable[..., object]] = {
         ("memory kept when freed", "given back"): partial(run_changed, give_memory_back),
         ("simplejpeg", "Pillow"): partial(run_changed, decode_with_pillow),
+        ("half the threads beside the network", "all"): partial(run_changed, use_all_threads),
     }
     for count in (1, 2, 4):
         if count != writers:
@@ -125,20 +127,24 @@ def decode_with_pillow() -> None:
     images.simplejpeg = None
 
 
+def use_all_threads() -> None:
+    predictor.half_the_threads = contextlib.nullcontext
+
+
 def set_writers(count: int) -> None:
     pipeline.WRITER_THREADS = count
 
 
 def measure_parts(task: Task, turns: int, compiled: bool) -> None:
     model = load_model(task.model)
-    predictor, _ = make_predictor(model, task.options, {})
+    ours, _ = make_predictor(model, task.options, {})
     refs = task.photos[:PHOTOS_IN_MEMORY]
     photos = [Photo(ref, read_image(ref.path)) for ref in refs]
     if model.size is not None or len({photo.pixels.shape for photo in photos}) > 1:
         raise UsageError(
             "the parts are compared on photos of one size, with a model that takes them as they are"
         )
-    masks = [result.mask for result in predictor.predict(photos)]
+    masks = [result.mask for result in ours.predict(photos)]
     keep_freed_memory(True)  # as predict does for photos of one size
     compare(
         "decoding",
@@ -158,19 +164,19 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
         },
         turns,
     )
-    canvases = [predictor._admit(photo, None) for photo in photos]
+    canvases = [ours._admit(photo, None) for photo in photos]
     if any(canvas.plan.tile_count > 1 for canvas in canvases):
         raise UsageError("there is not enough memory for whole photos")
     whole = [[(canvas, 0, 0)] for canvas in canvases]
-    inputs = [predictor._normalise(jobs, 1, predictor.dtype) for jobs in whole]
+    inputs = [ours._normalise(jobs, 1, ours.dtype) for jobs in whole]
     compare(
         "normalising",
         "flat rows in bands",
-        lambda: [predictor._normalise(jobs, 1, predictor.dtype) for jobs in whole],
-        {"the usual formula": lambda: [normalise_plainly(photo, model, predictor.dtype) for photo in photos]},
+        lambda: [ours._normalise(jobs, 1, ours.dtype) for jobs in whole],
+        {"the usual formula": lambda: [normalise_plainly(photo, model, ours.dtype) for photo in photos]},
         turns,
     )
-    features = torch.randn(1, 16, 640, 959).to(predictor.dtype).contiguous(memory_format=torch.channels_last)
+    features = torch.randn(1, 16, 640, 959).to(ours.dtype).contiguous(memory_format=torch.channels_last)
     compare(
         "pooling",
         "the larger of pairs",
@@ -178,7 +184,7 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
         {"max_pool2d": lambda: functional.max_pool2d(features, kernel_size=2, ceil_mode=True)},
         turns,
     )
-    cells = torch.randn(1, 4, 640, 959).to(predictor.dtype).contiguous(memory_format=torch.channels_last)
+    cells = torch.randn(1, 4, 640, 959).to(ours.dtype).contiguous(memory_format=torch.channels_last)
     compare(
         "spreading the logits",
         "one copy",
@@ -186,13 +192,13 @@ def measure_parts(task: Task, turns: int, compiled: bool) -> None:
         {"pixel_shuffle": lambda: functional.pixel_shuffle(cells, 2)},
         turns,
     )
-    networks = make_networks(model, predictor.dtype, inputs[0], compiled)
-    ours = networks.pop(PREDICT)
-    runs = {name: partial(run_all, network, inputs) for name, network in networks.items()}
-    compare("forward", "predict's network", partial(run_all, ours, inputs), runs, turns)
+    networks = make_networks(model, ours.dtype, inputs[0], compiled)
+    network = networks.pop(PREDICT)
+    runs = {name: partial(run_all, other, inputs) for name, other in networks.items()}
+    compare("forward", "predict's network", partial(run_all, network, inputs), runs, turns)
     print()
-    for name, network in networks.items():
-        print(f"{name}: {count_differences(network, ours, inputs)} pixels of {len(inputs)} masks differ")
+    for name, other in networks.items():
+        print(f"{name}: {count_differences(other, network, inputs)} pixels of {len(inputs)} masks differ")
 
 
 def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: bool) -> dict[str, Network]:
@@ -200,6 +206,10 @@ def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: boo
     ours = prepare_network(model.network, CPU, dtype)
     as_trained = copy.deepcopy(model.network).to(dtype).to(memory_format=torch.channels_last)
     folded = fold_batch_norm(model.network).to(dtype).to(memory_format=torch.channels_last)
+    enlarged = prepare_network(model.network, CPU, dtype)
+    for module in enlarged.modules():
+        if isinstance(module, FusedConvolution):
+            module.enlarging = None
     not_fused = fold_batch_norm(model.network)
     not_fused.simplify()
     not_fused = not_fused.to(dtype).to(memory_format=torch.channels_last)
@@ -207,7 +217,8 @@ def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: boo
     rows = fold_batch_norm(model.network).to(dtype)
     networks: dict[str, Network] = {
         PREDICT: ours,
-        "ReLU and joining not fused": not_fused,
+        "coarse maps enlarged first": enlarged,
+        "nor ReLU and joining fused": not_fused,
         "nor stem and first convolution": folded,
         "nor batch norm folded": as_trained,
         "batch norm folded, contiguous": lambda one: rows(one.contiguous()),

@@ -33,6 +33,8 @@ USUAL_MMAP_MAX = 65536
 HIGHEST_MMAP_THRESHOLD = 32 * 2**20
 """Up to this the GNU C library itself raises the threshold where large memory comes and goes."""
 
+FEW_THREADS = 3
+
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 OUT_OF_MEMORY_TEXTS = (
@@ -194,18 +196,22 @@ class FreedMemory:
 
 
 @contextlib.contextmanager
-def half_the_threads() -> Iterator[None]:
-    """A with block in which torch takes half as many threads: for work between two runs of the network.
+def one_of_few_threads(device: torch.device) -> Iterator[None]:
+    """A with block in which torch takes one thread of a CPU, if it has two or three otherwise.
 
-    Decoders and writers are at work then. A thread that has to wait for a core of theirs holds up all others,
-    which wait for it without leaving theirs.
+    It is for work beside the network, during which the next photo is decoded: a thread that has to wait for
+    the core of the decoder holds up the others, which wait for it without leaving theirs. Of many threads
+    those left would be too few, and torch would make some of them anew each time.
     """
     count = torch.get_num_threads()
-    torch.set_num_threads(max(1, count // 2))
+    is_taken = device.type == "cpu" and 1 < count <= FEW_THREADS
+    if is_taken:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(count)
+        if is_taken:
+            torch.set_num_threads(count)
 
 
 def release_unused_memory(device: torch.device) -> None:

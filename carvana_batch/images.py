@@ -97,7 +97,8 @@ def read_image(
 
     The pixels stay on the stored grid; ``apply_exif`` turns them the way the orientation tag says.
 
-    ``find_room`` gives the memory, uint8, where so many bytes may be put; they are not always.
+    ``find_room`` may give memory, uint8, for so many bytes: the pixels may then be a view of it, and what lay
+    there is lost in any case.
 
     Raises ImageError if the file cannot be used, or has more than ``pixel_limit`` pixels.
     """

@@ -94,7 +94,7 @@ class _Decoded(NamedTuple):
     of the file, and the seconds that it took."""
 
     place: int
-    pixels: _InSlot | NDArray[np.uint8] | str
+    pixels: _InSlot | Tensor | NDArray[np.uint8] | str
     file_bytes: int
     file_time: int
     seconds: float
@@ -145,31 +145,44 @@ class _SharedMemory:
         self._turn = 0
 
     def find_room(self, size: int) -> NDArray[np.uint8] | None:
-        """(size,) uint8 in the slot whose turn it is, None outside of workers or where /dev/shm has no room.
+        """(size,) uint8 in the slot whose turn it is, if photos before were as large.
+
+        A slot never grows for a photo that is not decoded yet: its header may lie.
+        """
+        slot = self._slots[self._turn]
+        return slot.numpy()[:size] if 0 < size <= slot.numel() else None
+
+    def put(self, pixels: NDArray[np.uint8]) -> _InSlot | NDArray[np.uint8]:
+        """Where in shared memory they lie now; they themselves outside of workers and where /dev/shm has no
+        room, to go through a pipe, which is slower.
 
         A tensor without room would be lost on its way, and the main process would wait for it for ever.
         """
-        if get_worker_info() is None:
-            return None
-        if self._slots[self._turn].numel() < size:
-            try:
-                self._slots[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
-            except RuntimeError:
-                return None
-            self._sent[self._turn] = False
-        return self._slots[self._turn].numpy()[:size]
-
-    def put(self, pixels: NDArray[np.uint8]) -> _InSlot | NDArray[np.uint8]:
-        """Where in shared memory they lie; or they themselves, to go through a pipe, which is slower."""
-        room, worker = self.find_room(pixels.size), get_worker_info()
-        if room is None or worker is None:
+        worker = get_worker_info()
+        if worker is None:
             return pixels
+        room = self.find_room(pixels.size)
+        if room is None:
+            try:
+                self._slots[self._turn] = torch.empty(pixels.size, dtype=torch.uint8).share_memory_()
+            except RuntimeError:
+                return pixels
+            self._sent[self._turn] = False
+            room = self._slots[self._turn].numpy()
         if not np.may_share_memory(room, pixels):
-            room[:] = pixels.ravel()
+            room[: pixels.size] = pixels.ravel()
         slot, self._turn = self._turn, (self._turn + 1) % SLOTS
         memory = None if self._sent[slot] else self._slots[slot]
         self._sent[slot] = True
         return _InSlot(worker.id, slot, pixels.shape, memory)
+
+
+def _open(place: _InSlot, slots: dict[tuple[int, int], Tensor]) -> Tensor:
+    """The pixels there; ``slots`` are those that the main process has seen before, by worker and number."""
+    key = place.worker, place.slot
+    if place.memory is not None:
+        slots[key] = place.memory
+    return slots[key][: math.prod(place.shape)].view(place.shape)
 
 
 def _keep(decoded: Any) -> Any:
@@ -255,7 +268,6 @@ class PhotoLoader:
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
         self._prefetched = PREFETCHED_PHOTOS
-        self._slots: dict[tuple[int, int], Tensor] = {}
         self._dataset = _Decoding(self.table, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
@@ -307,7 +319,6 @@ class PhotoLoader:
         except (OSError, EOFError):  # it died while it sent a photo
             pass
         finally:
-            self._slots.clear()
             if workers:  # not left to the garbage collector: it comes late, and may break the queues first
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -315,6 +326,7 @@ class PhotoLoader:
         """As they come from the workers."""
         # Only workers write to this pipe: when all are dead, reading from it ends.
         photos._worker_result_queue._writer.close()
+        slots: dict[tuple[int, int], Tensor] = {}
         watch = _Watch(photos._workers)
         watch.start()
         try:
@@ -325,6 +337,8 @@ class PhotoLoader:
                 except StopIteration:
                     return
                 watch.deadline = None
+                if isinstance(decoded.pixels, _InSlot):
+                    decoded = decoded._replace(pixels=_open(decoded.pixels, slots))
                 yield decoded
         finally:
             watch.ended.set()
@@ -335,21 +349,14 @@ class PhotoLoader:
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
         pixels = decoded.pixels
+        assert not isinstance(pixels, _InSlot), "opened as it comes"
         if isinstance(pixels, str):
             return Failure(ref, "decode", pixels)
-        if isinstance(pixels, _InSlot):
+        if isinstance(pixels, Tensor):
             try:
-                pixels = self._copy(pixels)
+                pixels = pixels.numpy().copy()  # the worker will write another photo there
             except MemoryError:
                 return Failure(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
         return Photo(ref, pixels, decoded.file_bytes, decoded.file_time)
-
-    def _copy(self, place: _InSlot) -> NDArray[np.uint8]:
-        """The worker will write another photo there."""
-        key = place.worker, place.slot
-        if place.memory is not None:
-            self._slots[key] = place.memory
-        pixels: NDArray[np.uint8] = self._slots[key].numpy()
-        return pixels[: math.prod(place.shape)].reshape(place.shape).copy()

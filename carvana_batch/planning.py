@@ -15,6 +15,7 @@ from carvana_batch.devices import (
     memory_budget,
     pick_device,
 )
+from carvana_batch.models.blocks import Convolution
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.footprint import activations_per_pixel
 from carvana_batch.options import Options
@@ -144,8 +145,11 @@ def _bytes_of_a_pixel(model: Model, dtype: torch.dtype) -> float:
 
 def _affordable_pixels(model: Model, pixel_bytes: float, budget: int) -> int:
     """Pixels of the tiles of one batch that fit the budget beside the weights, at least one smallest tile."""
-    weights = sum(parameter.numel() for parameter in model.network.parameters()) * 4 * 2
-    return max(model.network.stride**2, int((budget - weights) / pixel_bytes))
+    weights = 2 * sum(parameter.numel() for parameter in model.network.parameters())
+    for module in model.network.modules():
+        if isinstance(module, Convolution):  # those of a transposed convolution beside its own
+            weights += 16 * module.coarse * module.out_channels
+    return max(model.network.stride**2, int((budget - 4 * weights) / pixel_bytes))
 
 
 def _refuse_too_large(options: Options, stride: int, affordable: int, budget: int) -> None:

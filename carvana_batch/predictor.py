@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, half_the_threads, release_unused_memory
+from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, one_of_few_threads, release_unused_memory
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.inference import prepare_network
 from carvana_batch.pixels import area_average
@@ -290,7 +290,7 @@ class Predictor:
     def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
         self._freed.prepare_for((jobs[0][0].plan.tile_height, jobs[0][0].plan.tile_width))
-        with half_the_threads():
+        with one_of_few_threads(self.device):
             images = self._normalise(jobs, self.batch, self.dtype)
         return self._probabilities(self._network, images)
 
@@ -399,7 +399,7 @@ class Predictor:
         total = canvas.total
         if total is None:  # a plan has at least one window
             raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
-        with half_the_threads():
+        with one_of_few_threads(self.device):
             return self._mask_of(canvas, total)
 
     def _mask_of(self, canvas: _Canvas, total: Tensor) -> Prediction:

@@ -51,7 +51,7 @@ class FolderInUseError(CarvanaBatchError):
     exit_code = 11
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class ImageRef:
     """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
 
@@ -64,6 +64,9 @@ class ImageRef:
     def __init__(self, key: str, path: Path) -> None:
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "_path", str(path))
+
+    def __repr__(self) -> str:
+        return f"ImageRef(key={self.key!r}, path={self.path!r})"
 
     @property
     def path(self) -> Path:

@@ -16,7 +16,7 @@ decoder share the cores, so seconds of a clock would not add up. On a GPU the sl
 clock for the network and by CPU seconds over all cores for the decoder.
 
 The peers open photos and save masks with Pillow, and are timed from the first photo on. Peak memory is
-ru_maxrss; for predict the most that its decoders have for themselves is added, looked at once a second.
+ru_maxrss; for predict the most that its decoders have for themselves is added, looked at every half second.
 On CUDA it is the memory of the device that torch reserves.
 
 The peers need packages: pip install "carvana-batch[bench]".
@@ -115,7 +115,7 @@ class ChildrenWatch(threading.Thread):
         self.peak, self.ended = 0, threading.Event()
 
     def run(self) -> None:
-        while not self.ended.wait(1):
+        while not self.ended.wait(0.5):
             with contextlib.suppress(psutil.Error):  # one has just ended
                 children = psutil.Process().children(recursive=True)
                 self.peak = max(self.peak, sum(child.memory_full_info().uss for child in children))

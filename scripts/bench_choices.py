@@ -89,7 +89,7 @@ def measure_runs(task: Task, folder: Path, turns: int) -> None:
     others: dict[tuple[str, str], Callable[..., object]] = {
         ("memory kept when freed", "given back"): partial(run_changed, give_memory_back),
         ("simplejpeg", "Pillow"): partial(run_changed, decode_with_pillow),
-        ("half the threads beside the network", "all"): partial(run_changed, use_all_threads),
+        ("one of two threads beside the network", "both"): partial(run_changed, use_both_threads),
     }
     for count in (1, 2, 4):
         if count != writers:
@@ -127,8 +127,8 @@ def decode_with_pillow() -> None:
     images.simplejpeg = None
 
 
-def use_all_threads() -> None:
-    predictor.half_the_threads = contextlib.nullcontext
+def use_both_threads() -> None:
+    predictor.one_of_few_threads = lambda device: contextlib.nullcontext()
 
 
 def set_writers(count: int) -> None:

@@ -66,7 +66,6 @@ def time_limit():
 
 
 def write_noise(path, width, height, orientation=1):
-    """A photo of no two equal pixels, in the format of its suffix."""
     noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -74,23 +73,83 @@ def write_noise(path, width, height, orientation=1):
     return ImageRef(path.stem, path)
 
 
+@pytest.fixture
+def put(monkeypatch, tmp_path):
+    """A file to which workers add a letter for each photo: d if it was decoded into its slot, c if copied."""
+    log = tmp_path / "put"
+    original = loader._SharedMemory.put
+
+    def noted(self, pixels):
+        direct = np.may_share_memory(self._slots[self._turn].numpy(), pixels)
+        with log.open("a") as file:
+            file.write("d" if direct else "c")
+        return original(self, pixels)
+
+    monkeypatch.setattr(loader._SharedMemory, "put", noted)
+    return log
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_photos_of_all_kinds_and_sizes_come_through_the_same_memory(tmp_path, workers):
+def test_photos_of_all_kinds_and_sizes_come_through_the_same_memory(tmp_path, workers, put):
     """JPEGs are decoded into it; others are copied, also what Pillow makes of one simplejpeg gives up."""
+    pytest.importorskip("simplejpeg")
     refs = []
-    for number, side in enumerate([9, 40, 11, 64, 64, 10, 33, 64, 8, 65, 64, 30]):
-        suffix, orientation = ("png", 1) if number % 4 == 1 else ("jpg", 1 + number % 8)
-        refs.append(write_noise(tmp_path / f"{number}.{suffix}", side, 70 - side, orientation))
-    damaged = refs[4].path
+    for number, side in enumerate(
+        [9, 40, 11, 30, 35, 10, 33, 34, 8, 35, 31, 9, 20, 36, 29, 12, 35, 35, 35, 4]
+    ):
+        kind = {3: ("png", 1), 7: ("jpg", 3), 11: ("jpg", 6)}.get(number, ("jpg", 1))
+        refs.append(write_noise(tmp_path / f"{number}.{kind[0]}", side, 70 - side, kind[1]))
+    damaged = refs[14].path
     content = bytearray(damaged.read_bytes())
     content[-40:-2] = b"\xff\xd0" * 19
     damaged.write_bytes(content)
-    if images.simplejpeg is not None:
-        with pytest.raises(ValueError, match="JPEG"):
-            images.simplejpeg.decode_jpeg(damaged.read_bytes())
-    options = DecodeOptions(pixel_limit=10_000, apply_exif=True)
-    for ref, result in zip(refs, PhotoLoader(refs, options, workers), strict=True):
+    with pytest.raises(ValueError, match="JPEG"):
+        images.simplejpeg.decode_jpeg(damaged.read_bytes())
+    photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=10_000, apply_exif=True), workers)
+    for ref, result in zip(refs, photo_loader, strict=True):
         np.testing.assert_array_equal(result.pixels, read_image(ref.path, apply_exif=True))
+    assert photo_loader.warnings == []
+    assert put.read_text().count("d") >= 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_is_opened_once_and_jpegs_of_one_size_are_decoded_into_it(tmp_path, workers, put, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    opened = []
+
+    def watched(place, slots, original=loader._open):
+        opened.append(place.memory is not None)
+        return original(place, slots)
+
+    monkeypatch.setattr(loader, "_open", watched)
+    refs = [write_noise(tmp_path / f"{number:02}.jpg", 30, 20) for number in range(12)]
+    for result in PhotoLoader(refs, OPTIONS, workers):
+        np.testing.assert_array_equal(result.pixels, read_image(result.ref.path))
+    slots = loader.SLOTS * workers
+    assert (len(opened), sum(opened)) == (12, slots)
+    assert sorted(put.read_text()) == ["c"] * slots + ["d"] * (12 - slots)
+
+
+def test_a_header_that_lies_takes_no_shared_memory(tmp_path, monkeypatch):
+    """Of 40 megapixels, which such a photo promises, 120 MB would stay taken."""
+    pytest.importorskip("simplejpeg")
+    find_room = loader._SharedMemory.find_room
+
+    def noted(self, size):
+        room = find_room(self, size)
+        (tmp_path / "asked").write_text(f"{size} {max(slot.numel() for slot in self._slots)} {room is None}")
+        return room
+
+    monkeypatch.setattr(loader._SharedMemory, "find_room", noted)
+    refs = [write_noise(tmp_path / f"{number}.jpg", 30, 20) for number in range(5)]
+    content = bytearray(refs[4].path.read_bytes())
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = (5000).to_bytes(2) + (8000).to_bytes(2)
+    refs[4].path.write_bytes(content)
+    options = DecodeOptions(pixel_limit=50_000_000, apply_exif=False)
+    sizes = [getattr(result, "pixels", np.empty(0)).size for result in PhotoLoader(refs, options, 1)]
+    assert sizes[:4] == [1800] * 4
+    assert (tmp_path / "asked").read_text() == "120000000 1800 True"
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -22,7 +22,8 @@ def prepare_network(
     network: nn.Module, device: torch.device, dtype: torch.dtype, fused: bool = True
 ) -> nn.Module:
     """A copy for inference: channels_last, weights in ``dtype``, batch norm folded into the convolutions, and
-    on a CPU, if ``fused``, ReLU and the joining of feature maps as well, where its convolutions can do that.
+    on a CPU, if ``fused``, ReLU and the enlarging and joining of feature maps as well, where its convolutions
+    can do that.
 
     Not in float16: such a ReLU makes 0 of NaN, which would hide that numbers became too large for it. In
     bfloat16 and float32 they do not with finite weights of any sense.
@@ -65,9 +66,9 @@ class FusedConvolution(nn.Module):
     """A convolution of one feature map or of several that belong side by side, and a ReLU.
 
     The ReLU costs no pass over the memory of its own. Of several maps each is convolved with its part of the
-    weights and the results are added, which spares a joined copy. A coarse map is not enlarged first either:
-    where its values stand four times, a transposed convolution with sums of weights gives the same, in 16
-    instead of 36 multiplications for each value of it and each channel.
+    weights and the results are added, which spares a joined copy. A coarse map is not enlarged first either,
+    unless to an odd height or width: where its values stand four times, a transposed convolution with sums of
+    weights gives the same, in 16 instead of 36 multiplications for each value of it and each channel.
 
     torch has these operations for its compiler and promises nothing about them: see :func:`fusing_works`.
     """
@@ -75,8 +76,10 @@ class FusedConvolution(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        coarse = convolution.coarse if isinstance(convolution, Convolution) else 0
-        self.enlarging = nn.Parameter(sum_for_enlarged(self.weight[:, :coarse])) if coarse else None
+        self.coarse = convolution.coarse if isinstance(convolution, Convolution) else 0
+        self.enlarging: nn.Parameter | None = None
+        if self.coarse:
+            self.enlarging = nn.Parameter(sum_for_enlarged(self.weight[:, : self.coarse]))
         self._how = (
             list(convolution.padding),
             list(convolution.stride),
@@ -98,9 +101,9 @@ class FusedConvolution(nn.Module):
 
     def _convolve_first(self, features: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
         """The result of this size for the first of several maps, which may be a coarse one."""
-        if self.enlarging is None:
+        if not self.coarse:
             return self._convolve(features, weight, "none")
-        if (height % 2, width % 2) != (0, 0):  # what is cut off of the enlarged map has no part in the result
+        if self.enlarging is None or height % 2 or width % 2:  # what is cut off has no part in the result
             return self._convolve(enlarge_twice(features, height, width), weight, "none")
         return functional.conv_transpose2d(features, self.enlarging, self.bias, stride=2, padding=1)
 
@@ -140,15 +143,23 @@ def fuse_relu(network: nn.Module) -> None:
 def fusing_works(dtype: torch.dtype) -> bool:
     """Whether torch has the operations, for this CPU and precision, and they compute what they should."""
     generator = torch.Generator().manual_seed(0)
-    convolution = nn.Conv2d(4, 3, kernel_size=3, padding=1).requires_grad_(False)
-    for parameter in convolution.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
-    features = torch.randn((1, 4, 6, 5), generator=generator)
-    expected = functional.relu(convolution(features))
-    fused = FusedConvolution(convolution.to(dtype))
-    parts = features.to(dtype).contiguous(memory_format=torch.channels_last).split([3, 1], dim=1)
-    try:
-        together, apart = fused(torch.cat(parts, dim=1)), fused(parts)
-    except (AttributeError, RuntimeError):  # no such operation, or none for this precision
-        return False
-    return all((result.float() - expected).abs().max() < MOST_ROUNDING for result in (together, apart))
+    maps = {size: torch.randn((1, 2, *size), generator=generator) for size in ((6, 4), (3, 2))}
+    fine, coarse = (one.to(dtype).contiguous(memory_format=torch.channels_last) for one in maps.values())
+    for features, of_coarse in (
+        (torch.cat((fine, fine), dim=1), 0),
+        ((fine, fine), 0),
+        ((coarse, fine), 2),
+    ):
+        convolution = Convolution(4, 3, coarse=of_coarse).requires_grad_(False)
+        for parameter in convolution.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
+        exact = features.float() if isinstance(features, Tensor) else tuple(one.float() for one in features)
+        expected = functional.relu(convolution(exact))
+        fused = FusedConvolution(convolution).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            result = fused(features)
+        except (AttributeError, RuntimeError):  # no such operation, or none for this precision
+            return False
+        if (result.float() - expected).abs().max() > MOST_ROUNDING:
+            return False
+    return True

@@ -34,6 +34,7 @@ HIGHEST_MMAP_THRESHOLD = 32 * 2**20
 """Up to this the GNU C library itself raises the threshold where large memory comes and goes."""
 
 FEW_THREADS = 3
+"""Up to so many, one alone does the work beside the network; only two of a CPU were measured."""
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -55,7 +55,7 @@ class FolderInUseError(CarvanaBatchError):
 class ImageRef:
     """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
 
-    ``path`` is kept as text: a folder of 100,000 photos takes a third of the memory.
+    ``path`` is kept as text: a folder of 100,000 photos takes half of the memory.
     """
 
     key: str

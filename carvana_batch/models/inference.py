@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -51,15 +52,20 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     Folds pairs that are neighbours in an ``nn.Sequential``; the result is the same up to rounding.
     """
     copied = copy.deepcopy(network).float().eval()
-    for module in copied.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for position in range(len(module) - 1):
-            convolution, norm = module[position], module[position + 1]
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                fused = fuse_conv_bn_eval(convolution, norm)
-                module[position], module[position + 1] = fused, nn.Identity()
+    for module, place, following in _neighbours(copied):
+        convolution, norm = module[place], module[following]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            module[place], module[following] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     return copied
+
+
+def _neighbours(network: nn.Module) -> Iterator[tuple[nn.Sequential, int, int]]:
+    """Each ``nn.Sequential`` with the places of two parts that follow one another, identities aside."""
+    for module in network.modules():
+        if isinstance(module, nn.Sequential):
+            places = [place for place, part in enumerate(module) if not isinstance(part, nn.Identity)]
+            for place, following in pairwise(places):
+                yield module, place, following
 
 
 class FusedConvolution(nn.Module):
@@ -124,19 +130,13 @@ def sum_for_enlarged(weight: Tensor) -> Tensor:
 
 def fuse_relu(network: nn.Module) -> None:
     """Replace each convolution that a ReLU follows in an ``nn.Sequential``, identities between them aside."""
-    for module in network.modules():
-        if not isinstance(module, nn.Sequential):
+    for module, place, following in _neighbours(network):
+        convolution = module[place]
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(module[following], nn.ReLU):
             continue
-        places = [place for place, part in enumerate(module) if not isinstance(part, nn.Identity)]
-        for place, following in pairwise(places):
-            convolution = module[place]
-            if not isinstance(convolution, nn.Conv2d) or not isinstance(module[following], nn.ReLU):
-                continue
-            padded_with_zeros = convolution.padding_mode == "zeros" and not isinstance(
-                convolution.padding, str
-            )
-            if convolution.groups == 1 and padded_with_zeros:
-                module[place], module[following] = FusedConvolution(convolution), nn.Identity()
+        padded_with_zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+        if convolution.groups == 1 and padded_with_zeros:
+            module[place], module[following] = FusedConvolution(convolution), nn.Identity()
 
 
 @cache

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import psutil
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from carvana_batch.models.inference import prepare_network
 from carvana_batch.records import UsageError
@@ -194,6 +196,35 @@ class FreedMemory:
         """Keep nothing any more: memory is short."""
         self._is_kept = False
         self.give_back()
+
+
+def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array on the device. CUDA fetches it from page-locked memory when its turn comes; from any other it
+    would wait until all work before is done."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if works_ahead(device) else tensor.to(device)
+
+
+class Download:
+    """Tensors of one device on their way into main memory; nothing waits for them before :meth:`read`."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        device = tensors[0].device
+        ahead = works_ahead(device)
+        self._copies = [tensor.to("cpu", non_blocking=ahead) for tensor in tensors]
+        self._copied = torch.cuda.current_stream(device).record_event() if ahead else None
+
+    def read(self) -> list[Tensor]:
+        """They, once they have come."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copies
+
+
+def works_ahead(device: torch.device) -> bool:
+    """Whether the device is given work that it does later, while the caller goes on; MPS can do so as well,
+    but torch does not make sure there that memory is not used before its time."""
+    return device.type == "cuda"
 
 
 @contextlib.contextmanager

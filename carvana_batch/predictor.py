@@ -1,10 +1,10 @@
-"""Photos to packed masks: tiles, batches, precision, stitching, and what to do when memory runs out."""
+"""Photos to packed masks: tiles, batches, precision, and what to do when memory runs out."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carvana_batch.devices import FreedMemory, OutOfMemoryGuard, one_of_few_threads, release_unused_memory
+from carvana_batch.devices import (
+    Download,
+    FreedMemory,
+    OutOfMemoryGuard,
+    one_of_few_threads,
+    release_unused_memory,
+    upload,
+    works_ahead,
+)
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.inference import prepare_network
 from carvana_batch.pixels import area_average
-from carvana_batch.probability import enlarge_probability, threshold_and_pack
+from carvana_batch.probability import expected_dice, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
-from carvana_batch.tiles import TilePlan, blend_weights, plan_fewest_tiles, plan_tiles, round_up, weight_sums
+from carvana_batch.stitching import Canvas
+from carvana_batch.tiles import TilePlan, plan_fewest_tiles, plan_tiles, round_up
 
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
@@ -75,21 +84,6 @@ class Tiling:
         return replace(self, most_pixels=self.most_pixels // 2, map_share=self.map_share / 2)
 
 
-@dataclass(eq=False)
-class _Canvas:
-    """A photo on its way: its tiles come back one by one and are blended into ``total``.
-
-    ``pixels`` is (H, W, 3) uint8 on the device: the photo in the size that the network wants.
-    """
-
-    photo: Photo
-    plan: TilePlan
-    pixels: Tensor
-    missing: int
-    total: Tensor | None = None
-    finite: list[Tensor] = field(default_factory=list)
-
-
 class _Queue:
     """The photos of one stream between arrival and mask.
 
@@ -98,6 +92,7 @@ class _Queue:
     Attributes:
         waiting: photos that are not on the device yet.
         canvases: those that are, in the order in which they came.
+        unread: photos that are done there, and their packed masks on their way into main memory.
         pools: their windows (canvas, top, left) that wait for a batch, by (height, width).
         limit: most pixels of a tile of the first photo, if memory ran out for it.
         last_try: whether memory ran out for the first photo in the smallest tiles.
@@ -106,8 +101,9 @@ class _Queue:
 
     def __init__(self, photo: Photo | None = None) -> None:
         self.waiting = deque([] if photo is None else [photo])
-        self.canvases: list[_Canvas] = []
-        self.pools: dict[tuple[int, int], deque[tuple[_Canvas, int, int]]] = {}
+        self.canvases: list[Canvas] = []
+        self.unread: deque[tuple[Photo, Download]] = deque()
+        self.pools: dict[tuple[int, int], deque[tuple[Canvas, int, int]]] = {}
         self.forget_troubles()
 
     def forget_troubles(self) -> None:
@@ -120,12 +116,12 @@ class _Queue:
         """Pixels of the photos on the device."""
         return sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in self.canvases)
 
-    def add(self, canvas: _Canvas) -> None:
+    def add(self, canvas: Canvas) -> None:
         self.canvases.append(canvas)
         pool = self.pools.setdefault((canvas.plan.tile_height, canvas.plan.tile_width), deque())
         pool.extend((canvas, top, left) for top, left in canvas.plan.windows())
 
-    def remove(self, canvas: _Canvas) -> None:
+    def remove(self, canvas: Canvas) -> None:
         self.canvases.remove(canvas)
         canvas.total = None  # not to be kept while the caller is busy with the mask
         self.forget_troubles()
@@ -171,6 +167,7 @@ class Predictor:
         self._network = prepare_network(model.network, device, dtype, fused)
         self._exact: tuple[Tiling, Predictor] | None = None
         self._freed = FreedMemory(device)
+        self._works_ahead = works_ahead(device)
         self._precision_checked = dtype == torch.float32
         self._scale = 1 / (255 * torch.tensor(model.deviation, device=device))
         self._shift = -torch.tensor(model.mean, device=device) * 255 * self._scale
@@ -181,7 +178,7 @@ class Predictor:
 
         When memory runs out, half the batch is tried, then half the tile, and so on. A photo that does not
         fit even in the smallest tiles, although one of them alone does, is a Failure, and what gave way for
-        it is taken back.
+        it is taken back. On a device that works ahead the masks of a batch come after the next one was begun.
 
         Raises:
             CarvanaBatchError: memory does not even suffice for the smallest tile.
@@ -222,7 +219,11 @@ class Predictor:
                 yield from self._advance(queue, last)
             if guard.error is None:
                 return
-            failure = self._give_way(queue, guard.error)
+            queue.start_again()
+            self._freed.stop()
+            release_unused_memory(self.device)
+            yield from self._read_what_is_left(queue)
+            failure = self._give_way(queue, guard.error) if queue.waiting else None
             if failure is not None:
                 yield failure
 
@@ -236,6 +237,8 @@ class Predictor:
             queue.add(self._admit(photo, queue.limit))
             queue.waiting.popleft()
             yield from self._run_batches(queue, partial=False)
+        if last:
+            yield from self._read(queue, len(queue.unread))
 
     def _size(self, photo: Photo) -> tuple[int, int]:
         """(height, width) in which the network wants the photo."""
@@ -257,11 +260,9 @@ class Predictor:
         enough = 2 * self.batch * max(tile_height * tile_width for tile_height, tile_width in tiles)
         return bool(queue.canvases) and queue.photo_pixels + height * width > enough
 
-    def _admit(self, photo: Photo, limit: int | None) -> _Canvas:
+    def _admit(self, photo: Photo, limit: int | None) -> Canvas:
         resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
-        pixels = torch.from_numpy(resized).to(self.device, non_blocking=True)
-        plan = self._plan(photo, limit)
-        return _Canvas(photo, plan, pixels, plan.tile_count)
+        return Canvas(photo, self._plan(photo, limit), upload(resized, self.device))
 
     def _run_batches(self, queue: _Queue, partial: bool) -> Iterator[Prediction | Failure]:
         """Run what is pooled, with ``partial`` also batches that are not full."""
@@ -276,25 +277,27 @@ class Predictor:
                 self._change_to_float32()
                 queue.start_again()
                 break
+            before = len(queue.unread)
             probabilities, finite = self._run(jobs)
             for place, (canvas, top, left) in enumerate(jobs):
                 pool.popleft()
-                self._blend(canvas, top, left, probabilities[place, 0], finite[place])
+                canvas.blend(top, left, probabilities[place, 0], finite[place])
                 if canvas.missing == 0:
-                    result = self._finish(canvas)
+                    queue.unread.append((canvas.photo, self._finish(canvas)))
                     queue.remove(canvas)
-                    yield result
             if not pool:
                 del queue.pools[shapes[0]]
+            # A device that works ahead is now busy with this batch, and those before are read meanwhile.
+            yield from self._read(queue, before if self._works_ahead else len(queue.unread))
 
-    def _run(self, jobs: list[tuple[_Canvas, int, int]]) -> tuple[Tensor, Tensor]:
+    def _run(self, jobs: list[tuple[Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
         self._freed.prepare_for((jobs[0][0].plan.tile_height, jobs[0][0].plan.tile_width))
         with one_of_few_threads(self.device):
             images = self._normalise(jobs, self.batch, self.dtype)
         return self._probabilities(self._network, images)
 
-    def _precision_is_enough(self, jobs: list[tuple[_Canvas, int, int]]) -> bool:
+    def _precision_is_enough(self, jobs: list[tuple[Canvas, int, int]]) -> bool:
         """Compare with float32 in the middle of the windows, in fewer rows if memory is short."""
         plan = jobs[0][0].plan
         rows = min(-(-plan.tile_height // 2), max(1, COMPARED_PIXELS // plan.tile_width))
@@ -316,7 +319,7 @@ class Predictor:
         )
         return False
 
-    def _difference_from_float32(self, jobs: list[tuple[_Canvas, int, int]], rows: int) -> float:
+    def _difference_from_float32(self, jobs: list[tuple[Canvas, int, int]], rows: int) -> float:
         """Mean over the middle ``rows`` of the windows.
 
         One window after the other: half a window takes as much memory in float32 as a whole one otherwise.
@@ -339,7 +342,7 @@ class Predictor:
         else:
             self.tiling = self.tiling.for_float32()
 
-    def _normalise(self, jobs: list[tuple[_Canvas, int, int]], batch: int, dtype: torch.dtype) -> Tensor:
+    def _normalise(self, jobs: list[tuple[Canvas, int, int]], batch: int, dtype: torch.dtype) -> Tensor:
         """(batch, 3, h, w) of the windows, padded where they reach beyond the photo; places left are zero."""
         plan = jobs[0][0].plan
         images = torch.empty((batch, plan.tile_height, plan.tile_width, 3), dtype=dtype, device=self.device)
@@ -377,45 +380,36 @@ class Predictor:
             finite = finite & torch.isfinite(mirrored.sum(dim=(1, 2, 3)))
         return probabilities, finite
 
-    def _blend(self, canvas: _Canvas, top: int, left: int, probability: Tensor, finite: Tensor) -> None:
-        plan = canvas.plan
-        canvas.missing -= 1
-        canvas.finite.append(finite)
-        if plan.tile_count == 1:
-            canvas.total = probability
-            return
-        if canvas.total is None:
-            canvas.total = torch.zeros((plan.padded_height, plan.padded_width), device=self.device)
-        rows = torch.from_numpy(blend_weights(plan.tops, plan.tile_height, top)).to(self.device)
-        columns = torch.from_numpy(blend_weights(plan.lefts, plan.tile_width, left)).to(self.device)
-        window = canvas.total[top : top + plan.tile_height, left : left + plan.tile_width]
-        window.addcmul_(probability * rows[:, None], columns)
-
-    def _finish(self, canvas: _Canvas) -> Prediction | Failure:
-        """Threshold and pack; a photo whose logits are not finite gets a second try in float32."""
-        if not all(flag.item() for flag in canvas.finite):
-            canvas.total = None
-            return self._try_in_float32(canvas.photo)
-        total = canvas.total
-        if total is None:  # a plan has at least one window
-            raise CarvanaBatchError(f"{canvas.photo.ref.path}: no tile was run")
+    def _finish(self, canvas: Canvas) -> Download:
+        """Threshold and pack: the mask, what its expected Dice needs, and whether the logits are finite."""
         with one_of_few_threads(self.device):
-            return self._mask_of(canvas, total)
+            probability = canvas.probability()
+            packed, sums = threshold_and_pack(probability, self.threshold)
+        kept = [probability] if self.keep_probability else []
+        return Download(packed, sums, torch.stack(canvas.finite), *kept)
 
-    def _mask_of(self, canvas: _Canvas, total: Tensor) -> Prediction:
-        """The prediction for the sum of the weighted probabilities of its tiles."""
-        plan = canvas.plan
-        if plan.tile_count > 1:
-            rows = torch.from_numpy(weight_sums(plan.tops, plan.tile_height)).to(self.device)
-            columns = torch.from_numpy(weight_sums(plan.lefts, plan.tile_width)).to(self.device)
-            total.div_(rows[:, None]).div_(columns)
-        probability = total[: canvas.pixels.shape[0], : canvas.pixels.shape[1]]
-        height, width = canvas.photo.pixels.shape[:2]
-        if probability.shape != (height, width):
-            probability = enlarge_probability(probability, height, width)
-        kept = probability.cpu().numpy() if self.keep_probability else None
-        packed, dice = threshold_and_pack(probability, self.threshold)
-        return Prediction(canvas.photo, PackedMask(packed, width), dice, kept)
+    def _read(self, queue: _Queue, count: int) -> Iterator[Prediction | Failure]:
+        """The first ``count`` masks that are done."""
+        for _ in range(count):
+            result = self._result(*queue.unread[0])
+            queue.unread.popleft()
+            yield result
+
+    def _read_what_is_left(self, queue: _Queue) -> Iterator[Prediction | Failure]:
+        """The masks that are done after memory ran out; a photo for which it does so again has to wait."""
+        while queue.unread:
+            with OutOfMemoryGuard() as guard:
+                yield from self._read(queue, len(queue.unread))
+            if guard.error is not None:
+                queue.waiting.appendleft(queue.unread.popleft()[0])
+
+    def _result(self, photo: Photo, arriving: Download) -> Prediction | Failure:
+        """What came of a photo; one whose logits are not finite gets a second try in float32."""
+        packed, sums, finite, *kept = arriving.read()
+        if not finite.all():
+            return self._try_in_float32(photo)
+        mask = PackedMask(packed.numpy(), photo.pixels.shape[1])
+        return Prediction(photo, mask, expected_dice(mask.rows, sums), kept[0].numpy() if kept else None)
 
     def _try_in_float32(self, photo: Photo) -> Prediction | Failure:
         if self.dtype == torch.float32:
@@ -451,7 +445,7 @@ class Predictor:
         return self._exact[1]
 
     def _give_way(self, queue: _Queue, error: str) -> Failure | None:
-        """After running out of memory: half the batch, then half the tile, and the photos of the queue again.
+        """After running out of memory: half the batch, then half the tile.
 
         Returns:
             the Failure of the first photo if it did not fit in the smallest tiles either, but others may.
@@ -459,9 +453,6 @@ class Predictor:
         Raises:
             CarvanaBatchError: not even the smallest tile fits.
         """
-        queue.start_again()
-        self._freed.stop()
-        release_unused_memory(self.device)
         alone = self.batch == 1 or len(queue.waiting) == 1
         if alone and queue.before is None:
             queue.before = self.batch, self.tiling, len(self.warnings)

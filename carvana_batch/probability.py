@@ -8,32 +8,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-BAND_PIXELS = {"cpu": 2**17}
-"""Pixels that are thresholded at a time: as many as the cache of a core holds."""
+CPU_BAND_PIXELS = 2**17
+"""Pixels that are thresholded at a time on a CPU: as many as the cache of a core holds."""
 
-OTHER_BAND_PIXELS = 2**22
+BAND_PIXELS = 2**22
 """The same elsewhere, so that a large photo needs little memory beside its map."""
 
 
-def threshold_and_pack(probability: Tensor, threshold: float) -> tuple[NDArray[np.uint8], float]:
-    """The packed mask, (H, ceil(W / 8)) uint8, of a (H, W) float32 map in [0, 1], and its expected Dice.
+def threshold_and_pack(probability: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The packed mask, (H, ceil(W / 8)) uint8, of a (H, W) float32 map in [0, 1], and what
+    :func:`expected_dice` has to know of the map: (n, 2) float32. Both stay on the device of the map."""
+    band_pixels = CPU_BAND_PIXELS if probability.device.type == "cpu" else BAND_PIXELS
+    packed, sums = [], []
+    for band in probability.split(max(1, band_pixels // probability.shape[1])):
+        packed.append(pack_above(band, threshold))
+        sums.append(torch.stack([functional.threshold(band, threshold, 0).sum(), band.sum()]))
+    return torch.cat(packed), torch.stack(sums)
 
-    That is what the mask may expect if its pixels m are car with their probability p: 2 sum(mp) / sum(m + p).
+
+def expected_dice(mask: NDArray[np.uint8], sums: Tensor) -> float:
+    """The Dice that a packed mask may expect if its pixels m are car with the probability p of their map:
+    2 sum(mp) / sum(m + p).
+
     Numerator and denominator of Dice are replaced by their expectations, as in Lipton, Elkan and
     Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014 (arXiv:1402.1892); with
     the hundred thousands of pixels of a car the ratio of expectations is close to the expected ratio.
     It is high where the network is sure, so it warns of doubt, not of confident mistakes. It is in [0, 1],
     and 1 for an empty mask where no pixel has any probability.
+
+    Args:
+        mask, sums: those of :func:`threshold_and_pack`, in main memory.
     """
-    band_pixels = BAND_PIXELS.get(probability.device.type, OTHER_BAND_PIXELS)
-    packed, sums = [], []
-    for band in probability.split(max(1, band_pixels // probability.shape[1])):
-        packed.append(pack_above(band, threshold))
-        sums.append(torch.stack([functional.threshold(band, threshold, 0).sum(), band.sum()]))
-    mask = torch.cat(packed).cpu().numpy()
-    shared, expected = torch.stack(sums).cpu().sum(dim=0, dtype=torch.float64).tolist()
+    shared, expected = sums.sum(dim=0, dtype=torch.float64).tolist()
     both = int(np.bitwise_count(mask).sum()) + expected
-    return mask, 2 * shared / both if both > 0 else 1.0
+    return 2 * shared / both if both > 0 else 1.0
 
 
 def pack_above(values: Tensor, threshold: float) -> Tensor:
@@ -48,8 +56,9 @@ def pack_bits_on_device(mask: Tensor) -> Tensor:
     """(H, W) bool packed by torch operations alone, so that an eighth of the bytes leaves the device."""
     missing = -mask.shape[1] % 8
     bits = functional.pad(mask.to(torch.uint8), (0, missing)).reshape(mask.shape[0], -1, 8)
-    values = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=mask.device)
-    return (bits * values).sum(dim=2, dtype=torch.uint8)
+    # Made there: to bring it from main memory would wait for all that the device has still to do.
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device).flip(0)
+    return (bits << places).sum(dim=2, dtype=torch.uint8)
 
 
 def enlarge_probability(probability: Tensor, height: int, width: int) -> Tensor:

@@ -17,13 +17,16 @@ from PIL import Image
 from short_memory import GPU_TEXT, ShortMemory
 from torch import Tensor, nn
 
+import carvana_batch.predictor
 import carvana_batch.probability
+from carvana_batch.devices import Download
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.predictor import Predictor, Tiling
-from carvana_batch.probability import pack_above, pack_bits_on_device, threshold_and_pack
+from carvana_batch.probability import expected_dice, pack_above, pack_bits_on_device, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
+from carvana_batch.stitching import Canvas
 
 CPU = torch.device("cpu")
 WHOLE = Tiling(None, 10**9, 0)
@@ -106,6 +109,13 @@ def predict_one(predictor: Predictor, photo: Photo) -> Prediction:
     (result,) = predictor.predict([photo])
     assert isinstance(result, Prediction)
     return result
+
+
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def both_ways(request, monkeypatch):
+    """With a device that is done when a call returns, and with one that works ahead and is read later."""
+    monkeypatch.setattr(carvana_batch.predictor, "works_ahead", lambda device: request.param)
+    return request.param
 
 
 def assert_red_masks(results, photos) -> None:
@@ -327,6 +337,7 @@ def test_every_photo_comes_back_once_and_failures_pass_by(sizes, batch, tiling):
     assert_red_masks([result for result in results if isinstance(result, Prediction)], photos)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_photos_of_one_size_keep_their_order():
     photos = [random_photo(40, 30, seed) for seed in range(11)]
     results = make_predictor(Redness(), Tiling((16, 16), 0, 4), batch=5).predict(photos)
@@ -335,7 +346,7 @@ def test_photos_of_one_size_keep_their_order():
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 4)], ids=["whole", "tiles"])
-def test_photos_of_many_sizes_do_not_pile_up(batch, tiling):
+def test_photos_of_many_sizes_do_not_pile_up(batch, tiling, both_ways):
     waiting = most_waiting = 0
 
     def photos():
@@ -350,9 +361,10 @@ def test_photos_of_many_sizes_do_not_pile_up(batch, tiling):
     for result in make_predictor(Redness(), tiling, batch=batch).predict(photos()):
         waiting -= result.photo.pixels[:, :, 0].size
     assert waiting == 0
-    # What fills two batches, and the photo that came on top.
-    assert most_waiting <= 2 * batch * (largest if tiling is WHOLE else 16 * 16) + largest
-    if batch == 1:
+    # What fills two batches, the photo that came on top, and one batch that is not read yet.
+    unread = batch * largest if both_ways else 0
+    assert most_waiting <= 2 * batch * (largest if tiling is WHOLE else 16 * 16) + largest + unread
+    if batch == 1 and not both_ways:
         assert most_waiting == largest
 
 
@@ -371,6 +383,7 @@ def test_the_first_result_does_not_wait_for_the_whole_folder():
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.usefixtures("both_ways")
 def test_a_stream_left_halfway_does_not_mix_with_the_next(batch):
     photos = [random_photo(16, 16, seed) for seed in range(9)]
     predictor = make_predictor(Redness(), batch=batch)
@@ -416,14 +429,14 @@ def test_normalising_and_thresholding_take_one_of_few_threads(threads, fewer, mo
                 raise ValueError("as it should")
             return super().padded_logits(images)
 
-    for name in ("_normalise", "_mask_of"):
-        method = getattr(Predictor, name)
+    for owner, name in ((Predictor, "_normalise"), (carvana_batch.predictor, "threshold_and_pack")):
+        function = getattr(owner, name)
 
-        def note(self, *arguments, method=method):
+        def note(*arguments, function=function):
             others.append(torch.get_num_threads())
-            return method(self, *arguments)
+            return function(*arguments)
 
-        monkeypatch.setattr(Predictor, name, note)
+        monkeypatch.setattr(owner, name, note)
     torch.set_num_threads(threads)
     try:
         results = make_predictor(Failing()).predict(random_photo(8, 8, seed) for seed in range(5))
@@ -482,6 +495,47 @@ def test_bits_are_packed_alike_on_every_device(mask):
         np.testing.assert_array_equal(packed.numpy(), expected)
 
 
+# A device that works ahead
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_device_that_works_ahead_has_its_next_batch_before_the_last_one_is_read(
+    batch, both_ways, monkeypatch
+):
+    events = []
+
+    class Watching(Redness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            events.append("run")
+            return super().padded_logits(images)
+
+    class WatchedDownload(Download):
+        def read(self):
+            events.append("read")
+            return super().read()
+
+    monkeypatch.setattr(carvana_batch.predictor, "Download", WatchedDownload)
+    photos = [random_photo(8, 8, seed) for seed in range(6)]
+    results = list(make_predictor(Watching(), batch=batch).predict(photos))
+    assert [result.photo for result in results] == photos
+    assert_red_masks(results, photos)
+    read = ["read"] * batch
+    assert events == (
+        ["run", *["run", *read] * (6 // batch - 1), *read] if both_ways else ["run", *read] * (6 // batch)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.usefixtures("both_ways")
+def test_a_photo_that_is_never_finite_fails_alone_on_a_device_that_works_ahead(batch):
+    photos = [red_photo([50, 200, 255] if seed == 2 else [50, 200], seed) for seed in range(5)]
+    network = NeverFinite(float("nan"))
+    results = list(make_predictor(network, batch=batch).predict(photos))
+    assert [isinstance(result, Failure) for result in results] == [seed == 2 for seed in range(5)]
+    assert results[2].ref == photos[2].ref
+    assert_red_masks([*results[:2], *results[3:]], [*photos[:2], *photos[3:]])
+
+
 # Running out of memory
 
 
@@ -491,6 +545,7 @@ PHOTO_SIZES = [(64, 64), (64, 64), (30, 70), (64, 64), (9, 9), (64, 60)]
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
 @pytest.mark.parametrize("most_images", [1, 2, 3])
+@pytest.mark.usefixtures("both_ways")
 def test_fewer_images_at_a_time_when_memory_runs_out(most_images, error):
     photos = [random_photo(*size, seed) for seed, size in enumerate(PHOTO_SIZES)]
     predictor = make_predictor(Limited(most_images, error=error), TILED, batch=8)
@@ -521,6 +576,7 @@ def test_smaller_tiles_when_memory_runs_out(tiling, most_pixels, error):
 
 
 @pytest.mark.parametrize("call", range(12))
+@pytest.mark.usefixtures("both_ways")
 def test_memory_that_runs_out_once_at_any_call_costs_no_photo(call):
     calls = []
 
@@ -544,6 +600,7 @@ def predict_on(device: ShortMemory, predictor: Predictor, photos) -> list[Predic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 4)], ids=["whole", "tiles"])
+@pytest.mark.usefixtures("both_ways")
 def test_memory_that_runs_out_at_any_operation_costs_no_photo(tiling, count_faults):
     # In bfloat16 with a check against float32, and the second try of a photo in float32.
     photos = [red_photo([50, 200], 0), red_photo([50, 200, 250], 1), red_photo([50, 200], 2)]
@@ -561,10 +618,10 @@ def test_memory_that_runs_out_at_any_operation_costs_no_photo(tiling, count_faul
 
 
 PLACES = {
-    "admit": ("_admit", lambda predictor, photo, limit: predictor._plan(photo, limit)),
-    "run": ("_run", lambda predictor, jobs: jobs[0][0].plan),
-    "blend": ("_blend", lambda predictor, canvas, *_: canvas.plan),
-    "finish": ("_finish", lambda predictor, canvas: canvas.plan),
+    "admit": (Predictor, "_admit", lambda predictor, photo, limit: predictor._plan(photo, limit)),
+    "run": (Predictor, "_run", lambda predictor, jobs: jobs[0][0].plan),
+    "blend": (Canvas, "blend", lambda canvas, *_: canvas.plan),
+    "finish": (Predictor, "_finish", lambda predictor, canvas: canvas.plan),
 }
 
 
@@ -575,19 +632,26 @@ PLACES = {
 def test_memory_that_is_too_short_at_any_place_costs_no_photo(
     place, most_images, most_pixels, dtype, error, monkeypatch, count_faults
 ):
-    name, find_plan = PLACES[place]
-    method = getattr(Predictor, name)
-    faults = 0
+    owner, name, find_plan = PLACES[place]
+    method, run = getattr(owner, name), Predictor._run
+    faults, last_to_run = 0, None
 
-    def limited(predictor, *arguments):
+    def note(predictor, jobs):
+        nonlocal last_to_run
+        last_to_run = predictor
+        return run(predictor, jobs)
+
+    def limited(self, *arguments):
         nonlocal faults
-        plan = find_plan(predictor, *arguments)
-        if predictor.batch > most_images or plan.tile_height * plan.tile_width > most_pixels:
+        plan = find_plan(self, *arguments)
+        batch = (last_to_run if isinstance(self, Canvas) else self).batch
+        if batch > most_images or plan.tile_height * plan.tile_width > most_pixels:
             faults += 1
             raise error
-        return method(predictor, *arguments)
+        return method(self, *arguments)
 
-    monkeypatch.setattr(Predictor, name, limited)
+    monkeypatch.setattr(Predictor, "_run", note)
+    monkeypatch.setattr(owner, name, limited)
     photos = [red_photo([50, 200] if seed % 3 else [50, 200, 250], seed) for seed in range(7)]
     # Photos with 250 are not finite in bfloat16, and are run again in float32.
     network = WrongInHalf(NOT_FINITE["inf"], 0.9)
@@ -671,6 +735,7 @@ def test_nothing_of_a_failed_attempt_is_left_when_the_next_one_begins():
 
 
 @pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.usefixtures("both_ways")
 def test_a_photo_whose_maps_do_not_fit_is_a_failure_and_changes_nothing_for_the_others(batch, count_faults):
     photos = [random_photo(60, 60, seed) for seed in range(6)]
     monsters = [random_photo(600, 500, seed) for seed in range(2)]
@@ -694,6 +759,7 @@ def test_a_photo_whose_maps_do_not_fit_is_a_failure_and_changes_nothing_for_the_
     count_faults("out of memory for the maps of a photo costs no other", device.faults)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_memory_that_is_short_for_a_moment_only_costs_no_photo_in_the_smallest_tiles():
     photos = [random_photo(9, 9, seed) for seed in range(3)]
     for at in range(1, 60):
@@ -711,6 +777,7 @@ def test_a_lack_of_memory_before_the_check_against_float32_does_not_replace_it()
         assert predictor.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_what_gives_way_for_a_large_photo_leaves_the_tiles_of_small_ones():
     shapes = []
 
@@ -1076,7 +1143,8 @@ def test_read_only_turned_and_mirrored_arrays_are_taken():
 
 
 def dice_of(probabilities, threshold=0.5) -> float:
-    return threshold_and_pack(torch.tensor(probabilities, dtype=torch.float32), threshold)[1]
+    packed, sums = threshold_and_pack(torch.tensor(probabilities, dtype=torch.float32), threshold)
+    return expected_dice(packed.numpy(), sums)
 
 
 def test_expected_dice_by_hand():
@@ -1102,14 +1170,13 @@ def test_a_prediction_tells_its_expected_dice():
 def test_a_large_map_is_packed_in_bands(height, width, monkeypatch):
     probability = torch.from_numpy(np.random.default_rng(0).random((height, width), np.float32))
     mask = probability.numpy() > np.float32(0.3)
-    packed, dice = threshold_and_pack(probability, 0.3)
-    monkeypatch.setitem(carvana_batch.probability.BAND_PIXELS, "cpu", 200)
-    in_bands, dice_in_bands = threshold_and_pack(probability, 0.3)
-    for rows in (packed, in_bands):
-        np.testing.assert_array_equal(rows, np.packbits(mask, axis=1))
     values = probability.numpy().astype(np.float64)
-    assert dice == pytest.approx(2 * values[mask].sum() / (mask.sum() + values.sum()), rel=1e-6)
-    assert dice_in_bands == pytest.approx(dice, rel=1e-6)
+    expected = 2 * values[mask].sum() / (mask.sum() + values.sum())
+    for band_pixels in (carvana_batch.probability.CPU_BAND_PIXELS, 200):
+        monkeypatch.setattr(carvana_batch.probability, "CPU_BAND_PIXELS", band_pixels)
+        packed, sums = threshold_and_pack(probability, 0.3)
+        np.testing.assert_array_equal(packed.numpy(), np.packbits(mask, axis=1))
+        assert expected_dice(packed.numpy(), sums) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("doubt", [0.05, 0.5, 2.0])

@@ -1,0 +1,66 @@
+"""What only a GPU shows; skipped without one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carvana_batch.drawing import draw_photo
+from carvana_batch.models.checkpoints import load_model
+from carvana_batch.options import Options
+from carvana_batch.planning import make_predictor
+from carvana_batch.predictor import Predictor
+from carvana_batch.records import ImageRef, Photo, Prediction
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def drawn_photos(count: int, size: tuple[int, int]) -> list[Photo]:
+    photos = (draw_photo(seed, 1 + 3 * seed % 16, size)[0] for seed in range(count))
+    return [Photo(ImageRef(str(place), Path(f"{place}.jpg")), photo) for place, photo in enumerate(photos)]
+
+
+def predict(photos: list[Photo], predictor: Predictor) -> list[Prediction]:
+    results = list(predictor.predict(photos))
+    assert [result.photo for result in results] == photos
+    return results
+
+
+@pytest.mark.parametrize("tile", [None, (256, 256)], ids=["whole", "tiles"])
+@pytest.mark.parametrize(("precision", "differing"), [("fp32", 1e-4), ("fp16", 1e-3)])
+def test_masks_are_those_of_a_cpu(precision, differing, tile):
+    photos = drawn_photos(7, (480, 320))
+    model = load_model("segunet-s")
+    on_cpu, _ = make_predictor(model, Options("cpu", "fp32", tile=tile, overlap=64), {})
+    on_gpu, _ = make_predictor(model, Options("cuda", precision, tile=tile, overlap=64), {})
+    assert on_gpu.dtype == {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    for ours, expected in zip(predict(photos, on_gpu), predict(photos, on_cpu), strict=True):
+        assert np.mean(ours.mask.to_bool() != expected.mask.to_bool()) <= differing
+        assert ours.expected_dice == pytest.approx(expected.expected_dice, abs=1e-3)
+
+
+@pytest.mark.parametrize("tile", [None, (256, 256)], ids=["whole", "tiles"])
+def test_nothing_waits_for_the_device_but_the_reading_of_masks(tile):
+    predictor, _ = make_predictor(
+        load_model("segunet-s"), Options("cuda", "fp16", batch=1, tile=tile, overlap=64), {}
+    )
+    photos = drawn_photos(6, (480, 320))
+    predict(photos[:1], predictor)  # the first batch is compared with float32, and waited for
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        predict(photos, predictor)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_six_gigabytes_are_enough_for_full_size():
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / total))
+    try:
+        predictor, _ = make_predictor(load_model("segunet-s"), Options("cuda", "fp16"), {})
+        predict(drawn_photos(1, (1918, 1280)) * 12, predictor)
+        assert predictor.warnings == []
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()

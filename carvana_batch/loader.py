@@ -94,7 +94,7 @@ class _Decoded(NamedTuple):
     of the file, and the seconds that it took."""
 
     place: int
-    pixels: _InSlot | Tensor | NDArray[np.uint8] | str
+    pixels: _InSlot | NDArray[np.uint8] | str
     file_bytes: int
     file_time: int
     seconds: float
@@ -275,9 +275,9 @@ class PhotoLoader:
         while position < len(self.table):
             indexes = range(position, len(self.table))
             with contextlib.closing(self._decode(indexes, self.workers)) as photos:
-                for decoded in photos:
+                for photo in photos:
                     position += 1
-                    yield self._result(decoded)
+                    yield photo
                     if self.warnings and self._prefetched > 1:  # shared memory is full: with fewer in flight
                         self._prefetched = 1
                         break
@@ -288,14 +288,14 @@ class PhotoLoader:
 
     def _decode_alone(self, position: int) -> Photo | Failure:
         """Decode one photo in a worker of its own."""
-        for decoded in self._decode(range(position, position + 1), 1):
-            return self._result(decoded)
+        for photo in self._decode(range(position, position + 1), 1):
+            return photo
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
         if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
         return Failure(self.table[position], "decode", reason)
 
-    def _decode(self, indexes: range, workers: int) -> Generator[_Decoded]:
+    def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
         """Decode in the order of the indexes; ends early if a worker dies or hangs."""
         with warnings.catch_warnings():
             # That there are more workers than cores is for the user to decide.
@@ -311,8 +311,10 @@ class PhotoLoader:
             )
             with workers_starting():
                 photos = iter(loader)
+        slots: dict[tuple[int, int], Tensor] = {}
         try:
-            yield from self._wait_for_each(photos) if workers else photos
+            for decoded in self._wait_for_each(photos) if workers else photos:
+                yield self._result(decoded, slots)
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
@@ -326,7 +328,6 @@ class PhotoLoader:
         """As they come from the workers."""
         # Only workers write to this pipe: when all are dead, reading from it ends.
         photos._worker_result_queue._writer.close()
-        slots: dict[tuple[int, int], Tensor] = {}
         watch = _Watch(photos._workers)
         watch.start()
         try:
@@ -337,24 +338,22 @@ class PhotoLoader:
                 except StopIteration:
                     return
                 watch.deadline = None
-                if isinstance(decoded.pixels, _InSlot):
-                    decoded = decoded._replace(pixels=_open(decoded.pixels, slots))
                 yield decoded
         finally:
             watch.ended.set()
             watch.join()
             self._hung = watch.hung
 
-    def _result(self, decoded: _Decoded) -> Photo | Failure:
+    def _result(self, decoded: _Decoded, slots: dict[tuple[int, int], Tensor]) -> Photo | Failure:
+        """What a worker made of a photo; ``slots`` are those that it and the others sent before."""
         self.seconds += decoded.seconds
         ref = self.table[decoded.place]
         pixels = decoded.pixels
-        assert not isinstance(pixels, _InSlot), "opened as it comes"
         if isinstance(pixels, str):
             return Failure(ref, "decode", pixels)
-        if isinstance(pixels, Tensor):
+        if isinstance(pixels, _InSlot):
             try:
-                pixels = pixels.numpy().copy()  # the worker will write another photo there
+                pixels = _open(pixels, slots).numpy().copy()  # the worker will write another photo there
             except MemoryError:
                 return Failure(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:

@@ -53,6 +53,11 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 photo``, ``2 photos``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def find_images(source: Path, *, follow_links: bool = False, exclude: Path | None = None) -> Found:
     """The photos in the folder ``source`` and its subfolders, or the single photo ``source``.
 

@@ -69,7 +69,7 @@ def _count_left(
     if report is None or shards is None:
         return 0
     if shards[1] == 1:
-        return max(report["found"] - report["already_done"] - report["done"] - report["failed"], 0)
+        return report["left"]
     # The other shards have as many photos as this one, or one less.
     least = report["found"] + (shards[1] - 1) * (report["found"] - 1)
     return max(least + report["masks_of_other_photos"] - len(entries), 0)
@@ -96,7 +96,7 @@ def _is_held(state: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, int] | None:
     """The counts of a ``run.json``; None if it is missing or none."""
-    names = ("found", "already_done", "done", "failed", "masks_of_other_photos")
+    names = ("found", "left", "masks_of_other_photos")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: int(content[name]) for name in names}

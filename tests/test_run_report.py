@@ -56,6 +56,14 @@ def test_the_summary_of_dice():
     assert RunReport(1, 0).dice_summary is None
 
 
+def test_photos_that_are_left_are_neither_masked_nor_failed():
+    failures = [Entry(key, f"in/{key}.jpg", 0, 0, stage="decode") for key in "ab"]
+    report = RunReport(found=9, already_done=1, done=3, failures=failures, seconds=1.0)
+    assert report.left == report.describe()["left"] == 3
+    # One that failed in an earlier run, and that this one did not come to, is not counted twice.
+    assert RunReport(found=2, already_done=0, done=1, failures=failures, stopped_by=2).left == 0
+
+
 def test_what_a_script_is_told(tmp_path):
     report = RunReport(
         found=5,
@@ -86,6 +94,7 @@ def test_what_a_script_is_told(tmp_path):
         "already_done": 1,
         "done": 2,
         "failed": 2,
+        "left": 0,
         "failures": [
             {"image": "in/a.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},
             {"image": "in/\udcff\n.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},

@@ -18,7 +18,7 @@ from carvana_batch.atomic import check_target
 from carvana_batch.commands.parameters import Finite, Memory, Shard, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
-from carvana_batch.inputs import IMAGE_SUFFIXES, Found, find_images, read_file_list, shown
+from carvana_batch.inputs import IMAGE_SUFFIXES, Found, counted, find_images, read_file_list, shown
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
     DEFAULT_PIXEL_LIMIT,
@@ -226,7 +226,7 @@ def command(
     from carvana_batch.pipeline import run
 
     loaded = load_model(model)
-    reporter.say(f"{len(found.refs):,} photos, model {loaded.name}")
+    reporter.say(f"{counted(len(found.refs), 'photo')}, model {loaded.name}")
     folder = _folder_of_mask_file(found.refs[0], out) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:

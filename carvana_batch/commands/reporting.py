@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from carvana_batch.inputs import shown, take_shard
+from carvana_batch.inputs import counted, shown, take_shard
 from carvana_batch.options import Options
 from carvana_batch.records import ImageRef
 from carvana_batch.store import OutFolder
@@ -136,7 +136,7 @@ def print_plan(
     done = len(own) - len(todo)
     if reporter.to_stderr:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
-    reporter.say(f"{len(own):,} photos, {done:,} of them done already, {len(todo):,} to do")
+    reporter.say(f"{counted(len(own), 'photo')}, {done:,} of them done already, {len(todo):,} to do")
     for ref in todo[:PLANNED_SHOWN]:
         mask = out if mask_file else folder.mask_path(ref.key)
         reporter.say(f"  {shown(ref.path)} -> {shown(mask)}")
@@ -163,9 +163,11 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
     counts = [f"{report.done:,} masked", f"{len(report.failures):,} failed"]
     if report.already_done:
         counts.insert(1, f"{report.already_done:,} done before")
+    if report.left:
+        counts.append(f"{report.left:,} left")
     reporter.say(", ".join(counts) + f" -> {shown(out)}")
     if report.foreign:
-        reporter.say(f"{shown(out)} also holds masks of {report.foreign:,} other photos")
+        reporter.say(f"{shown(out)} also holds masks of {counted(report.foreign, 'other photo')}")
     if report.dice_summary is not None:
         dice = report.dice_summary
         reporter.say(

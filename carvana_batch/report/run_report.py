@@ -49,6 +49,11 @@ class RunReport:
     stopped_by: int | None = None
 
     @property
+    def left(self) -> int:
+        """Photos that a stopped run did not come to, except for those that failed in an earlier one."""
+        return max(self.found - self.already_done - self.done - len(self.failures), 0)
+
+    @property
     def photos_per_second(self) -> float:
         """Masks made by this run per second, from its first photo on; 0 if it made none."""
         return self.done / self.seconds if self.done else 0.0
@@ -81,6 +86,7 @@ class RunReport:
             "already_done": self.already_done,
             "done": self.done,
             "failed": len(self.failures),
+            "left": self.left,
             "failures": [
                 {"image": entry.source, "stage": entry.stage, "reason": entry.reason}
                 for entry in self.failures

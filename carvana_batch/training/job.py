@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from carvana_batch.inputs import shown
+from carvana_batch.inputs import counted, shown
 from carvana_batch.metrics import count
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.pipeline import StopFlag
@@ -60,10 +60,8 @@ class Split:
     def summarise(self) -> str:
         """One line for the user."""
         train, val = (
-            f"{len(pairs):,} {'photo' if len(pairs) == 1 else 'photos'} of {cars:,}"
-            f" {'car' if cars == 1 else 'cars'}"
+            f"{counted(len(pairs), 'photo')} of {counted(len({pair.car for pair in pairs}), 'car')}"
             for pairs in (self.train, self.val)
-            for cars in [len({pair.car for pair in pairs})]
         )
         return f"{train} to train on, {val} to measure on"
 

@@ -200,9 +200,12 @@ class FreedMemory:
 
 def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """The array on the device. CUDA fetches it from page-locked memory when its turn comes; from any other it
-    would wait until all work before is done."""
+    would wait until all work before is done, which it does where there is no such memory left."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if works_ahead(device) else tensor.to(device)
+    if works_ahead(device):
+        with OutOfMemoryGuard():
+            return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class Download:
@@ -216,9 +219,10 @@ class Download:
 
     def read(self) -> list[Tensor]:
         """They, once they have come."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._copies
+        if self._copied is None:
+            return self._copies
+        self._copied.synchronize()
+        return [copy.clone() for copy in self._copies]  # page-locked memory is not to be held for long
 
 
 def works_ahead(device: torch.device) -> bool:
@@ -250,6 +254,8 @@ def release_unused_memory(device: torch.device) -> None:
     """Give back what is kept for later tensors: it lies in pieces of the wrong sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; torch 2.6 has no such call
+            torch.accelerator.empty_host_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif hasattr(ctypes.CDLL(None), "malloc_trim"):

@@ -92,7 +92,7 @@ class _Queue:
     Attributes:
         waiting: photos that are not on the device yet.
         canvases: those that are, in the order in which they came.
-        unread: photos that are done there, and their packed masks on their way into main memory.
+        unread: photos that are done there, with their packed masks on the way into main memory.
         pools: their windows (canvas, top, left) that wait for a batch, by (height, width).
         limit: most pixels of a tile of the first photo, if memory ran out for it.
         last_try: whether memory ran out for the first photo in the smallest tiles.
@@ -112,6 +112,11 @@ class _Queue:
         self.before: tuple[int, Tiling, int] | None = None
 
     @property
+    def is_in_trouble(self) -> bool:
+        """Whether memory ran out for the first photo, and it has not been masked since."""
+        return self.limit is not None or self.last_try or self.before is not None
+
+    @property
     def photo_pixels(self) -> int:
         """Pixels of the photos on the device."""
         return sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in self.canvases)
@@ -124,13 +129,18 @@ class _Queue:
     def remove(self, canvas: Canvas) -> None:
         self.canvases.remove(canvas)
         canvas.total = None  # not to be kept while the caller is busy with the mask
-        self.forget_troubles()
 
-    def start_again(self) -> None:
-        """Take everything off the device."""
+    def clear_device(self) -> None:
+        """Photos that are not done begin again."""
         self.waiting.extendleft(canvas.photo for canvas in reversed(self.canvases))
         self.canvases.clear()
         self.pools.clear()
+
+    def start_again(self) -> None:
+        """All photos begin again, also those whose masks could not be read."""
+        self.clear_device()
+        self.waiting.extendleft(photo for photo, _ in reversed(self.unread))
+        self.unread.clear()
 
 
 class Predictor:
@@ -167,7 +177,8 @@ class Predictor:
         self._network = prepare_network(model.network, device, dtype, fused)
         self._exact: tuple[Tiling, Predictor] | None = None
         self._freed = FreedMemory(device)
-        self._works_ahead = works_ahead(device)
+        # Not with the maps of a whole batch beside those of the next.
+        self._works_ahead = works_ahead(device) and not keep_probability
         self._precision_checked = dtype == torch.float32
         self._scale = 1 / (255 * torch.tensor(model.deviation, device=device))
         self._shift = -torch.tensor(model.mean, device=device) * 255 * self._scale
@@ -178,7 +189,7 @@ class Predictor:
 
         When memory runs out, half the batch is tried, then half the tile, and so on. A photo that does not
         fit even in the smallest tiles, although one of them alone does, is a Failure, and what gave way for
-        it is taken back. On a device that works ahead the masks of a batch come after the next one was begun.
+        it is taken back. On a device that works ahead, masks come while it is busy with the next batch.
 
         Raises:
             CarvanaBatchError: memory does not even suffice for the smallest tile.
@@ -219,10 +230,12 @@ class Predictor:
                 yield from self._advance(queue, last)
             if guard.error is None:
                 return
-            queue.start_again()
+            queue.clear_device()
             self._freed.stop()
             release_unused_memory(self.device)
-            yield from self._read_what_is_left(queue)
+            with OutOfMemoryGuard():
+                yield from self._read(queue, len(queue.unread))
+            queue.start_again()
             failure = self._give_way(queue, guard.error) if queue.waiting else None
             if failure is not None:
                 yield failure
@@ -277,6 +290,7 @@ class Predictor:
                 self._change_to_float32()
                 queue.start_again()
                 break
+            ahead = self._works_ahead and not queue.is_in_trouble
             before = len(queue.unread)
             probabilities, finite = self._run(jobs)
             for place, (canvas, top, left) in enumerate(jobs):
@@ -285,10 +299,12 @@ class Predictor:
                 if canvas.missing == 0:
                     queue.unread.append((canvas.photo, self._finish(canvas)))
                     queue.remove(canvas)
+                    if not ahead:
+                        yield from self._read(queue, len(queue.unread))
             if not pool:
                 del queue.pools[shapes[0]]
-            # A device that works ahead is now busy with this batch, and those before are read meanwhile.
-            yield from self._read(queue, before if self._works_ahead else len(queue.unread))
+            if ahead:  # the device is busy with this batch, and those before are read meanwhile
+                yield from self._read(queue, before)
 
     def _run(self, jobs: list[tuple[Canvas, int, int]]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, 1, h, w) float32 of the windows, and whether they are finite (batch,)."""
@@ -393,15 +409,8 @@ class Predictor:
         for _ in range(count):
             result = self._result(*queue.unread[0])
             queue.unread.popleft()
+            queue.forget_troubles()
             yield result
-
-    def _read_what_is_left(self, queue: _Queue) -> Iterator[Prediction | Failure]:
-        """The masks that are done after memory ran out; a photo for which it does so again has to wait."""
-        while queue.unread:
-            with OutOfMemoryGuard() as guard:
-                yield from self._read(queue, len(queue.unread))
-            if guard.error is not None:
-                queue.waiting.appendleft(queue.unread.popleft()[0])
 
     def _result(self, photo: Photo, arriving: Download) -> Prediction | Failure:
         """What came of a photo; one whose logits are not finite gets a second try in float32."""

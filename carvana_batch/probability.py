@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,9 +58,13 @@ def pack_bits_on_device(mask: Tensor) -> Tensor:
     """(H, W) bool packed by torch operations alone, so that an eighth of the bytes leaves the device."""
     missing = -mask.shape[1] % 8
     bits = functional.pad(mask.to(torch.uint8), (0, missing)).reshape(mask.shape[0], -1, 8)
-    # Made there: to bring it from main memory would wait for all that the device has still to do.
-    places = torch.arange(8, dtype=torch.uint8, device=mask.device).flip(0)
-    return (bits << places).sum(dim=2, dtype=torch.uint8)
+    return (bits * _values_of_bits(mask.device)).sum(dim=2, dtype=torch.uint8)
+
+
+@cache
+def _values_of_bits(device: torch.device) -> Tensor:
+    """Made once: to bring them there, the device would have to get done with all else."""
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
 
 
 def enlarge_probability(probability: Tensor, height: int, width: int) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from carvana_batch.devices import Download, upload
 from carvana_batch.drawing import draw_photo
 from carvana_batch.models.checkpoints import load_model
 from carvana_batch.options import Options
@@ -28,15 +29,16 @@ def predict(photos: list[Photo], predictor: Predictor) -> list[Prediction]:
 
 
 @pytest.mark.parametrize("tile", [None, (256, 256)], ids=["whole", "tiles"])
-@pytest.mark.parametrize(("precision", "differing"), [("fp32", 1e-4), ("fp16", 1e-3)])
-def test_masks_are_those_of_a_cpu(precision, differing, tile):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_masks_are_those_of_a_cpu(precision, tile):
     photos = drawn_photos(7, (480, 320))
     model = load_model("segunet-s")
     on_cpu, _ = make_predictor(model, Options("cpu", "fp32", tile=tile, overlap=64), {})
-    on_gpu, _ = make_predictor(model, Options("cuda", precision, tile=tile, overlap=64), {})
+    on_gpu, _ = make_predictor(model, Options("cuda", precision, batch=2, tile=tile, overlap=64), {})
     assert on_gpu.dtype == {"fp32": torch.float32, "fp16": torch.float16}[precision]
     for ours, expected in zip(predict(photos, on_gpu), predict(photos, on_cpu), strict=True):
-        assert np.mean(ours.mask.to_bool() != expected.mask.to_bool()) <= differing
+        # torch lets convolutions of float32 round as TF32 does, no finer than fp16.
+        assert np.mean(ours.mask.to_bool() != expected.mask.to_bool()) <= 1e-3
         assert ours.expected_dice == pytest.approx(expected.expected_dice, abs=1e-3)
 
 
@@ -52,6 +54,20 @@ def test_nothing_waits_for_the_device_but_the_reading_of_masks(tile):
         predict(photos, predictor)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_way_to_the_device_and_back_does_not_wait_for_its_work():
+    array = np.arange(2**20)
+    device = torch.device("cuda")
+    before = upload(array, device)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+    slept = torch.cuda.current_stream().record_event()
+    there, back = upload(array, device), Download(before)
+    assert not slept.query()
+    np.testing.assert_array_equal(back.read()[0].numpy(), array)
+    assert slept.query()
+    np.testing.assert_array_equal(there.cpu().numpy(), array)
 
 
 def test_six_gigabytes_are_enough_for_full_size():

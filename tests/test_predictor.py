@@ -111,7 +111,7 @@ def predict_one(predictor: Predictor, photo: Photo) -> Prediction:
     return result
 
 
-@pytest.fixture(params=[False, True], ids=["", "ahead"])
+@pytest.fixture(params=[False, True], ids=["waits", "ahead"])
 def both_ways(request, monkeypatch):
     """With a device that is done when a call returns, and with one that works ahead and is read later."""
     monkeypatch.setattr(carvana_batch.predictor, "works_ahead", lambda device: request.param)
@@ -429,7 +429,12 @@ def test_normalising_and_thresholding_take_one_of_few_threads(threads, fewer, mo
                 raise ValueError("as it should")
             return super().padded_logits(images)
 
-    for owner, name in ((Predictor, "_normalise"), (carvana_batch.predictor, "threshold_and_pack")):
+    places = (
+        (Predictor, "_normalise"),
+        (Canvas, "probability"),
+        (carvana_batch.predictor, "threshold_and_pack"),
+    )
+    for owner, name in places:
         function = getattr(owner, name)
 
         def note(*arguments, function=function):
@@ -449,7 +454,7 @@ def test_normalising_and_thresholding_take_one_of_few_threads(threads, fewer, mo
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(usual)
-    assert others == [fewer] * 7
+    assert others == [fewer] * (3 * 3 + 1)
 
 
 class Half(AnySizeNetwork):
@@ -499,7 +504,7 @@ def test_bits_are_packed_alike_on_every_device(mask):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_device_that_works_ahead_has_its_next_batch_before_the_last_one_is_read(
+def test_only_a_device_that_works_ahead_has_its_next_batch_before_the_last_one_is_read(
     batch, both_ways, monkeypatch
 ):
     events = []
@@ -526,11 +531,12 @@ def test_a_device_that_works_ahead_has_its_next_batch_before_the_last_one_is_rea
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("both_ways")
-def test_a_photo_that_is_never_finite_fails_alone_on_a_device_that_works_ahead(batch):
+def test_a_photo_that_is_never_finite_fails_in_its_turn(dtype, batch):
     photos = [red_photo([50, 200, 255] if seed == 2 else [50, 200], seed) for seed in range(5)]
     network = NeverFinite(float("nan"))
-    results = list(make_predictor(network, batch=batch).predict(photos))
+    results = list(make_predictor(network, dtype=dtype, batch=batch).predict(photos))
     assert [isinstance(result, Failure) for result in results] == [seed == 2 for seed in range(5)]
     assert results[2].ref == photos[2].ref
     assert_red_masks([*results[:2], *results[3:]], [*photos[:2], *photos[3:]])
@@ -622,9 +628,11 @@ PLACES = {
     "run": (Predictor, "_run", lambda predictor, jobs: jobs[0][0].plan),
     "blend": (Canvas, "blend", lambda canvas, *_: canvas.plan),
     "finish": (Predictor, "_finish", lambda predictor, canvas: canvas.plan),
+    "read": (Predictor, "_result", lambda predictor, photo, _: predictor._plan(photo, None)),
 }
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("most_images", "most_pixels"), [(3, 10**9), (1, 10**9), (8, 300), (1, 64)])
@@ -662,6 +670,37 @@ def test_memory_that_is_too_short_at_any_place_costs_no_photo(
     assert predictor.batch == (1 if most_pixels < 10**9 else 2 if most_images == 3 else most_images)
     assert len(set(predictor.warnings)) == len(predictor.warnings) > 0
     count_faults("out of memory above a batch or tile costs no photo", faults)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("failing", [1, 2, 3, 10**9])
+def test_photos_keep_their_order_when_there_is_no_memory_for_their_second_try(failing, batch, monkeypatch):
+    photos = [red_photo([50, 200, 250] if seed in (2, 3) else [50, 200], seed) for seed in range(6)]
+    predictor = make_predictor(WrongInHalf(NOT_FINITE["inf"], 0.9), dtype=torch.bfloat16, batch=batch)
+    tiling, make_exact, calls = predictor.tiling, predictor._exact_predictor, 0
+
+    def limited():
+        nonlocal calls
+        calls += 1
+        if calls > 1 and calls <= 1 + failing:  # the first is for the check of the precision
+            raise torch.OutOfMemoryError(GPU_TEXT)
+        return make_exact()
+
+    monkeypatch.setattr(predictor, "_exact_predictor", limited)
+    with time_limit(60):
+        results = list(predictor.predict(photos))
+    refs = [result.ref if isinstance(result, Failure) else result.photo.ref for result in results]
+    assert refs == [photo.ref for photo in photos]
+    failed = [place for place, result in enumerate(results) if isinstance(result, Failure)]
+    assert failed == ([2, 3] if failing > 10 else [])
+    assert_red_masks(
+        [result for result in results if isinstance(result, Prediction)],
+        [photo for place, photo in enumerate(photos) if place not in failed],
+    )
+    if failed:
+        assert predictor.tiling == tiling
+        assert GPU_TEXT in results[2].reason
 
 
 def mask_directly(network: AnySizeNetwork, photo: Photo) -> np.ndarray:

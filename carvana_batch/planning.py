@@ -19,9 +19,9 @@ from carvana_batch.models.blocks import Convolution
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.footprint import activations_per_pixel
 from carvana_batch.options import Options
-from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.predictor import Predictor
 from carvana_batch.records import CarvanaBatchError, UsageError
-from carvana_batch.tiles import plan_tiles, round_up
+from carvana_batch.tiles import Tiling, plan_tiles, round_up
 
 WORKSPACE = 1.3
 """Memory of a tile relative to its tensors: convolution libraries keep work space beside them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from carvana_batch.pixels import area_average
 from carvana_batch.probability import expected_dice, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, PackedMask, Photo, Prediction
 from carvana_batch.stitching import Canvas
-from carvana_batch.tiles import TilePlan, plan_fewest_tiles, plan_tiles, round_up
+from carvana_batch.tiles import TilePlan, Tiling
 
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
@@ -35,53 +35,8 @@ PRECISION_TOLERANCE = 0.02
 COMPARED_PIXELS = 2**18
 """Pixels of the middle of each tile of the first batch that are compared with float32."""
 
-SENSIBLE_SIDE = 512
-"""Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
-
 NORMALISED_PIXELS = 2**16
 """Pixels that a CPU normalises at a time: with 12 bytes for each they fit into the cache of a core."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``.
-
-    A photo that is cut has maps as large as itself beside its tiles. They share the memory: each of its
-    pixels takes ``map_share`` from ``most_pixels``. Where they leave less than a sensible tile, that is
-    used all the same: a very large photo takes more memory than planned rather than being refused, or cut
-    into so small tiles that overlaps are nearly all that is computed.
-    """
-
-    tile: tuple[int, int] | None
-    most_pixels: int
-    overlap: int
-    map_share: float = 0.0
-
-    def plan(self, height: int, width: int, stride: int, unit: int, limit: int | None = None) -> TilePlan:
-        """The tiles of one photo.
-
-        Args:
-            stride, unit: as in ``AnySizeNetwork``; the photo is padded to ``unit``.
-            limit: most pixels of a tile of this photo, if memory ran out for it and tiles have no fixed size.
-        """
-        height, width = round_up(height, unit), round_up(width, unit)
-        if self.tile is not None:
-            return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
-        most = self.most_pixels if limit is None else min(self.most_pixels, limit)
-        plan = plan_fewest_tiles(height, width, most, self.overlap, stride)
-        if plan.tile_count > 1 and self.map_share:
-            sensible = max(SENSIBLE_SIDE, 3 * self.overlap) ** 2
-            left = max(self.most_pixels - self.maps_of(height * width), sensible)
-            plan = plan_fewest_tiles(height, width, min(most, left), self.overlap, stride)
-        return plan
-
-    def maps_of(self, pixels: int) -> int:
-        """What the maps of a photo of so many pixels take from ``most_pixels``."""
-        return int(self.map_share * pixels)
-
-    def for_float32(self) -> Tiling:
-        """The same memory for numbers of twice the size; tiles of a fixed size stay."""
-        return replace(self, most_pixels=self.most_pixels // 2, map_share=self.map_share / 2)
 
 
 class _Queue:

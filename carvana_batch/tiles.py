@@ -1,11 +1,11 @@
-"""Where the tiles of an image lie, and how their overlaps are blended."""
+"""How photos are cut: where tiles lie, how many they are, and how their overlaps are blended."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +17,9 @@ DEFAULT_OVERLAP = 256
 
 FAINT = 1e-4
 """Weight, in pixels, of what lies so near the edge of a tile that its neighbour sees more around it."""
+
+SENSIBLE_SIDE = 512
+"""Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
 
 
 def round_up(size: int, stride: int) -> int:
@@ -179,3 +182,45 @@ def weight_sums(starts: tuple[int, ...], length: int) -> NDArray[np.float32]:
     for start in starts:
         sums[start : start + length] += blend_weights(starts, length, start)
     return sums
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``.
+
+    A photo that is cut has maps as large as itself beside its tiles. They share the memory: each of its
+    pixels takes ``map_share`` from ``most_pixels``. Where they leave less than a sensible tile, that is
+    used all the same: a very large photo takes more memory than planned rather than being refused, or cut
+    into so small tiles that overlaps are nearly all that is computed.
+    """
+
+    tile: tuple[int, int] | None
+    most_pixels: int
+    overlap: int
+    map_share: float = 0.0
+
+    def plan(self, height: int, width: int, stride: int, unit: int, limit: int | None = None) -> TilePlan:
+        """The tiles of one photo.
+
+        Args:
+            stride, unit: as in ``AnySizeNetwork``; the photo is padded to ``unit``.
+            limit: most pixels of a tile of this photo, if memory ran out for it and tiles have no fixed size.
+        """
+        height, width = round_up(height, unit), round_up(width, unit)
+        if self.tile is not None:
+            return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)
+        most = self.most_pixels if limit is None else min(self.most_pixels, limit)
+        plan = plan_fewest_tiles(height, width, most, self.overlap, stride)
+        if plan.tile_count > 1 and self.map_share:
+            sensible = max(SENSIBLE_SIDE, 3 * self.overlap) ** 2
+            left = max(self.most_pixels - self.maps_of(height * width), sensible)
+            plan = plan_fewest_tiles(height, width, min(most, left), self.overlap, stride)
+        return plan
+
+    def maps_of(self, pixels: int) -> int:
+        """What the maps of a photo of so many pixels take from ``most_pixels``."""
+        return int(self.map_share * pixels)
+
+    def for_float32(self) -> Tiling:
+        """The same memory for numbers of twice the size; tiles of a fixed size stay."""
+        return replace(self, most_pixels=self.most_pixels // 2, map_share=self.map_share / 2)

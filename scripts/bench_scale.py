@@ -34,8 +34,8 @@ from PIL import Image
 
 from carvana_batch.inputs import find_images
 from carvana_batch.models.checkpoints import Model, load_model
-from carvana_batch.predictor import Tiling
 from carvana_batch.records import UsageError
+from carvana_batch.tiles import Tiling
 
 COMPETITION_PHOTOS = 100_064
 FEWEST_PHOTOS = 4

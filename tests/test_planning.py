@@ -29,8 +29,8 @@ from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
 from carvana_batch.options import Options
 from carvana_batch.planning import default_workers, describe_choice, make_predictor
-from carvana_batch.predictor import Tiling
 from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.tiles import Tiling
 
 CPU = torch.device("cpu")
 MEGABYTE = 10**6
@@ -264,7 +264,8 @@ import resource, numpy as np, psutil, torch
 from pathlib import Path
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
-from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.predictor import Predictor
+from carvana_batch.tiles import Tiling
 from carvana_batch.records import ImageRef, Photo
 
 def photo(side):

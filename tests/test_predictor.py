@@ -23,10 +23,11 @@ from carvana_batch.devices import Download
 from carvana_batch.models.blocks import AnySizeNetwork
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
-from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.predictor import Predictor
 from carvana_batch.probability import expected_dice, pack_above, pack_bits_on_device, threshold_and_pack
 from carvana_batch.records import CarvanaBatchError, Failure, ImageRef, Photo, Prediction
 from carvana_batch.stitching import Canvas
+from carvana_batch.tiles import Tiling
 
 CPU = torch.device("cpu")
 WHOLE = Tiling(None, 10**9, 0)

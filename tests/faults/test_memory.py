@@ -170,7 +170,8 @@ from torch import nn
 import carvana_batch.devices
 from carvana_batch.models.checkpoints import Model
 from carvana_batch.models.segunet import SegUNet
-from carvana_batch.predictor import Predictor, Tiling
+from carvana_batch.predictor import Predictor
+from carvana_batch.tiles import Tiling
 
 carvana_batch.devices.keep_freed_memory = lambda keep: None  # each limit is what it says
 torch.set_num_threads(1)

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from carvana_batch.atomic import TEMPORARY_PREFIX
@@ -87,6 +89,13 @@ class Process:
     def send_to_all(self, number):
         """To its workers as well, as a terminal does, or a batch system."""
         os.killpg(self.pid, number)
+
+    def stop_all(self):
+        """Stop it and its workers, and wait for it: a thread in the kernel goes on for a moment."""
+        self.send_to_all(signal.SIGSTOP)
+        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        threads = [file for process in family for file in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+        wait_for(lambda: all(file.read_text().rpartition(")")[2].split()[0] == "T" for file in threads))
 
     def wait(self):
         code = wait_for(self.poll, lambda code: code is not None)

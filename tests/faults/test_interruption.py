@@ -56,7 +56,7 @@ def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd, count_fa
 def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd, count_faults):
     first = zygote.start(crowd, *PREDICT, "--workers", "1")
     wait_for(lambda: masks_in(crowd))
-    first.send_to_all(signal.SIGSTOP)
+    first.stop_all()
     try:
         before = results_in(crowd / "out")
         for options in ((), ("--shard", "1/2"), ("--overwrite",), ("--threshold", "0.1")):

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -608,3 +610,21 @@ def test_a_mask_that_was_damaged_since_is_named_and_stops_nothing(predict, drawn
     assert len(report.dice) == 3
     assert [entry.key for entry in report.without_truth] == ["car1"]
     assert "car1.png" in report.without_truth[0].reason
+
+
+def test_the_peak_of_memory_is_that_of_the_run_alone_not_of_what_started_it():
+    child = """
+from carvana_batch.pipeline import peak_memory
+before = peak_memory()
+held = b"x" * 200_000_000
+print(before, peak_memory())
+"""
+    parent = f"""
+import subprocess, sys
+held = b"x" * 1_500_000_000
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    told = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
+    before, after = (int(word) for word in told.split())
+    assert after < 1_000_000_000
+    assert 150_000_000 < after - before < 250_000_000

@@ -147,7 +147,8 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
         )
     name = header.pop("network", "")
     if name not in NETWORKS:
-        raise ModelError(f"{shown(path)}: made for the network {name!r}; known are {', '.join(NETWORKS)}")
+        known = ", ".join(sorted(NETWORKS))
+        raise ModelError(f"{shown(path)}: made for the network {name!r}; known are {known}")
     mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
     if min(deviation) <= 0:
         raise ModelError(f"{shown(path)}: the deviations {deviation} in the header are not positive")

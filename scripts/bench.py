@@ -17,8 +17,7 @@ clock for the network and by CPU seconds over all cores for the decoder.
 
 The peers open photos and save masks with Pillow, and are timed from the first photo on. Peak memory is
 the most that was resident; for predict the most that its decoders have for themselves is added, looked at
-every half second.
-On CUDA it is the memory of the device that torch reserves.
+every half second. On CUDA it is the memory of the device that torch reserves.
 
 The peers need packages: pip install "carvana-batch[bench]".
 """

@@ -305,6 +305,8 @@ def peak():
 
 resident = psutil.Process().memory_info
 before = resident().rss // 1024
+list(predictor.predict([photo(1000)] * 3))
+print(peak())
 held = []
 for result in predictor.predict(photo(side) for side in range(400, 1000, 15)):
     held.append(bytes(3000))  # as a journal's entries would be
@@ -315,10 +317,11 @@ from carvana_batch.devices import FreedMemory, keep_freed_memory
 
 FreedMemory.prepare_for = lambda *_: keep_freed_memory(True)
 """
-    peak, left = run_script(SMALL_PREDICTOR + many_sizes)
-    peak_if_all_is_kept, _ = run_script(keep_all + SMALL_PREDICTOR + many_sizes)
-    assert peak < 0.75 * peak_if_all_is_kept
-    assert left < 0.2 * peak
+    largest, all_sizes, left = run_script(SMALL_PREDICTOR + many_sizes)
+    _, all_sizes_if_all_is_kept, _ = run_script(keep_all + SMALL_PREDICTOR + many_sizes)
+    assert all_sizes < 1.6 * largest  # 1.15 to 1.5, as freed pieces are met or not; 2.9 if all is kept
+    assert all_sizes < 0.75 * all_sizes_if_all_is_kept
+    assert left < 0.2 * all_sizes
 
 
 @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])

@@ -6,11 +6,15 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch.photo_list import PhotoList
 from carvana_batch.records import ImageRef, UsageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -32,7 +36,7 @@ REPEATED = "repeated lines"
 class Found:
     """The photos of an input, sorted by key, and what was passed over: a reason in words -> how many."""
 
-    refs: list[ImageRef]
+    refs: PhotoList
     ignored: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -79,13 +83,12 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
     if stat.S_ISREG(mode):
         if not os.access(source, os.R_OK):
             raise UsageError(f"Cannot read {shown(source)}: permission denied.")
-        return Found([ImageRef(source.stem, source)])
+        return Found(PhotoList([ImageRef(source.stem, source)]))
     if not stat.S_ISDIR(mode):
         raise UsageError(f"{shown(source)} is neither a folder nor a photo.")
 
     ignored: Counter[str] = Counter()
-    refs = list(_walk(source, follow_links, exclude, ignored))
-    refs.sort(key=_by_key)
+    refs = PhotoList(_walk(source, follow_links, exclude, ignored)).sorted()
     found = Found(refs, dict(ignored))
     if not refs:
         passed_over = f" Passed over: {found.ignored_line}." if ignored else ""
@@ -115,60 +118,78 @@ def read_file_list(file: Path | BinaryIO) -> Found:
         raise UsageError(f"The list {name} is UTF-16 text; save it as UTF-8.")
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows editors put before UTF-8
 
-    separator = b"\0" if b"\0" in data else b"\n"
-    paths: dict[Path, ImageRef] = {}
-    repeated = 0
-    for number, item in enumerate(data.split(separator), start=1):
-        line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
-        if not line.strip():
-            continue
-        path = Path(line)
-        if path in paths:
-            repeated += 1
-            continue
-        paths[path] = ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
-    if not paths:
+    ignored: Counter[str] = Counter()
+    refs = PhotoList(_listed(data, name, ignored)).sorted()
+    if not refs:
         raise UsageError(f"The list {name} names no photos.")
-    return Found(sorted(paths.values(), key=_by_key), {REPEATED: repeated} if repeated else {})
+    return Found(refs, dict(ignored))
 
 
-def refuse_clashes(refs: Iterable[ImageRef], *, suffix: str = ".png") -> None:
+def refuse_clashes(refs: Sequence[ImageRef]) -> None:
     """Raise UsageError, naming two files, if they cannot both have a mask in one out folder.
 
     Keys that differ only in upper and lower case, or in how accents are encoded, clash as well: the out
     folder may lie on, or be copied to, a disk that takes such names for the same. So does a mask
     ``x.png`` with a folder ``x.png`` that holds other masks.
     """
+    repeated = repeated_hashes(fold_key(ref.key) for ref in refs)
     masks: dict[str, ImageRef] = {}
-    folders: dict[str, ImageRef] = {}
+    in_folders: dict[str, ImageRef] = {}
     for ref in refs:
         folded = fold_key(ref.key)
-        other = masks.setdefault(folded, ref)
-        if other is not ref:
-            why = "" if other.key == ref.key else ", as many disks do not tell their names apart"
-            raise _clash(other, ref, f"write the same mask {shown(ref.key)}{suffix}{why}")
+        if hash(folded) in repeated:
+            other = masks.setdefault(folded, ref)
+            if other is not ref:
+                why = "" if other.key == ref.key else ", as many disks do not tell their names apart"
+                raise _clash(other, ref, f"write the same mask {shown(ref.key)}.png{why}")
         folder = folded.rpartition("/")[0]
-        while folder and folder not in folders:
-            folders[folder] = ref
+        while ".png" in folder:
+            if folder.endswith(".png"):
+                in_folders.setdefault(folder.removesuffix(".png"), ref)
             folder = folder.rpartition("/")[0]
-    for folder, ref in folders.items():
-        mask = masks.get(folder.removesuffix(suffix)) if folder.endswith(suffix) else None
-        if mask is not None:
-            raise _clash(mask, ref, f"need {shown(mask.key)}{suffix} both as a mask and as a folder")
+    for ref in refs if in_folders else ():
+        below = in_folders.get(fold_key(ref.key))
+        if below is not None:
+            raise _clash(ref, below, f"need {shown(ref.key)}.png both as a mask and as a folder")
 
 
-def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> list[ImageRef]:
+def repeated_hashes(values: Iterable[str]) -> set[int]:
+    """The hashes that more than one of the values have: only these values may be there twice.
+
+    8 bytes for each value, where a set of all of them would take more than the photos themselves.
+    """
+    hashes = np.sort(hashes_of(values))
+    return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def hashes_of(values: Iterable[Hashable]) -> NDArray[np.int64]:
+    """The hash of each value, (n,) int64."""
+    return np.fromiter(map(hash, values), np.int64)
+
+
+def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:
     """Part ``index`` of ``count`` (from 1): every ``count``-th photo in the order of the keys.
 
     The parts are disjoint, together they are ``refs``, and their sizes differ by at most one photo.
     """
     if not 1 <= index <= count:
         raise UsageError(f"--shard {index}/{count}: the first number must lie between 1 and the second.")
-    return sorted(refs, key=_by_key)[index - 1 :: count]
+    return PhotoList.of(refs).sorted()[index - 1 :: count]
 
 
-def _by_key(ref: ImageRef) -> tuple[str, str]:
-    return ref.key, str(ref.path)
+def _listed(data: bytes, name: str, ignored: Counter[str]) -> Iterator[ImageRef]:
+    separator = b"\0" if b"\0" in data else b"\n"
+    seen: set[str] = set()
+    for number, item in enumerate(data.split(separator), start=1):
+        line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
+        if not line.strip():
+            continue
+        path = Path(line)
+        if str(path) in seen:
+            ignored[REPEATED] += 1
+            continue
+        seen.add(str(path))
+        yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
 
 
 def _walk(
@@ -208,10 +229,10 @@ def _walk(
                     yield ImageRef(prefix + path.stem, path)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            yield from entries
     except OSError as error:
         raise _unreadable(folder, error) from error
 

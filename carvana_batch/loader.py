@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import os
@@ -12,7 +13,6 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from carvana_batch.devices import keep_freed_memory
 from carvana_batch.images import read_image
 from carvana_batch.inputs import shown
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
+from carvana_batch.photo_list import PhotoList
 from carvana_batch.records import Failure, ImageError, ImageRef, Photo
 
 PREFETCHED_PHOTOS = 2
@@ -57,28 +58,6 @@ class DecodeOptions:
     timeout: float = DEFAULT_DECODE_TIMEOUT
 
 
-class PathTable:
-    """Keys and paths as two blobs of bytes, so that 100,000 of them cost a worker next to nothing.
-
-    A list of Python objects would be copied page by page into each forked worker as reference counts
-    change, and pickled whole for each spawned one.
-    """
-
-    def __init__(self, refs: Sequence[ImageRef]) -> None:
-        encoded = [os.fsencode(text) for ref in refs for text in (ref.key, str(ref.path))]
-        self._ends = np.cumsum([0] + [len(part) for part in encoded], dtype=np.int64)
-        self._blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return (len(self._ends) - 1) // 2
-
-    def __getitem__(self, index: int) -> ImageRef:
-        return ImageRef(self._text(2 * index), Path(self._text(2 * index + 1)))
-
-    def _text(self, part: int) -> str:
-        return os.fsdecode(self._blob[self._ends[part] : self._ends[part + 1]].tobytes())
-
-
 class _InSlot(NamedTuple):
     """Pixels of this shape lie at the start of a slot in shared memory. ``memory`` is sent once, with the
     first ones in there, because the main process needs as long to open it as to copy a photo."""
@@ -101,16 +80,16 @@ class _Decoded(NamedTuple):
 
 
 class _Decoding(Dataset[_Decoded]):
-    def __init__(self, table: PathTable, options: DecodeOptions) -> None:
-        self.table, self.options = table, options
+    def __init__(self, photos: PhotoList, options: DecodeOptions) -> None:
+        self.photos, self.options = photos, options
         self._memory = _SharedMemory()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.photos)
 
     def __getitem__(self, index: int) -> _Decoded:
         start = time.perf_counter()
-        path = self.table[index].path
+        path = self.photos[index].path
         size = changed = 0
         try:
             # Before it is read: a photo that changes meanwhile is then masked again by the next run.
@@ -250,6 +229,20 @@ def workers_starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@contextlib.contextmanager
+def _memory_shared() -> Iterator[None]:
+    """Keep the garbage collector, meanwhile, from what is there now.
+
+    It writes to each object that it looks at, and a forked worker would then get a copy of its own of nearly
+    all that it shares with the main process, some 40 MB.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class PhotoLoader:
     """Iterates over ``Photo | Failure`` in the order of ``refs``, whatever the number of workers.
 
@@ -262,19 +255,19 @@ class PhotoLoader:
     """
 
     def __init__(self, refs: Sequence[ImageRef], options: DecodeOptions, workers: int) -> None:
-        self.table = PathTable(refs)
+        self.photos = PhotoList.of(refs)
         self.workers = workers
         self.seconds = 0.0
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
         self._prefetched = PREFETCHED_PHOTOS
-        self._dataset = _Decoding(self.table, options)
+        self._dataset = _Decoding(self.photos, options)
 
     def __iter__(self) -> Generator[Photo | Failure]:
         position = 0
-        while position < len(self.table):
-            indexes = range(position, len(self.table))
-            with contextlib.closing(self._decode(indexes, self.workers)) as photos:
+        while position < len(self.photos):
+            indexes = range(position, len(self.photos))
+            with _memory_shared(), contextlib.closing(self._decode(indexes, self.workers)) as photos:
                 for photo in photos:
                     position += 1
                     yield photo
@@ -282,7 +275,7 @@ class PhotoLoader:
                         self._prefetched = 1
                         break
                 else:
-                    if position < len(self.table):  # a worker died or hangs, perhaps of this photo
+                    if position < len(self.photos):  # a worker died or hangs, perhaps of this photo
                         yield self._decode_alone(position)
                         position += 1
 
@@ -293,7 +286,7 @@ class PhotoLoader:
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
         if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
-        return Failure(self.table[position], "decode", reason)
+        return Failure(self.photos[position], "decode", reason)
 
     def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
         """Decode in the order of the indexes; ends early if a worker dies or hangs."""
@@ -347,7 +340,7 @@ class PhotoLoader:
     def _result(self, decoded: _Decoded, slots: dict[tuple[int, int], Tensor]) -> Photo | Failure:
         """What a worker made of a photo; ``slots`` are those that it and the others sent before."""
         self.seconds += decoded.seconds
-        ref = self.table[decoded.place]
+        ref = self.photos[decoded.place]
         pixels = decoded.pixels
         if isinstance(pixels, str):
             return Failure(ref, "decode", pixels)

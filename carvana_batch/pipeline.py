@@ -116,7 +116,6 @@ def run(
             _mask(todo, out, model, options, truth, report, listener or Listener(), stop)
         if truth is not None:
             _compare_again({ref.key for ref in own} - {ref.key for ref in todo}, out, truth, report, stop)
-        out.entries.clear()  # the journal is read again, and takes as much memory
         _tell(refs, own, out, options, report)
     return report
 
@@ -200,7 +199,8 @@ def _compare_again(
     keys: set[str], out: OutFolder, truth: dict[str, Path], report: RunReport, stop: StopFlag
 ) -> None:
     """Bring the Dice of masks that earlier runs made up to date: the true masks may be others by now."""
-    entries = [entry for key, entry in sorted(out.entries.items()) if key in keys]
+    of_earlier_runs = (entry for entry in read_entries(out.state) if entry.key in keys)
+    entries = sorted(of_earlier_runs, key=lambda entry: entry.key)
 
     def compare_file(entry: Entry) -> Entry:
         try:

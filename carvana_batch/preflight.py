@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from carvana_batch.inputs import LONGEST_NAME, fold_key, refuse_clashes, shown
+import numpy as np
+
+from carvana_batch.inputs import (
+    LONGEST_NAME,
+    fold_key,
+    hashes_of,
+    refuse_clashes,
+    repeated_hashes,
+    shown,
+)
 from carvana_batch.masks import mask_id
 from carvana_batch.options import EXTRA_FILES, Options
 from carvana_batch.records import ImageRef, UsageError
@@ -59,13 +68,14 @@ def check_out_folder(root: Path) -> None:
         raise not_writable(root, f"the folder {shown(nearest)} is not open to writing")
 
 
-def refuse_overlooked(refs: Iterable[ImageRef]) -> None:
+def refuse_overlooked(refs: Sequence[ImageRef]) -> None:
     """Raise UsageError for a photo whose mask ``submit`` and ``score`` would not find.
 
     They pass over hidden files and over the folders of the extras, and take the masks ``x.png`` and
     ``x_mask.png`` for two of the same photo.
     """
     extra_folders = tuple(f"{folder}/" for folder, _ in EXTRA_FILES.values())
+    repeated = repeated_hashes(mask_id(ref.key) for ref in refs)
     by_id: dict[str, ImageRef] = {}
     for ref in refs:
         if ref.key.startswith(extra_folders):
@@ -78,7 +88,8 @@ def refuse_overlooked(refs: Iterable[ImageRef]) -> None:
                 f"The mask {shown(ref.key)}.png of {shown(ref.path)} would be hidden, and submit and score"
                 " pass over hidden files. Rename the photo or its folder, or give a path below it."
             )
-        other = by_id.setdefault(mask_id(ref.key), ref)
+        found = mask_id(ref.key)
+        other = by_id.setdefault(found, ref) if hash(found) in repeated else ref
         if other is not ref:
             raise UsageError(
                 f"{shown(other.path)} and {shown(ref.path)} would have masks that submit and score take for"
@@ -108,19 +119,27 @@ def refuse_overwriting(refs: Sequence[ImageRef], root: Path, options: Options) -
     So it does for any other file there, if no run has begun in the folder and ``--overwrite`` is not given.
     """
     out = OutFolder(root, {}, options.shard, options.overwrite)
-    existing: dict[tuple[int, int], Path] = {}
-    for ref in refs:
-        for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in options.extras)):
-            if (identity := _identity(path)) is not None:
-                existing[identity] = path
-    for ref in refs if existing else ():
-        identity = _identity(ref.path)
-        if identity in existing:
-            raise UsageError(f"{shown(existing[identity])} would overwrite a photo. Choose another OUT.")
-    if existing and not out.begun and not options.overwrite:
+
+    def targets() -> Iterator[tuple[Path, tuple[int, int]]]:
+        for ref in refs:
+            for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in options.extras)):
+                if (identity := _identity(path)) is not None:
+                    yield path, identity
+
+    existing = hashes_of(identity for _, identity in targets())
+    if not existing.size:
+        return
+    suspects = set(np.intersect1d(existing, hashes_of(_identity(ref.path) for ref in refs)).tolist())
+    if suspects:
+        photos = {_identity(ref.path) for ref in refs}
+        for path, identity in targets():
+            if identity in photos:
+                raise UsageError(f"{shown(path)} would overwrite a photo. Choose another OUT.")
+    if not out.begun and not options.overwrite:
+        path, _ = next(targets())
         raise UsageError(
-            f"{shown(next(iter(existing.values())))} is there already, and not from an earlier run. Choose"
-            " another OUT, or use --overwrite."
+            f"{shown(path)} is there already, and not from an earlier run. Choose another OUT, or use"
+            " --overwrite."
         )
 
 

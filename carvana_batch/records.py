@@ -11,6 +11,7 @@ CarvanaBatchError            exit code 1
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,22 +56,23 @@ class FolderInUseError(CarvanaBatchError):
 class ImageRef:
     """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
 
-    ``path`` is kept as text: a folder of 100,000 photos takes half of the memory.
+    ``path_text`` is the path as text: most of a run does with it, and a ``Path`` takes longer to make than
+    the rest.
     """
 
     key: str
-    _path: str
+    path_text: str
 
-    def __init__(self, key: str, path: Path) -> None:
+    def __init__(self, key: str, path: Path | str) -> None:
         object.__setattr__(self, "key", key)
-        object.__setattr__(self, "_path", str(path))
+        object.__setattr__(self, "path_text", os.fspath(path))
 
     def __repr__(self) -> str:
         return f"ImageRef(key={self.key!r}, path={self.path!r})"
 
     @property
     def path(self) -> Path:
-        return Path(self._path)
+        return Path(self.path_text)
 
 
 @dataclass(frozen=True, slots=True)

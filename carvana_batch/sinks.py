@@ -76,7 +76,7 @@ class Sinks:
         write_file(self.out.mask_path(key), content)
         entry = Entry(
             key=key,
-            source=str(photo.ref.path),
+            source=photo.ref.path_text,
             source_bytes=photo.file_bytes,
             source_time=photo.file_time,
             width=mask.width,

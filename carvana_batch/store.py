@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +33,7 @@ from carvana_batch.atomic import (
 from carvana_batch.inputs import shown
 from carvana_batch.journal import Entry, append, read_entries
 from carvana_batch.options import EXTRA_FILES
+from carvana_batch.photo_list import PhotoList
 from carvana_batch.records import Failure, FolderInUseError, ImageRef, UsageError
 
 STATE_FOLDER = ".carvana-batch"
@@ -47,9 +48,7 @@ class OutFolder:
     Nothing of an earlier run is touched before :meth:`start`, except for the temporary files of one that was
     killed.
 
-    Attributes:
-        entries: those of earlier runs, as :meth:`find_missing` read them. Those of this run are only in the
-            journal, so that memory does not grow with them.
+    What is done is only in the journal, so that memory does not grow with it.
 
     Raises on entry:
         UsageError: the folder cannot be made or written, or ``settings`` differ from an earlier run's.
@@ -61,7 +60,7 @@ class OutFolder:
         self.settings = json.loads(json.dumps(settings))  # as it will be read back
         self.state = root / STATE_FOLDER
         self.chosen: dict[str, Any] = {}
-        self.entries: dict[str, Entry] = {}
+        self._again: set[str] = set()  # keys of photos that an earlier run came to and this one will, too
         name = f"{shard[0]}-of-{shard[1]}"
         self._lock = filelock.FileLock(self.state / f"lock-{name}", timeout=LOCK_PATIENCE)
         self._holder = self.state / f"holder-{name}.json"
@@ -106,23 +105,27 @@ class OutFolder:
         folder, suffix = EXTRA_FILES[kind]
         return self.root / folder / f"{key}{suffix}"
 
-    def find_missing(self, refs: Iterable[ImageRef]) -> list[ImageRef]:
+    def find_missing(self, refs: Sequence[ImageRef]) -> PhotoList:
         """The photos that still have to be masked; may be asked without entering the folder.
 
         Raises UsageError where the folder has the mask of another photo at the place of one of them.
         """
+        photos = PhotoList.of(refs)
         if self.overwrite:
-            return list(refs)
-        self.entries = {entry.key: entry for entry in read_entries(self.state)}
-        missing = [ref for ref in refs if not self._is_done(ref)]
+            return photos
+        entries = {entry.key: entry for entry in read_entries(self.state)}
+        missing = photos.select(
+            place for place, ref in enumerate(photos) if not self._is_done(ref, entries.get(ref.key))
+        )
         for ref in missing:
-            self._refuse_another_photo(ref)
+            if (entry := entries.get(ref.key)) is not None:
+                self._refuse_another_photo(ref, entry)
+                self._again.add(ref.key)
         return missing
 
-    def _refuse_another_photo(self, ref: ImageRef) -> None:
+    def _refuse_another_photo(self, ref: ImageRef, entry: Entry) -> None:
         """Raise UsageError if the mask there is that of another photo, which is still where it was."""
-        entry = self.entries.get(ref.key)
-        if entry is None or entry.failed or entry.source == str(ref.path):
+        if entry.failed or entry.source == ref.path_text:
             return
         try:
             source, other = ref.path.stat(), Path(entry.source).stat()
@@ -136,9 +139,8 @@ class OutFolder:
                 " afresh."
             )
 
-    def _is_done(self, ref: ImageRef) -> bool:
+    def _is_done(self, ref: ImageRef, entry: Entry | None) -> bool:
         """Whether the photo, unchanged since, has its whole mask already."""
-        entry = self.entries.get(ref.key)
         if entry is None or entry.failed:
             return False
         try:
@@ -199,14 +201,14 @@ class OutFolder:
     def commit_failure(self, failure: Failure) -> None:
         """Journal a photo that has no mask; what an earlier run made of it is out of date and goes."""
         ref = failure.ref
-        if ref.key in self.entries:
+        if ref.key in self._again:
             self._remove_files(ref.key)
         try:
             source = ref.path.stat()
             size, changed = source.st_size, source.st_mtime_ns
         except OSError:  # a file that is gone is a reason to fail, and has no size
             size = changed = 0
-        self.commit(Entry(ref.key, str(ref.path), size, changed, stage=failure.stage, reason=failure.reason))
+        self.commit(Entry(ref.key, ref.path_text, size, changed, stage=failure.stage, reason=failure.reason))
 
     @property
     def spool_path(self) -> Path:

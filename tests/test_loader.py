@@ -1,9 +1,9 @@
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -11,9 +11,9 @@ import textwrap
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from torch.utils.data import dataloader
 
 from carvana_batch import images, loader
 from carvana_batch.images import read_image
-from carvana_batch.loader import DecodeOptions, PathTable, PhotoLoader
+from carvana_batch.loader import DecodeOptions, PhotoLoader
 from carvana_batch.records import Failure, ImageRef, Photo
 
 OPTIONS = DecodeOptions(pixel_limit=10_000, apply_exif=False)
@@ -418,6 +418,24 @@ def test_stopping_in_the_midst_ends_the_workers(photos):
     assert not any(worker.is_alive() for worker in workers)
 
 
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers share nothing here")
+def test_the_garbage_collector_leaves_the_workers_what_they_share(photos):
+    def private(workers):
+        return sum(psutil.Process(worker.pid).memory_full_info().uss for worker in workers)
+
+    held = [[number] for number in range(200_000)]  # 64 bytes each, and all of them looked at
+    frozen = gc.get_freeze_count()
+    results = iter(PhotoLoader(photos, OPTIONS, 1))
+    next(results)
+    workers = multiprocessing.active_children()
+    before = private(workers)
+    gc.collect()
+    assert private(workers) - before < 2**20
+    results.close()
+    assert gc.get_freeze_count() == frozen
+    assert len(held) == 200_000
+
+
 def test_it_works_outside_of_the_main_thread(photos):
     told = []
 
@@ -428,29 +446,6 @@ def test_it_works_outside_of_the_main_thread(photos):
     thread.start()
     thread.join()
     assert told == [ref.key for ref in photos]
-
-
-def test_a_table_gives_back_any_name():
-    refs = [
-        ImageRef("a", Path("in/a.jpg")),
-        ImageRef("", Path()),
-        ImageRef("ä\n日", Path("/in/ä\n日.jpg")),
-        ImageRef("\udcff\udc80", Path(os.fsdecode(b"in/\xff\x80.jpg"))),
-    ]
-    table = PathTable(refs)
-    assert len(table) == 4
-    assert [table[index] for index in range(4)] == refs
-    copy = pickle.loads(pickle.dumps(table))  # noqa: S301
-    assert [copy[index] for index in range(4)] == refs
-    assert len(PathTable([])) == 0
-
-
-def test_a_table_of_100_000_photos_is_little_more_than_the_bytes_of_their_names():
-    refs = [ImageRef(f"folder/{n:06}_01", Path(f"/data/photos/folder/{n:06}_01.jpg")) for n in range(100_000)]
-    names = sum(len(ref.key) + len(str(ref.path)) for ref in refs)
-    table = PathTable(refs)
-    assert len(pickle.dumps(table)) < names + 17 * len(refs)
-    assert [table[index] for index in (0, 1, 54_321, 99_999)] == [refs[i] for i in (0, 1, 54_321, 99_999)]
 
 
 def run_python(code, *arguments):

@@ -205,20 +205,19 @@ def command(
         **{**values, "extras": tuple(sorted(set(values["extras"])))},
     )
     found = _find(source, out, files_from, follow_links)
-    if limit is not None:
-        found.refs[limit:] = []
+    refs = found.refs[:limit]
     mask_file = _is_mask_file(source, out)
     if mask_file:
-        _check_mask_file(found.refs[0].path, out, options)
+        _check_mask_file(refs[0].path, out, options)
     else:
         from carvana_batch.preflight import check_request  # not for --help: it brings the decoders along
 
-        check_request(found.refs, out, options)
+        check_request(refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
     if found.ignored_line:
         reporter.say(f"passed over: {found.ignored_line}")
     if dry_run:
-        print_plan(found.refs, out, mask_file, options, reporter)
+        print_plan(refs, out, mask_file, options, reporter)
         return
 
     # torch takes seconds to import: not before the input is known to be there
@@ -226,11 +225,11 @@ def command(
     from carvana_batch.pipeline import run
 
     loaded = load_model(model)
-    reporter.say(f"{counted(len(found.refs), 'photo')}, model {loaded.name}")
-    folder = _folder_of_mask_file(found.refs[0], out) if mask_file else contextlib.nullcontext(out)
+    reporter.say(f"{counted(len(refs), 'photo')}, model {loaded.name}")
+    folder = _folder_of_mask_file(refs[0], out) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
-        report = run(found.refs, root, loaded, options, reporter.listener, stop)
+        report = run(refs, root, loaded, options, reporter.listener, stop)
     if as_json:
         click.echo(json.dumps(report.describe()))
     print_report(report, out, reporter)

@@ -365,7 +365,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
         assert len({entry.key for entry in entries}) == len(entries)
         out = OutFolder(root, {}, (1, 1), overwrite=False)
         refs = [ImageRef(entry.key, tmp_path / "missing.jpg") for entry in entries]
-        assert out.find_missing(refs) == refs
+        assert list(out.find_missing(refs)) == refs
         write_table(root / "report.csv", entries)
         with (root / "report.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             assert {len(row) for row in csv.reader(file, strict=True)} == {9}

@@ -32,7 +32,7 @@ SPECIAL = "pipes, sockets and devices"
 REPEATED = "repeated lines"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Found:
     """The photos of an input, sorted by key, and what was passed over: a reason in words -> how many."""
 
@@ -132,17 +132,13 @@ def refuse_clashes(refs: Sequence[ImageRef]) -> None:
     folder may lie on, or be copied to, a disk that takes such names for the same. So does a mask
     ``x.png`` with a folder ``x.png`` that holds other masks.
     """
-    repeated = repeated_hashes(fold_key(ref.key) for ref in refs)
-    masks: dict[str, ImageRef] = {}
+    for first, second in find_same(refs, lambda ref: fold_key(ref.key)):
+        why = "" if first.key == second.key else ", as many disks do not tell their names apart"
+        raise _clash(first, second, f"write the same mask {shown(second.key)}.png{why}")
     in_folders: dict[str, ImageRef] = {}
     for ref in refs:
-        folded = fold_key(ref.key)
-        if hash(folded) in repeated:
-            other = masks.setdefault(folded, ref)
-            if other is not ref:
-                why = "" if other.key == ref.key else ", as many disks do not tell their names apart"
-                raise _clash(other, ref, f"write the same mask {shown(ref.key)}.png{why}")
-        folder = folded.rpartition("/")[0]
+        folder = ref.key.rpartition("/")[0]
+        folder = fold_key(folder) if folder else ""
         while ".png" in folder:
             if folder.endswith(".png"):
                 in_folders.setdefault(folder.removesuffix(".png"), ref)
@@ -153,12 +149,27 @@ def refuse_clashes(refs: Sequence[ImageRef]) -> None:
             raise _clash(ref, below, f"need {shown(ref.key)}.png both as a mask and as a folder")
 
 
-def repeated_hashes(values: Iterable[str]) -> set[int]:
-    """The hashes that more than one of the values have: only these values may be there twice.
+def find_same(
+    refs: Sequence[ImageRef], name: Callable[[ImageRef], str]
+) -> Iterator[tuple[ImageRef, ImageRef]]:
+    """Each photo that has the same ``name`` as one before, behind the first one that has it.
 
-    8 bytes for each value, where a set of all of them would take more than the photos themselves.
+    Only names whose hash occurs twice are kept: all of them would take more memory than the photos.
     """
-    hashes = np.sort(hashes_of(values))
+    repeated = repeated_hashes(name(ref) for ref in refs)
+    seen: dict[str, ImageRef] = {}
+    for ref in refs if repeated else ():
+        own = name(ref)
+        if own in seen:
+            yield seen[own], ref
+        elif hash(own) in repeated:
+            seen[own] = ref
+
+
+def repeated_hashes(values: Iterable[str]) -> set[int]:
+    """The hashes that more than one of the values have: only these values may be there twice."""
+    hashes = hashes_of(values)
+    hashes.sort()
     return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
@@ -178,18 +189,25 @@ def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:
 
 
 def _listed(data: bytes, name: str, ignored: Counter[str]) -> Iterator[ImageRef]:
-    separator = b"\0" if b"\0" in data else b"\n"
+    repeated = repeated_hashes(str(path) for _, path in _listed_paths(data))
     seen: set[str] = set()
-    for number, item in enumerate(data.split(separator), start=1):
-        line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
-        if not line.strip():
-            continue
-        path = Path(line)
-        if str(path) in seen:
+    for number, path in _listed_paths(data):
+        text = str(path)
+        if text in seen:
             ignored[REPEATED] += 1
             continue
-        seen.add(str(path))
+        if hash(text) in repeated:
+            seen.add(text)
         yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
+
+
+def _listed_paths(data: bytes) -> Iterator[tuple[int, Path]]:
+    """The lines that are not blank, as paths, with their numbers from 1."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    for number, item in enumerate(data.split(separator), start=1):
+        line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
+        if line.strip():
+            yield number, Path(line)
 
 
 def _walk(

@@ -39,9 +39,9 @@ class Entry:
         return self.stage != ""
 
 
-def read_entries(state: Path) -> Iterator[Entry]:
-    """The entries of all shards' journals; of one key the latest counts. Lines that are torn, or anything
-    but an entry, are passed over.
+def read_entries(state: Path) -> dict[str, Entry]:
+    """The entries of all shards' journals by key; of one key the latest counts. Lines that are torn, or
+    anything but an entry, are passed over.
 
     Raises CarvanaBatchError if a journal cannot be read.
     """
@@ -56,7 +56,7 @@ def read_entries(state: Path) -> Iterator[Entry]:
         for entry in own.values():
             if entry.key not in latest or latest[entry.key].committed <= entry.committed:
                 latest[entry.key] = entry
-    yield from latest.values()
+    return latest
 
 
 def _parse(lines: Iterable[str]) -> Iterator[Entry]:

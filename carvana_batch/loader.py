@@ -230,12 +230,17 @@ def workers_starting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_shared() -> Iterator[None]:
-    """Keep the garbage collector, meanwhile, from what is there now.
+def memory_shared_with_workers() -> Iterator[None]:
+    """A with block, around the life of workers, in which the garbage collector leaves alone what was there
+    before it, in all of this process.
 
-    It writes to each object that it looks at, and a forked worker would then get a copy of its own of nearly
-    all that it shares with the main process, some 40 MB.
+    The collector writes to each object that it looks at, and a forked worker would get a copy of its own of
+    nearly all that it shares with the main process, some 40 MB. Does nothing where the program, or a block
+    around this one, has seen to that.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield
@@ -267,7 +272,7 @@ class PhotoLoader:
         position = 0
         while position < len(self.photos):
             indexes = range(position, len(self.photos))
-            with _memory_shared(), contextlib.closing(self._decode(indexes, self.workers)) as photos:
+            with contextlib.closing(self._decode(indexes, self.workers)) as photos:
                 for photo in photos:
                     position += 1
                     yield photo

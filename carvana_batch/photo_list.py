@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import overload
 
@@ -57,8 +58,7 @@ class PhotoList(Sequence[ImageRef]):
     def sorted(self) -> PhotoList:
         """The photos in the order of their keys, those of one key in that of their paths.
 
-        Names are compared by their bytes in the coding of the file system, which in UTF-8 is the order of
-        the characters.
+        Names are compared by their bytes, which in valid UTF-8 is the order of the characters.
         """
         indexes = range(len(self))
         if all(first <= second for first, second in pairwise(map(self._name, indexes))):
@@ -71,6 +71,6 @@ class PhotoList(Sequence[ImageRef]):
         return self._names[self._ends[place] : self._ends[place + 1]]
 
     def _take(self, places: NDArray[np.int32]) -> PhotoList:
-        taken = PhotoList(())
-        taken._names, taken._ends, taken._places = self._names, self._ends, places
+        taken = copy(self)
+        taken._places = places
         return taken

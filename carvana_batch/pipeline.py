@@ -18,7 +18,7 @@ from carvana_batch.atomic import check_target
 from carvana_batch.images import read_mask
 from carvana_batch.inputs import take_shard
 from carvana_batch.journal import Entry, read_entries
-from carvana_batch.loader import DecodeOptions, PhotoLoader
+from carvana_batch.loader import DecodeOptions, PhotoLoader, memory_shared_with_workers
 from carvana_batch.masks import TRUTH_ADVICE, find_masks, map_in_order, mask_id
 from carvana_batch.metrics import rank_correlation
 from carvana_batch.models.checkpoints import Model
@@ -114,7 +114,7 @@ def run(
         report = RunReport(found=len(own), already_done=len(own) - len(todo), settings=settings)
         if todo:
             _mask(todo, out, model, options, truth, report, listener or Listener(), stop)
-        if truth is not None:
+        if truth is not None and report.already_done:
             _compare_again({ref.key for ref in own} - {ref.key for ref in todo}, out, truth, report, stop)
         _tell(refs, own, out, options, report)
     return report
@@ -155,6 +155,7 @@ def _mask(
     with contextlib.ExitStack() as stack:
         spool = None if options.runs_file is None else stack.enter_context(RunLengthSpool(out.spool_path))
         writers = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+        stack.enter_context(memory_shared_with_workers())
         photos = stack.enter_context(contextlib.closing(until_stopped()))  # ends the workers, come what may
 
         def commit_oldest() -> None:
@@ -199,8 +200,7 @@ def _compare_again(
     keys: set[str], out: OutFolder, truth: dict[str, Path], report: RunReport, stop: StopFlag
 ) -> None:
     """Bring the Dice of masks that earlier runs made up to date: the true masks may be others by now."""
-    of_earlier_runs = (entry for entry in read_entries(out.state) if entry.key in keys)
-    entries = sorted(of_earlier_runs, key=lambda entry: entry.key)
+    entries = [entry for key, entry in sorted(read_entries(out.state).items()) if key in keys]
 
     def compare_file(entry: Entry) -> Entry:
         try:
@@ -224,11 +224,11 @@ def _tell(
     """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
     report.peak_memory = peak_memory()
     with out.alone():
-        journal = {entry.key: entry for entry in read_entries(out.state)}
+        journal = read_entries(out.state)
         entries = [journal[ref.key] for ref in own if ref.key in journal]
         masked = [entry for entry in entries if not entry.failed]
-        others = journal.keys() - {ref.key for ref in refs}
-        report.foreign = sum(not journal[key].failed for key in others)
+        masks = sum(not entry.failed for entry in journal.values())
+        report.foreign = masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
         report.failures = [entry for entry in entries if entry.failed]
         report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
         if options.truth is not None:

@@ -10,10 +10,10 @@ import numpy as np
 
 from carvana_batch.inputs import (
     LONGEST_NAME,
+    find_same,
     fold_key,
     hashes_of,
     refuse_clashes,
-    repeated_hashes,
     shown,
 )
 from carvana_batch.masks import mask_id
@@ -75,8 +75,6 @@ def refuse_overlooked(refs: Sequence[ImageRef]) -> None:
     ``x_mask.png`` for two of the same photo.
     """
     extra_folders = tuple(f"{folder}/" for folder, _ in EXTRA_FILES.values())
-    repeated = repeated_hashes(mask_id(ref.key) for ref in refs)
-    by_id: dict[str, ImageRef] = {}
     for ref in refs:
         if ref.key.startswith(extra_folders):
             raise UsageError(
@@ -88,13 +86,11 @@ def refuse_overlooked(refs: Sequence[ImageRef]) -> None:
                 f"The mask {shown(ref.key)}.png of {shown(ref.path)} would be hidden, and submit and score"
                 " pass over hidden files. Rename the photo or its folder, or give a path below it."
             )
-        found = mask_id(ref.key)
-        other = by_id.setdefault(found, ref) if hash(found) in repeated else ref
-        if other is not ref:
-            raise UsageError(
-                f"{shown(other.path)} and {shown(ref.path)} would have masks that submit and score take for"
-                " two of the same photo. Move one of them away, or mask them into two out folders."
-            )
+    for first, second in find_same(refs, lambda ref: mask_id(ref.key)):
+        raise UsageError(
+            f"{shown(first.path)} and {shown(second.path)} would have masks that submit and score take for"
+            " two of the same photo. Move one of them away, or mask them into two out folders."
+        )
 
 
 def refuse_unwritable(refs: Iterable[ImageRef]) -> None:
@@ -129,14 +125,14 @@ def refuse_overwriting(refs: Sequence[ImageRef], root: Path, options: Options) -
     existing = hashes_of(identity for _, identity in targets())
     if not existing.size:
         return
-    suspects = set(np.intersect1d(existing, hashes_of(_identity(ref.path) for ref in refs)).tolist())
-    if suspects:
+    if np.intersect1d(existing, hashes_of(_identity(ref.path) for ref in refs)).size:
         photos = {_identity(ref.path) for ref in refs}
         for path, identity in targets():
             if identity in photos:
                 raise UsageError(f"{shown(path)} would overwrite a photo. Choose another OUT.")
-    if not out.begun and not options.overwrite:
-        path, _ = next(targets())
+    if out.begun or options.overwrite:
+        return
+    for path, _ in targets():
         raise UsageError(
             f"{shown(path)} is there already, and not from an earlier run. Choose another OUT, or use"
             " --overwrite."

@@ -56,8 +56,8 @@ class FolderInUseError(CarvanaBatchError):
 class ImageRef:
     """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
 
-    ``path_text`` is the path as text: most of a run does with it, and a ``Path`` takes longer to make than
-    the rest.
+    ``path_text`` is the path as text; a ``Path`` is made only where it is needed, which takes longer than all
+    else here.
     """
 
     key: str

@@ -45,7 +45,7 @@ def read_run_state(folder: Path) -> RunState | None:
     """
     state = folder / STATE_FOLDER
     try:
-        entries = list(read_entries(state)) if state.is_dir() else []
+        entries = list(read_entries(state).values()) if state.is_dir() else []
     except (CarvanaBatchError, OSError):  # what cannot be read says nothing
         entries = []
     if not entries:

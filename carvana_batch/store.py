@@ -48,7 +48,7 @@ class OutFolder:
     Nothing of an earlier run is touched before :meth:`start`, except for the temporary files of one that was
     killed.
 
-    What is done is only in the journal, so that memory does not grow with it.
+    What is done is only in the journal, so that memory does not grow with it while photos are masked.
 
     Raises on entry:
         UsageError: the folder cannot be made or written, or ``settings`` differ from an earlier run's.
@@ -113,7 +113,8 @@ class OutFolder:
         photos = PhotoList.of(refs)
         if self.overwrite:
             return photos
-        entries = {entry.key: entry for entry in read_entries(self.state)}
+        entries = read_entries(self.state)
+        self._again = set()
         missing = photos.select(
             place for place, ref in enumerate(photos) if not self._is_done(ref, entries.get(ref.key))
         )
@@ -233,8 +234,8 @@ class OutFolder:
 
     def _forget(self) -> None:
         """Start afresh: remove the masks and extras that the journals list, the journals and the settings."""
-        for entry in read_entries(self.state):
-            self._remove_files(entry.key)
+        for key in read_entries(self.state):
+            self._remove_files(key)
         for path in (
             *self.state.glob("journal-*.jsonl"),
             *self.state.glob("rle-*.jsonl"),

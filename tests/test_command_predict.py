@@ -378,11 +378,14 @@ def test_json(run, here):
     told = json.loads(result.stdout)
     assert (told["exit_code"], told["done"], told["failed"]) == (3, 4, 1)
     assert told["failures"][0]["image"] == "in/bad.jpg"
+    assert "is not an image" in told["failures"][0]["reason"]
     assert told["dice"].keys() == {"mean", "p05", "p50", "p95"}
     assert told == json.loads((here / "out" / "run.json").read_text())
     assert "4 masked, 1 failed -> out" in result.stderr
     result = run("in", "out", "--json", "--quiet", "--gt", "truth")
-    assert json.loads(result.stdout)["already_done"] == 4
+    again = json.loads(result.stdout)
+    assert again["already_done"] == 4
+    assert again["failures"] == told["failures"]
     assert result.stderr.count("\n") == 1
 
 

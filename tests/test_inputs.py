@@ -237,7 +237,10 @@ def listed(data: bytes) -> Found:
     return read_file_list(io.BytesIO(data))
 
 
-def test_a_list_of_files() -> None:
+@pytest.mark.parametrize("collide", [False, True])
+def test_a_list_of_files(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if collide:
+        monkeypatch.setattr(inputs, "hash", lambda _: 7, raising=False)
     found = listed(b"b/two.jpg\n\n  \na/one.tar.png\r\n./b//two.jpg\n/data/three.jpg\nno_suffix")
     assert list(found.refs) == [
         ImageRef("a/one.tar", Path("a/one.tar.png")),
@@ -301,10 +304,18 @@ def test_keys_of_lists_stay_below_the_out_folder(names: list[bytes]) -> None:
 # ---- clashes
 
 
+@pytest.fixture(params=["hashes differ", "all hashes are the same"])
+def hashes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "all hashes are the same":
+        monkeypatch.setattr(inputs, "hash", lambda _: 7, raising=False)
+
+
+@pytest.mark.usefixtures("hashes")
 def test_photos_with_their_own_masks_pass() -> None:
     refuse_clashes(refs_of("a.jpg", "b.jpg", "x/a.jpg", "a.b.jpg", "a/b.jpg", "x.jpg", "y.png/a.jpg"))
 
 
+@pytest.mark.usefixtures("hashes")
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
@@ -329,8 +340,14 @@ def test_photos_that_would_write_one_mask_are_refused(first: str, second: str, r
 
 def test_the_same_photo_twice_is_refused() -> None:
     ref = ImageRef("a", Path("a.jpg"))
-    with pytest.raises(UsageError, match="same mask"):
-        refuse_clashes([ref, ImageRef("a", Path("b.jpg"))])
+    for other in (ImageRef("a", Path("b.jpg")), ref):
+        with pytest.raises(UsageError, match="same mask"):
+            refuse_clashes([ref, other])
+
+
+def test_the_first_photo_of_the_same_mask_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^b\.jpg and b\.png would"):
+        refuse_clashes(refs_of("a.jpg", "b.jpg", "b.png", "b.gif"))
 
 
 # ---- shards

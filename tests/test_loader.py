@@ -21,7 +21,7 @@ from torch.utils.data import dataloader
 
 from carvana_batch import images, loader
 from carvana_batch.images import read_image
-from carvana_batch.loader import DecodeOptions, PhotoLoader
+from carvana_batch.loader import DecodeOptions, PhotoLoader, memory_shared_with_workers
 from carvana_batch.records import Failure, ImageRef, Photo
 
 OPTIONS = DecodeOptions(pixel_limit=10_000, apply_exif=False)
@@ -419,21 +419,43 @@ def test_stopping_in_the_midst_ends_the_workers(photos):
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers share nothing here")
-def test_the_garbage_collector_leaves_the_workers_what_they_share(photos):
-    def private(workers):
+def test_garbage_collectors_leave_shared_what_was_there_before_the_workers(photos, monkeypatch):
+    def private():
         return sum(psutil.Process(worker.pid).memory_full_info().uss for worker in workers)
 
-    held = [[number] for number in range(200_000)]  # 64 bytes each, and all of them looked at
-    frozen = gc.get_freeze_count()
-    results = iter(PhotoLoader(photos, OPTIONS, 1))
-    next(results)
-    workers = multiprocessing.active_children()
-    before = private(workers)
-    gc.collect()
-    assert private(workers) - before < 2**20
-    results.close()
-    assert gc.get_freeze_count() == frozen
+    def collect_and_read(path, **options):
+        if path.stem >= "06":
+            gc.collect()
+        return read_image(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", collect_and_read)
+    held = [[number] for number in range(200_000)]  # 16 MB, and each of them is written to
+    with memory_shared_with_workers(), contextlib.closing(iter(PhotoLoader(photos, OPTIONS, 1))) as results:
+        next(results)
+        workers = multiprocessing.active_children()
+        before = private()
+        gc.collect()
+        assert [describe(next(results))[0] for _ in range(10)][-1] == "10"
+        assert private() - before < 2**20
     assert len(held) == 200_000
+
+
+def test_what_was_kept_from_the_garbage_collector_is_its_own_again():
+    assert gc.get_freeze_count() == 0
+    with contextlib.suppress(KeyError), memory_shared_with_workers():
+        assert gc.get_freeze_count() > 0
+        with memory_shared_with_workers():
+            pass
+        assert gc.get_freeze_count() > 0
+        raise KeyError
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as a server does before it forks
+    try:
+        with memory_shared_with_workers():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_it_works_outside_of_the_main_thread(photos):
@@ -459,7 +481,7 @@ def test_interrupted_while_they_start_workers_print_nothing(photos):
         import os, signal, sys
         from multiprocessing.process import BaseProcess
         from pathlib import Path
-        from carvana_batch.loader import DecodeOptions, PhotoLoader
+        from carvana_batch.loader import DecodeOptions, PhotoLoader, memory_shared_with_workers
         from carvana_batch.records import ImageRef
 
         run = BaseProcess._bootstrap
@@ -482,7 +504,7 @@ def test_workers_of_a_loader_that_nobody_closes_do_not_keep_the_program_from_end
     code = """
         import sys
         from pathlib import Path
-        from carvana_batch.loader import DecodeOptions, PhotoLoader
+        from carvana_batch.loader import DecodeOptions, PhotoLoader, memory_shared_with_workers
         from carvana_batch.records import ImageRef
 
         refs = [ImageRef(name, Path(name)) for name in sys.argv[1:]]

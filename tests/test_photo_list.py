@@ -38,8 +38,15 @@ def test_it_is_selected_from_and_sorted_like_a_list(refs, part, data):
     assert list(some[::-1].sorted()) == sorted(
         (refs[index] for index in chosen), key=lambda ref: (os.fsencode(ref.key), os.fsencode(ref.path_text))
     )
+    assert (ordered := some.sorted()).sorted() is ordered
     assert PhotoList.of(photos) is photos
     assert list(PhotoList.of(refs)) == refs
+
+
+def test_names_that_are_no_text_are_in_the_order_of_their_bytes():
+    names = [b"\x80", b"\xc3\xa9", b"\xc4", b"\xe6\x97\xa5"]
+    photos = PhotoList([ImageRef(os.fsdecode(name), "a.jpg") for name in reversed(names)])
+    assert [os.fsencode(ref.key) for ref in photos.sorted()] == names
 
 
 def test_100_000_photos_take_little_more_than_the_bytes_of_their_names():

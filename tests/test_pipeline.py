@@ -1,5 +1,6 @@
 import csv
 import errno
+import gc
 import gzip
 import multiprocessing
 import os
@@ -63,6 +64,13 @@ def report_rows(out):
 def rows_of(path):
     data = path.read_bytes()
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "surrogateescape")
+
+
+def test_workers_keep_sharing_memory_while_a_run_goes_on_and_no_longer(predict, photos, out):
+    frozen = []
+    predict(photos, out, Listener(on_progress=lambda _: frozen.append(gc.get_freeze_count())))
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_tree_is_mirrored_and_masks_have_the_photos_sizes(predict, photos, out):

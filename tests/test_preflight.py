@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from carvana_batch import inputs
 from carvana_batch.inputs import find_images
 from carvana_batch.options import EXTRA_FILES, Options
 from carvana_batch.preflight import check_out_folder, check_request
@@ -32,7 +33,10 @@ def test_masks_that_would_be_hidden(tmp_path, key):
         check_request(refs(key), tmp_path / "out", Options())
 
 
-def test_two_photos_whose_masks_have_one_id(tmp_path):
+@pytest.mark.parametrize("collide", [False, True])
+def test_two_photos_whose_masks_have_one_id(tmp_path, monkeypatch, collide):
+    if collide:
+        monkeypatch.setattr(inputs, "hash", lambda _: 7, raising=False)
     with pytest.raises(UsageError, match=r"in/b/a\.jpg and in/b/a_mask\.jpg .*two of the same photo"):
         check_request(refs("a", "b/a", "b/a_mask"), tmp_path / "out", Options())
     check_request(refs("a", "b/a_mask", "_mask", "c/_mask"), tmp_path / "out", Options())
@@ -54,6 +58,13 @@ def test_a_mask_in_the_place_of_a_photo(tmp_path):
     link.symlink_to(tmp_path / "in" / "b.png")
     with pytest.raises(UsageError, match=r"out/a\.png would overwrite a photo"):
         check_request(photos, tmp_path / "out", Options(overwrite=True))
+
+
+def test_the_file_in_the_place_of_a_photo_is_named_not_one_that_may_go(tmp_path):
+    touch(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.png", tmp_path / "out" / "a.png")
+    (tmp_path / "out" / "b.png").symlink_to(tmp_path / "in" / "b.png")
+    with pytest.raises(UsageError, match=r"out/b\.png would overwrite a photo"):
+        check_request(find_images(tmp_path / "in").refs, tmp_path / "out", Options(overwrite=True))
 
 
 def test_an_extra_in_the_place_of_a_photo(tmp_path):

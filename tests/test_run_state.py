@@ -33,7 +33,7 @@ def work(out, done=(), failed=(), shard=(1, 1)):
 
 def report(out, found, done, failed=0, **counts):
     """What a run of predict leaves at its end."""
-    entries = list(read_entries(out / STATE_FOLDER))
+    entries = list(read_entries(out / STATE_FOLDER).values())
     failures = [entry for entry in entries if entry.failed][:failed]
     RunReport(
         found=found, done=done, failures=failures, **{"already_done": 0, "seconds": 1.0, **counts}

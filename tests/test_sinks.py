@@ -243,5 +243,5 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
 def test_the_entry_can_be_journaled_and_the_mask_read(out):
     entry = Sinks(out).write(make_prediction()).entry
     out.commit(entry)
-    assert list(read_entries(out.state)) == [entry]
+    assert list(read_entries(out.state).values()) == [entry]
     assert np.array_equal(read_mask(out.mask_path("a/b")).rows, make_prediction().mask.rows)

@@ -111,18 +111,19 @@ def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path,
     unlisted = tmp_path / "out" / "c.png"
     unlisted.write_bytes(b"of somebody else")
     photo.path.write_bytes(b"broken")
+    gone = ImageRef("c", tmp_path / "gone.jpg")
     with open_folder(tmp_path) as out:
-        assert list(out.find_missing([photo])) == [photo]
+        assert list(out.find_missing([photo, gone])) == [photo, gone]
         out.start(CHOSEN)
         out.commit_failure(Failure(photo, "decode", "is empty"))
-        out.commit_failure(Failure(ImageRef("c", tmp_path / "gone.jpg"), "decode", "does not exist"))
+        out.commit_failure(Failure(gone, "decode", "does not exist"))
     assert missing(tmp_path, photo) == ["a/b"]
     out.mask_path("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
     assert missing(tmp_path, photo) == ["a/b"]
     out.mask_path("a/b").unlink()
     files = [name for name in names_in(tmp_path / "out") if (tmp_path / "out" / name).is_file()]
     assert [name for name in files if not name.startswith(".carvana-batch")] == ["c.png"]
-    entries = {entry.key: entry for entry in read_entries(out.state)}
+    entries = read_entries(out.state)
     assert (entries["a/b"].failed, entries["a/b"].stage, entries["a/b"].reason) == (
         True,
         "decode",
@@ -139,7 +140,7 @@ def test_the_journal_keeps_any_name_and_number(tmp_path):
     with open_folder(tmp_path) as out:
         for entry in entries:
             out.commit(entry)
-    assert list(read_entries(out.state)) == entries
+    assert list(read_entries(out.state).values()) == entries
 
 
 def test_of_one_key_the_last_line_counts(tmp_path):
@@ -149,7 +150,7 @@ def test_of_one_key_the_last_line_counts(tmp_path):
     with open_folder(tmp_path, shard=(1, 2)) as out:
         os.utime(out.state / "journal-1-of-1.jsonl", (1, 1))
         out.commit(Entry("a", "in/a.jpg", 4, 0))
-    assert [entry.source_bytes for entry in read_entries(out.state)] == [4]
+    assert [entry.source_bytes for entry in read_entries(out.state).values()] == [4]
 
 
 def test_a_journal_torn_at_any_byte_loses_the_last_line_alone(tmp_path):
@@ -161,12 +162,12 @@ def test_a_journal_torn_at_any_byte_loses_the_last_line_alone(tmp_path):
     second = whole.rindex(b"\n")
     for length in range(second, len(whole)):
         journal.write_bytes(whole[:length])
-        assert [entry.key for entry in read_entries(out.state)] == ["a"]
+        assert list(read_entries(out.state)) == ["a"]
         with open_folder(tmp_path) as again:
             again.commit(Entry("c", "in/c.jpg", 1, 1))
-        assert [entry.key for entry in read_entries(out.state)] == ["a", "c"], length
+        assert list(read_entries(out.state)) == ["a", "c"], length
     journal.write_bytes(whole)
-    assert [entry.key for entry in read_entries(out.state)] == ["a", "b"]
+    assert list(read_entries(out.state)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_lines_that_mean_nothing_are_passed_over(tmp_path, line):
     (tmp_path / "journal-1-of-1.jsonl").write_bytes(
         line + b'\n{"key": "k", "source": "", "source_bytes": 1, "source_time": 1}\n' + line
     )
-    assert [entry.key for entry in read_entries(tmp_path)] == ["k"]
+    assert list(read_entries(tmp_path)) == ["k"]
 
 
 def test_a_second_run_is_refused_and_the_first_named(tmp_path):
@@ -316,7 +317,7 @@ def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path,
         "mine.png",
         "report.csv",
     ]
-    assert list(read_entries(out.state)) == []
+    assert read_entries(out.state) == {}
     with open_folder(tmp_path, {"x": 1}) as out:
         assert out.chosen == CHOSEN
 
@@ -374,7 +375,7 @@ def test_a_full_disk_under_the_journal_is_one_message_and_the_lock_is_let_go(tmp
     (out.state / "journal-1-of-1.jsonl").unlink()
     with open_folder(tmp_path) as out:
         out.commit(Entry("a", "in/a.jpg", 1, 1))
-    assert [entry.key for entry in read_entries(out.state)] == ["a"]
+    assert list(read_entries(out.state)) == ["a"]
 
 
 def test_any_other_fault_of_the_journal(tmp_path):
@@ -490,5 +491,5 @@ def test_of_several_journals_the_latest_line_counts_whichever_file_was_touched_l
         out.commit(masked)
     with open_folder(tmp_path) as out:
         out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
-    assert masked in list(read_entries(out.state))
-    assert failed not in list(read_entries(out.state))
+    assert masked in read_entries(out.state).values()
+    assert failed not in read_entries(out.state).values()

@@ -358,7 +358,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
     def check(contents):
         for number, content in enumerate(contents, start=1):
             (root / ".carvana-batch" / f"journal-{number}-of-2.jsonl").write_bytes(content)
-        entries = list(read_entries(root / ".carvana-batch"))
+        entries = list(read_entries(root / ".carvana-batch").values())
         for entry in entries:
             check_entry(entry, root)
         assert GOOD in entries
@@ -377,7 +377,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
         assert state.masked + state.failed == len(entries)
         with OutFolder(root, {}, (1, 2), overwrite=True) as afresh:
             afresh.start({})
-            assert list(read_entries(root / ".carvana-batch")) == []
+            assert read_entries(root / ".carvana-batch") == {}
         assert all(path.exists() for path in outside)
 
     check([b"\n".join([*ABSURD_LINES, json.dumps(asdict(GOOD)).encode()])])
@@ -388,7 +388,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
 def test_in_one_journal_the_last_line_counts_whatever_the_clock_said(tmp_path):
     first, second = (asdict(GOOD) | {"mask_bytes": size, "committed": 10 - size} for size in (1, 2))
     (tmp_path / "journal-1-of-1.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second))
-    assert [entry.mask_bytes for entry in read_entries(tmp_path)] == [2]
+    assert [entry.mask_bytes for entry in read_entries(tmp_path).values()] == [2]
 
 
 def test_a_run_goes_on_after_a_journal_full_of_absurd_lines(zygote, tmp_path, count_faults):

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import psutil
@@ -193,8 +194,8 @@ def test_the_guard_holds_back_a_lack_of_memory_only():
 def test_unused_memory_of_gpus_is_released(monkeypatch):
     released = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cuda"))
-    page_locked = "empty_host_cache"
-    monkeypatch.setattr(torch.accelerator, page_locked, lambda: released.append("host"), raising=False)
+    add_host = partial(released.append, "host")
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", add_host, raising=False)
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))
     for name in ("cpu", "cuda:1", "mps"):
         release_unused_memory(torch.device(name))

@@ -118,11 +118,12 @@ def read_file_list(file: Path | BinaryIO) -> Found:
         raise UsageError(f"The list {name} is UTF-16 text; save it as UTF-8.")
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows editors put before UTF-8
 
-    ignored: Counter[str] = Counter()
-    refs = PhotoList(_listed(data, name, ignored)).sorted()
-    if not refs:
+    listed = PhotoList(_listed(data, name)).sorted()  # so that the same path comes in a row
+    if not listed:
         raise UsageError(f"The list {name} names no photos.")
-    return Found(refs, dict(ignored))
+    refs = listed.select(place for place, ref in enumerate(listed) if place == 0 or ref != listed[place - 1])
+    repeated = len(listed) - len(refs)
+    return Found(refs, {REPEATED: repeated} if repeated else {})
 
 
 def refuse_clashes(refs: Sequence[ImageRef]) -> None:
@@ -137,8 +138,7 @@ def refuse_clashes(refs: Sequence[ImageRef]) -> None:
         raise _clash(first, second, f"write the same mask {shown(second.key)}.png{why}")
     in_folders: dict[str, ImageRef] = {}
     for ref in refs:
-        folder = ref.key.rpartition("/")[0]
-        folder = fold_key(folder) if folder else ""
+        folder = fold_key(ref.key.rpartition("/")[0])
         while ".png" in folder:
             if folder.endswith(".png"):
                 in_folders.setdefault(folder.removesuffix(".png"), ref)
@@ -156,7 +156,9 @@ def find_same(
 
     Only names whose hash occurs twice are kept: all of them would take more memory than the photos.
     """
-    repeated = repeated_hashes(name(ref) for ref in refs)
+    hashes = hashes_of(name(ref) for ref in refs)
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: dict[str, ImageRef] = {}
     for ref in refs if repeated else ():
         own = name(ref)
@@ -164,13 +166,6 @@ def find_same(
             yield seen[own], ref
         elif hash(own) in repeated:
             seen[own] = ref
-
-
-def repeated_hashes(values: Iterable[str]) -> set[int]:
-    """The hashes that more than one of the values have: only these values may be there twice."""
-    hashes = hashes_of(values)
-    hashes.sort()
-    return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
 def hashes_of(values: Iterable[Hashable]) -> NDArray[np.int64]:
@@ -188,26 +183,13 @@ def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:
     return PhotoList.of(refs).sorted()[index - 1 :: count]
 
 
-def _listed(data: bytes, name: str, ignored: Counter[str]) -> Iterator[ImageRef]:
-    repeated = repeated_hashes(str(path) for _, path in _listed_paths(data))
-    seen: set[str] = set()
-    for number, path in _listed_paths(data):
-        text = str(path)
-        if text in seen:
-            ignored[REPEATED] += 1
-            continue
-        if hash(text) in repeated:
-            seen.add(text)
-        yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
-
-
-def _listed_paths(data: bytes) -> Iterator[tuple[int, Path]]:
-    """The lines that are not blank, as paths, with their numbers from 1."""
+def _listed(data: bytes, name: str) -> Iterator[ImageRef]:
     separator = b"\0" if b"\0" in data else b"\n"
     for number, item in enumerate(data.split(separator), start=1):
         line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
         if line.strip():
-            yield number, Path(line)
+            path = Path(line)
+            yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
 
 
 def _walk(

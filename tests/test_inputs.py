@@ -237,10 +237,7 @@ def listed(data: bytes) -> Found:
     return read_file_list(io.BytesIO(data))
 
 
-@pytest.mark.parametrize("collide", [False, True])
-def test_a_list_of_files(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if collide:
-        monkeypatch.setattr(inputs, "hash", lambda _: 7, raising=False)
+def test_a_list_of_files() -> None:
     found = listed(b"b/two.jpg\n\n  \na/one.tar.png\r\n./b//two.jpg\n/data/three.jpg\nno_suffix")
     assert list(found.refs) == [
         ImageRef("a/one.tar", Path("a/one.tar.png")),

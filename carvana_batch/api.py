@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carvana_batch.inputs import find_images
-from carvana_batch.loader import DecodeOptions, PhotoLoader
-from carvana_batch.models.checkpoints import load_model
+from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
+from carvana_batch.inference.planning import make_predictor
+from carvana_batch.inputs.find import find_images
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
-from carvana_batch.planning import make_predictor
-from carvana_batch.records import Failure, Prediction
+from carvana_batch.values import Failure, Prediction
 
 
 class Masker:

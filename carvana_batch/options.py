@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from carvana_batch import __version__
-from carvana_batch.tiles import DEFAULT_OVERLAP
+
+DEFAULT_OVERLAP = 256
 
 DEFAULT_PIXEL_LIMIT = 200_000_000
 """Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""

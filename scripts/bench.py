@@ -47,17 +47,21 @@ from bench_peers import PEERS, Peer
 from bench_submit_score import find_processor
 from PIL import Image
 
-from carvana_batch.devices import pick_device
-from carvana_batch.drawing import write_photos
-from carvana_batch.images import read_image, read_mask
-from carvana_batch.inputs import find_images
-from carvana_batch.masks import TRUTH_ADVICE, find_masks, mask_id
-from carvana_batch.metrics import count
-from carvana_batch.models.checkpoints import load_model
+from carvana_batch.decode.photo import read_image
+from carvana_batch.demo import write_photos
+from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.inference.devices import pick_device
+from carvana_batch.inference.planning import describe_choice, make_predictor
+from carvana_batch.inputs.find import find_images
+from carvana_batch.inputs.keys import mask_id
+from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
+from carvana_batch.main_memory import peak_memory
+from carvana_batch.masks.counts import count
+from carvana_batch.masks.read import read_mask
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import PRECISION_NAMES, Options
-from carvana_batch.pipeline import Listener, peak_memory, run
-from carvana_batch.planning import describe_choice, make_predictor
-from carvana_batch.records import CarvanaBatchError, ImageRef, Photo, UsageError
+from carvana_batch.run import Listener, run
+from carvana_batch.values import ImageRef, Photo
 
 OURS, FORWARD, DECODING = "predict", "forward pass", "decoding"
 

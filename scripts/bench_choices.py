@@ -33,18 +33,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch import devices, images, pipeline, predictor
-from carvana_batch.devices import keep_freed_memory
-from carvana_batch.drawing import write_photos
-from carvana_batch.images import read_image
-from carvana_batch.inputs import find_images
-from carvana_batch.models.blocks import halve, spread_channels
-from carvana_batch.models.checkpoints import Model, load_model
-from carvana_batch.models.inference import FusedConvolution, fold_batch_norm, prepare_network
+from carvana_batch import run as pipeline
+from carvana_batch.decode import photo as images
+from carvana_batch.decode.photo import read_image
+from carvana_batch.demo import write_photos
+from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.inference import devices, predictor
+from carvana_batch.inference.planning import default_workers, make_predictor
+from carvana_batch.inputs.find import find_images
+from carvana_batch.main_memory import keep_freed_memory
+from carvana_batch.masks.png import encode_mask
+from carvana_batch.network.blocks import halve, spread_channels
+from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.cpu_fusion import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.options import Options
-from carvana_batch.planning import default_workers, make_predictor
-from carvana_batch.png import encode_mask
-from carvana_batch.records import CarvanaBatchError, PackedMask, Photo, UsageError
+from carvana_batch.values import PackedMask, Photo
 
 CPU = torch.device("cpu")
 PHOTOS_IN_MEMORY = 4

@@ -24,9 +24,9 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from carvana_batch.drawing import draw_photo
-from carvana_batch.inputs import find_images
-from carvana_batch.records import UsageError
+from carvana_batch.demo import draw_photo
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.find import find_images
 
 MOST_GROWTH = 1.05
 SAMPLING_SECONDS = 0.02

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from carvana_batch.devices import PRECISIONS, pick_device
-from carvana_batch.models.checkpoints import Model
-from carvana_batch.models.inference import prepare_network
+from carvana_batch.inference.devices import pick_device
+from carvana_batch.inference.planning import make_predictor
+from carvana_batch.inference.precision import PRECISIONS
+from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.cpu_fusion import prepare_network
 from carvana_batch.options import Options
-from carvana_batch.planning import make_predictor
 
 Masker = Callable[[Image.Image], Tensor]
 

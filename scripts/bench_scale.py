@@ -32,10 +32,10 @@ from bench_memory import draw_photos, link_photos, measure
 from bench_submit_score import find_processor
 from PIL import Image
 
-from carvana_batch.inputs import find_images
-from carvana_batch.models.checkpoints import Model, load_model
-from carvana_batch.records import UsageError
-from carvana_batch.tiles import Tiling
+from carvana_batch.errors import UsageError
+from carvana_batch.inference.tiles import Tiling
+from carvana_batch.inputs.find import find_images
+from carvana_batch.network.checkpoints import Model, load_model
 
 COMPETITION_PHOTOS = 100_064
 FEWEST_PHOTOS = 4

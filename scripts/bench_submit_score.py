@@ -24,12 +24,12 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from carvana_batch import rle
-from carvana_batch.comparison import compare_masks
-from carvana_batch.images import read_mask
-from carvana_batch.masks import find_masks
-from carvana_batch.records import UsageError
-from carvana_batch.submission import write_submission
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks import rle
+from carvana_batch.masks.read import read_mask
+from carvana_batch.scoring.compare import compare_masks
+from carvana_batch.submission.write import write_submission
 
 try:
     from pycocotools import mask as coco

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from carvana_batch.metrics import Counts, count
-from carvana_batch.models.checkpoints import Model, load_model
-from carvana_batch.models.inference import prepare_network
-from carvana_batch.records import PackedMask
+from carvana_batch.masks.counts import Counts, count
+from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.cpu_fusion import prepare_network
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
+from carvana_batch.values import PackedMask
 
 BATCH = 16
 

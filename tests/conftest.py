@@ -12,7 +12,7 @@ def model():
     """The bundled network; on one thread, so that other work on the machine does not make its steps wait."""
     import torch
 
-    from carvana_batch.models.checkpoints import load_model
+    from carvana_batch.network.checkpoints import load_model
 
     torch.set_num_threads(1)
     return load_model("segunet-s")

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from carvana_batch.atomic import TEMPORARY_PREFIX
-from carvana_batch.drawing import draw_photo
+from carvana_batch.demo import draw_photo
+from carvana_batch.files import TEMPORARY_PREFIX
 
 TIMEOUT = 60
 
@@ -213,7 +213,7 @@ def is_colour(picture, colour):
 def leave_temporary_file(path):
     """What a process leaves that is killed while it writes a file there."""
     code = (
-        "import os, pathlib, sys; from carvana_batch.atomic import atomic_writer\n"
+        "import os, pathlib, sys; from carvana_batch.files import atomic_writer\n"
         "with atomic_writer(pathlib.Path(sys.argv[1])): os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, path], check=True)

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 import carvana_batch
-from carvana_batch.drawing import draw_photo
-from carvana_batch.models.checkpoints import load_model
-from carvana_batch.records import Failure, ModelError, Prediction, UsageError
+from carvana_batch.demo import draw_photo
+from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.values import Failure, Prediction
 
 SMALL = (192, 128)
 

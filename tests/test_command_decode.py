@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from helpers import names_below, write_mask
 
 from carvana_batch.commands import group
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import gzip
 import pytest
 from click.testing import CliRunner
 
-from carvana_batch import drawing
+from carvana_batch import demo as drawing
 from carvana_batch.commands import group
-from carvana_batch.masks import find_masks
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.masks import find_masks
 
 
 @pytest.fixture

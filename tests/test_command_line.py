@@ -13,7 +13,7 @@ import click
 import pytest
 
 import carvana_batch
-from carvana_batch import records
+from carvana_batch import errors as error_tree
 from carvana_batch.commands import COMMANDS, group, main
 
 LONG = "x" * 300
@@ -21,18 +21,13 @@ LONG = "x" * 300
 MODULES = {module.name for module in pkgutil.walk_packages(carvana_batch.__path__, "carvana_batch.")}
 MODULES.remove("carvana_batch.__main__")
 
+TORCH_ROOMS = {"api", "run", "network", "inference", "training", "decode.loader", "decode.workers"}
+TORCH_ROOMS |= {"decode.shared_memory"}
 TORCH_FREE = {
-    f"carvana_batch.{name}" for name in ("atomic", "images", "inputs", "journal", "jpeg", "masks", "metrics")
-}
-TORCH_FREE |= {
-    f"carvana_batch.{name}" for name in ("options", "png", "preflight", "records", "rle", "scoring")
-}
-TORCH_FREE |= {f"carvana_batch.{name}" for name in ("sinks", "spool", "store", "submission", "tables")}
-TORCH_FREE |= {
-    f"carvana_batch.{name}" for name in ("comparison", "mask_sources", "morphology", "outline", "weak_spots")
-}
-TORCH_FREE |= {f"carvana_batch.{name}" for name in ("decoding", "run_state")}
-TORCH_FREE |= {f"carvana_batch.commands.{name}" for name in ("decode", "demo", "predict", "score", "submit")}
+    name
+    for name in MODULES
+    if not any(f"{name}.".startswith(f"carvana_batch.{room}.") for room in TORCH_ROOMS)
+} | {"carvana_batch.inference.tiles"}
 """Modules that must stay free of torch: the ground floor, and what help and a refusal need."""
 
 
@@ -123,7 +118,7 @@ def run_main(monkeypatch, *arguments):
 
 
 def errors():
-    found = [records.CarvanaBatchError]
+    found = [error_tree.CarvanaBatchError]
     for error in found:
         found.extend(error.__subclasses__())
     return found

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner
 
 from carvana_batch.commands.models import command
-from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
-from carvana_batch.models.checkpoints import load_model, save_model
-from carvana_batch.records import ModelError
+from carvana_batch.errors import ModelError
+from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
+from carvana_batch.network.checkpoints import load_model, save_model
 
 
 def output_of(*arguments: str) -> list[str]:

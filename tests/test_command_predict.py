@@ -13,10 +13,10 @@ from helpers import names_in, results_in, write_photo
 from PIL import Image
 
 from carvana_batch.commands import group, predict
-from carvana_batch.images import read_mask
-from carvana_batch.masks import find_masks
-from carvana_batch.records import FolderInUseError, ModelError, UsageError
-from carvana_batch.store import OutFolder
+from carvana_batch.errors import FolderInUseError, ModelError, UsageError
+from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks.read import read_mask
+from carvana_batch.output.folder import OutFolder
 
 FAST = ("--precision", "fp32", "--workers", "0")
 
@@ -55,7 +55,7 @@ def without_model(monkeypatch):
     def refuse(name):
         raise AssertionError(f"the model {name} was asked for")
 
-    monkeypatch.setattr("carvana_batch.models.checkpoints.load_model", refuse)
+    monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", refuse)
 
 
 def test_a_folder(run, here):
@@ -267,8 +267,8 @@ def test_options_reach_the_run(monkeypatch):
         seen.append((len(refs), root, model, options))
         raise ModelError("enough")
 
-    monkeypatch.setattr("carvana_batch.pipeline.run", note)
-    monkeypatch.setattr("carvana_batch.models.checkpoints.load_model", lambda name: Named(name))
+    monkeypatch.setattr("carvana_batch.run.run", note)
+    monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", lambda name: Named(name))
     arguments = (
         "--model m --device cpu --precision bf16 --memory 1GB --tile 64x32 --overlap 8 --batch 3 --tta flip"
         " --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv --gt truth"
@@ -470,7 +470,8 @@ def test_a_model_that_is_not_there(run, here):
 
 
 def test_stopped_the_way_to_go_on_is_told_without_overwrite(run, here, monkeypatch):
-    from carvana_batch import pipeline, sinks
+    from carvana_batch import run as pipeline
+    from carvana_batch.output import writer as sinks
 
     write = sinks.Sinks.write
 
@@ -510,7 +511,7 @@ def test_in_a_pipe_lines_are_plain_and_progress_is_told_now_and_then(run, here, 
 
 def test_the_time_that_is_left_may_be_days(monkeypatch, capsys):
     from carvana_batch.commands import reporting
-    from carvana_batch.pipeline import Progress
+    from carvana_batch.run import Progress
 
     now = [1000.0]
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])

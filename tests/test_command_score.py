@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from helpers import names_below, write_mask
 from PIL import Image
 
-from carvana_batch import mask_sources
 from carvana_batch.commands import group
-from carvana_batch.records import QualityGateError, UsageError
-from carvana_batch.scoring import COLUMNS, WITHOUT_PHOTO
+from carvana_batch.errors import QualityGateError, UsageError
+from carvana_batch.scoring import sources as mask_sources
+from carvana_batch.scoring.scores import COLUMNS, WITHOUT_PHOTO
 
 
 @pytest.fixture

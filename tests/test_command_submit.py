@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from helpers import names_below, write_mask
 
 from carvana_batch.commands import group
-from carvana_batch.journal import Entry
-from carvana_batch.records import Failure, ImageError, ImageRef, UsageError
-from carvana_batch.store import OutFolder
+from carvana_batch.errors import ImageError, UsageError
+from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.journal import Entry
+from carvana_batch.values import Failure, ImageRef
 
 
 @pytest.fixture

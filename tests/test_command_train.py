@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 from helpers import Terminal, Zygote, wait_for, write_pairs
 
 from carvana_batch.commands.train import command
-from carvana_batch.models.checkpoints import load_model
-from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 
 RECIPES = Path(__file__).parent.parent / "recipes"

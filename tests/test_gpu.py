@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from carvana_batch.devices import Download, upload
-from carvana_batch.drawing import draw_photo
-from carvana_batch.models.checkpoints import load_model
+from carvana_batch.demo import draw_photo
+from carvana_batch.inference.planning import make_predictor
+from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.transfer import Download, upload
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
-from carvana_batch.planning import make_predictor
-from carvana_batch.predictor import Predictor
-from carvana_batch.records import ImageRef, Photo, Prediction
+from carvana_batch.values import ImageRef, Photo, Prediction
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

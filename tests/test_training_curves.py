@@ -9,7 +9,7 @@ import pytest
 from helpers import is_colour, names_in
 from PIL import Image
 
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
 from carvana_batch.training.curves import draw_curves, plot_curves
 
 

@@ -16,11 +16,11 @@ from helpers import leave_temporary_file, names_below, write_pairs
 from PIL import Image
 
 from carvana_batch import Masker
-from carvana_batch.models import NETWORKS
-from carvana_batch.models.checkpoints import load_model
-from carvana_batch.models.segunet import SegUNet
-from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import FolderInUseError, UsageError
+from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.network import NETWORKS
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.network.segunet import SegUNet
+from carvana_batch.stopping import StopFlag
 from carvana_batch.training.job import find_split, train
 from carvana_batch.training.loop import Outcome, TrainingListener
 from carvana_batch.training.run_folder import RunFolder

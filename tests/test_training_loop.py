@@ -17,15 +17,15 @@ from helpers import write_pairs
 from PIL import Image
 from torch import Tensor
 
-from carvana_batch import pipeline
-from carvana_batch.inputs import find_images
-from carvana_batch.models import NETWORKS
-from carvana_batch.models.checkpoints import load_model, weights_digest
-from carvana_batch.models.segunet import SegUNet
+from carvana_batch import run as pipeline
+from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
+from carvana_batch.inputs.find import find_images
+from carvana_batch.network import NETWORKS
+from carvana_batch.network.checkpoints import load_model, weights_digest
+from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
-from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, ImageError, UsageError
-from carvana_batch.scoring import Score
+from carvana_batch.scoring.scores import Score
+from carvana_batch.stopping import StopFlag
 from carvana_batch.training import loop
 from carvana_batch.training.loop import Outcome, Training, TrainingListener, input_statistics
 from carvana_batch.training.losses import LOSSES

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from carvana_batch.records import ImageError, UsageError
+from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.training.pairs import (
     Pair,
     check_apart,

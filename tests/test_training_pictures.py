@@ -8,22 +8,21 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from carvana_batch.metrics import SizeError
-from carvana_batch.records import PackedMask, UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.masks.counts import SizeError
+from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
 from carvana_batch.training.pictures import (
     GAP,
-    INVENTED_COLOUR,
     LINE_HEIGHT,
-    MISSED_COLOUR,
     OUTLINE_COLOUR,
     PAPER,
     TINT_STRENGTH,
     Panel,
-    busiest_window,
     draw_panels,
     draw_samples,
     write_picture,
 )
+from carvana_batch.values import PackedMask
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 180, 0), (0, 0, 160)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
 from carvana_batch.training.settings import (
     AugmentationLimits,
     TrainingSettings,

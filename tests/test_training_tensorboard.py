@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carvana_batch.atomic import WriteError
-from carvana_batch.records import OutOfSpaceError, UsageError
+from carvana_batch.errors import OutOfSpaceError, UsageError
+from carvana_batch.files import WriteError
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 
 VAL = {"dice": 0.97, "iou": 0.94, "pixel_accuracy": 0.99, "precision": 0.96, "recall": 0.98, "dice_05": 0.9}

@@ -15,11 +15,11 @@ import sys
 
 from faulty_files import Faults
 
-import carvana_batch.pipeline  # noqa: F401
+import carvana_batch.run  # noqa: F401
 from carvana_batch.commands import main
-from carvana_batch.models.checkpoints import load_model
+from carvana_batch.inference.planning import make_predictor
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
-from carvana_batch.planning import make_predictor
 
 
 def answer(value):

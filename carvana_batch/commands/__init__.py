@@ -11,8 +11,8 @@ import sys
 import click
 
 from carvana_batch import __version__
-from carvana_batch.inputs import shown
-from carvana_batch.records import CarvanaBatchError
+from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.text import shown
 
 COMMANDS = {
     "predict": "Mask the photos of a folder.",

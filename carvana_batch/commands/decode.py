@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from carvana_batch.commands.submit import parse_size
-from carvana_batch.decoding import BadRow, decode_submission
-from carvana_batch.inputs import shown
-from carvana_batch.records import EXIT_SOME_FAILED
+from carvana_batch.errors import EXIT_SOME_FAILED
+from carvana_batch.submission.unpack import BadRow, decode_submission
+from carvana_batch.text import shown
 
 NAMES_SHOWN = 10
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from carvana_batch.commands import group
-from carvana_batch.inputs import shown
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.text import shown
 
 MARKER = ".carvana-batch-demo"
 """A file that tells a demo's folder, whose photos may be deleted, from any other."""
@@ -31,7 +31,7 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
     The photos are drawings, made on the spot at 1918x1280; how well they are masked says that the tool
     works, not how good the model is on real photos. Everything lies in FOLDER (default: demo) afterwards.
     """
-    from carvana_batch.drawing import iter_write_photos
+    from carvana_batch.demo import iter_write_photos
 
     images, masks, out = folder / "images", folder / "masks", folder / "out"
     _clear(folder, images, masks)
@@ -66,7 +66,7 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
 
 def _clear(folder: Path, images: Path, masks: Path) -> None:
     """Make the folder, and remove what an earlier demo drew; nothing that lies in any other folder."""
-    from carvana_batch.preflight import check_out_folder
+    from carvana_batch.files import check_out_folder
 
     check_out_folder(folder)
     marker = folder / MARKER

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from carvana_batch.inputs import shown
+from carvana_batch.text import shown
 
 if TYPE_CHECKING:
-    from carvana_batch.models.checkpoints import Model
+    from carvana_batch.network.checkpoints import Model
 
 PHOTO = (1918, 1280)
 """Width and height of the photo that costs are given for."""
@@ -30,9 +30,9 @@ def list_models() -> None:
     """The networks, with their costs for one photo of 1918x1280, and which of them come with weights."""
     import torch
 
-    from carvana_batch.models import BUNDLED_WEIGHTS, NETWORKS
-    from carvana_batch.models.checkpoints import load_model
-    from carvana_batch.models.footprint import activations_per_pixel, count_multiply_adds
+    from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
+    from carvana_batch.network.activations import activations_per_pixel, count_multiply_adds
+    from carvana_batch.network.checkpoints import load_model
 
     width, height = PHOTO
     click.echo(f"{'name':<11}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
@@ -63,7 +63,7 @@ def list_models() -> None:
 @click.argument("model", metavar="NAME|FILE|RUN")
 def show_model(model: str) -> None:
     """What the header of bundled weights, of a weights file or of a training run's best weights says."""
-    from carvana_batch.models.checkpoints import load_model
+    from carvana_batch.network.checkpoints import load_model
 
     _print_model(load_model(model if not Path(model).exists() else Path(model)))
 

@@ -103,7 +103,7 @@ class NetworkName(click.ParamType[str]):
     name = "name"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
-        from carvana_batch.models import NETWORKS  # brings torch along, so not for --help
+        from carvana_batch.network import NETWORKS
 
         if value not in NETWORKS:
             self.fail(f"{value!r} is none of {', '.join(NETWORKS)}.", parameter, context)

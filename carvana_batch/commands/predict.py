@@ -14,20 +14,23 @@ from typing import Any
 
 import click
 
-from carvana_batch.atomic import check_target
 from carvana_batch.commands.parameters import Finite, Memory, Shard, TileSize
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
-from carvana_batch.inputs import IMAGE_SUFFIXES, Found, counted, find_images, read_file_list, shown
+from carvana_batch.errors import UsageError
+from carvana_batch.files import check_target
+from carvana_batch.inputs.find import Found, find_images, read_file_list
+from carvana_batch.inputs.keys import IMAGE_SUFFIXES
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
+    DEFAULT_OVERLAP,
     DEFAULT_PIXEL_LIMIT,
     EXTRA_FILES,
     PRECISION_NAMES,
     Options,
 )
-from carvana_batch.records import ImageRef, UsageError
-from carvana_batch.tiles import DEFAULT_OVERLAP
+from carvana_batch.text import counted, shown
+from carvana_batch.values import ImageRef
 
 
 @click.command()
@@ -210,7 +213,7 @@ def command(
     if mask_file:
         _check_mask_file(refs[0].path, out, options)
     else:
-        from carvana_batch.preflight import check_request  # not for --help: it brings the decoders along
+        from carvana_batch.output.checks import check_request
 
         check_request(refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
@@ -221,8 +224,8 @@ def command(
         return
 
     # torch takes seconds to import: not before the input is known to be there
-    from carvana_batch.models.checkpoints import load_model
-    from carvana_batch.pipeline import run
+    from carvana_batch.network.checkpoints import load_model
+    from carvana_batch.run import run
 
     loaded = load_model(model)
     reporter.say(f"{counted(len(refs), 'photo')}, model {loaded.name}")

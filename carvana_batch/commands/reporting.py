@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from carvana_batch.inputs import counted, shown, take_shard
+from carvana_batch.inputs.find import take_shard
 from carvana_batch.options import Options
-from carvana_batch.records import ImageRef
-from carvana_batch.store import OutFolder
+from carvana_batch.output.folder import OutFolder
+from carvana_batch.text import counted, shown
+from carvana_batch.values import ImageRef
 
 if TYPE_CHECKING:
-    from carvana_batch.pipeline import Listener, Progress
-    from carvana_batch.report.run_report import RunReport
+    from carvana_batch.output.report import RunReport
+    from carvana_batch.run import Listener, Progress
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
@@ -84,7 +85,7 @@ class Reporter(Screen):
 
     @property
     def listener(self) -> Listener:
-        from carvana_batch.pipeline import Listener
+        from carvana_batch.run import Listener
 
         return Listener(on_start=self._start, on_progress=self._show)
 

@@ -12,11 +12,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from carvana_batch.atomic import check_target
 from carvana_batch.commands.parameters import MaskSize
-from carvana_batch.inputs import shown
-from carvana_batch.records import EXIT_SOME_FAILED, QualityGateError, UsageError
-from carvana_batch.scoring import Average, Group, Scores, Summary, write_scores
+from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
+from carvana_batch.files import check_target
+from carvana_batch.scoring.scores import Average, Group, Scores, Summary, write_scores
+from carvana_batch.text import shown
 
 WORST_SHOWN = 5
 NAMES_SHOWN = 5
@@ -91,9 +91,9 @@ def command(
     are paired by their path below the folder, without suffix and without _mask. Exit code 3 if a mask of
     either side could not be paired or compared: such masks are named and never averaged.
     """
-    from carvana_batch.comparison import compare_masks  # brings SciPy along, so not for --help
-    from carvana_batch.report.page import write_page
-    from carvana_batch.report.pictures import read_worst
+    from carvana_batch.scoring.compare import compare_masks
+    from carvana_batch.scoring.page.page import write_page
+    from carvana_batch.scoring.page.pictures import read_worst
 
     if output.suffix.lower() != ".csv":
         raise UsageError(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from carvana_batch.commands.reporting import Screen
-    from carvana_batch.pipeline import StopFlag
+    from carvana_batch.stopping import StopFlag
 
 
 @contextlib.contextmanager
 def stop_on_signals(screen: Screen, line: str) -> Iterator[StopFlag]:
     """A flag that the first signal sets, after which ``line`` is said."""
-    from carvana_batch.pipeline import StopFlag
+    from carvana_batch.stopping import StopFlag
 
     stop = StopFlag()
 

@@ -11,9 +11,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from carvana_batch.inputs import shown
-from carvana_batch.run_state import RunState, read_run_state
-from carvana_batch.submission import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary, write_submission
+from carvana_batch.output.status import RunState, read_run_state
+from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
+from carvana_batch.submission.write import write_submission
+from carvana_batch.text import shown
 
 
 def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int] | None:

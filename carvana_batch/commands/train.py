@@ -15,9 +15,9 @@ from click.core import ParameterSource
 from carvana_batch.commands.parameters import Finite, NetworkName, PhotoSize
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_progress import TrainingReporter, describe_best
-from carvana_batch.inputs import shown
+from carvana_batch.errors import UsageError
 from carvana_batch.options import PRECISION_NAMES
-from carvana_batch.records import UsageError
+from carvana_batch.text import shown
 from carvana_batch.training.settings import (
     LOSS_NAMES,
     OPTIMIZER_NAMES,
@@ -172,7 +172,7 @@ def command(
     if settings.val is not None and settings.val_cars is not None:
         raise UsageError("--val and --val-cars both say what to measure on. Leave one out.")
 
-    from carvana_batch.devices import pick_device  # torch takes seconds to import
+    from carvana_batch.inference.devices import pick_device
     from carvana_batch.training.job import train
 
     # Of the processes that torchrun starts, the first one tells.

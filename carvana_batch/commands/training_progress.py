@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from carvana_batch.commands.reporting import SECONDS_BETWEEN_DRAWINGS, SECONDS_BETWEEN_LINES, Screen
 
 if TYPE_CHECKING:
-    from carvana_batch.scoring import Summary
+    from carvana_batch.scoring.scores import Summary
     from carvana_batch.training.loop import TrainingListener
 
 SMOOTHING = 0.95

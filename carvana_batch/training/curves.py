@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carvana_batch.atomic import atomic_writer
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.files import atomic_writer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

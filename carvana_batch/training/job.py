@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from carvana_batch.inputs import counted, shown
-from carvana_batch.metrics import count
-from carvana_batch.models.checkpoints import load_model
-from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, UsageError
+from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.masks.counts import count
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.stopping import StopFlag
+from carvana_batch.text import counted, shown
 from carvana_batch.training.curves import plot_curves
 from carvana_batch.training.loop import Outcome, Training, TrainingListener, check_batch, load_initial
 from carvana_batch.training.pairs import (

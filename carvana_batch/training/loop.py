@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from carvana_batch.devices import PRECISIONS, FreedMemory, choose_precision, is_out_of_memory
-from carvana_batch.inputs import shown
-from carvana_batch.loader import begin_worker, workers_starting
-from carvana_batch.models import NETWORKS
-from carvana_batch.models.checkpoints import Model, load_model, save_model
-from carvana_batch.pipeline import StopFlag
-from carvana_batch.records import CarvanaBatchError, ImageError, ModelError, UsageError
-from carvana_batch.scoring import Score, Summary, summarise, write_scores
+from carvana_batch.decode.workers import begin_worker, workers_starting
+from carvana_batch.errors import CarvanaBatchError, ImageError, ModelError, UsageError
+from carvana_batch.inference.memory import FreedMemory, is_out_of_memory
+from carvana_batch.inference.precision import PRECISIONS, choose_precision
+from carvana_batch.network import NETWORKS
+from carvana_batch.network.checkpoints import Model, load_model, save_model
+from carvana_batch.scoring.scores import Score, Summary, summarise, write_scores
+from carvana_batch.stopping import StopFlag
+from carvana_batch.text import shown
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.optimisation import WeightAverage, learning_rate_at, make_optimizer
 from carvana_batch.training.pairs import Pair, load_pair

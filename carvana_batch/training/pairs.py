@@ -17,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carvana_batch import rle
-from carvana_batch.images import read_image, read_mask
-from carvana_batch.inputs import find_images, shown
-from carvana_batch.masks import find_masks, map_in_order, split_id
-from carvana_batch.records import ImageError, PackedMask, UsageError
-from carvana_batch.submission import read_rows
+from carvana_batch.decode.photo import read_image
+from carvana_batch.errors import ImageError, UsageError
+from carvana_batch.inputs.find import find_images
+from carvana_batch.inputs.keys import split_id
+from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks import rle
+from carvana_batch.masks.read import read_mask
+from carvana_batch.parallel import map_in_order
+from carvana_batch.submission.table import read_rows
+from carvana_batch.text import shown
+from carvana_batch.values import PackedMask
 
 PHOTO_FOLDERS = ("images", "train")
 MASK_NAMES = ("masks", "train_masks")

@@ -12,32 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from carvana_batch.atomic import atomic_writer
-from carvana_batch.inputs import shown
-from carvana_batch.metrics import SizeError
-from carvana_batch.records import PackedMask, UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.files import atomic_writer
+from carvana_batch.masks.counts import SizeError
+from carvana_batch.text import shown
+from carvana_batch.values import PackedMask
 
 if TYPE_CHECKING:
     pass
+from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, _cell_starts, busiest_window
 
 GAP = 6
+
 PAPER = (255, 255, 255)
+
 INK = (30, 30, 30)
 
 OUTLINE_COLOUR = (255, 0, 170)
+
 TINT_STRENGTH = 0.12
 
-# Of the palette of Okabe and Ito, which colour-blind readers can tell apart.
-MISSED_COLOUR = (0, 114, 178)
-INVENTED_COLOUR = (230, 159, 0)
 FRAME_GREY = 0
 
 ENLARGED_WIDTH = 320
 """About how many pixels of the photo the enlarged column shows side by side."""
 
 TEXT_SIZE = 16
+
 LINE_HEIGHT = 26
+
 JPEG_QUALITY = 92
+
 JPEG_LONGEST_SIDE = 65500
 
 
@@ -142,30 +147,6 @@ def _mark(grey: NDArray[np.uint8], missed: NDArray[Any], invented: NDArray[Any])
     return marked
 
 
-def busiest_window(flags: NDArray[np.bool_], size: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of the window of ``size`` (width, height) around the spot with the most of ``flags``.
-
-    ``flags`` is (H, W) bool, a spot half as wide and half as high as the window; so what is worst lies in
-    the middle, as far as the border lets it. Without any flags it is the middle of the picture.
-    """
-    width, height = max(1, size[0] // 2), max(1, size[1] // 2)
-    sums = np.zeros((flags.shape[0] + 1, flags.shape[1] + 1), np.int32)
-    sums[1:, 1:] = flags.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
-    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    top, left = np.unravel_index(inside.argmax(), inside.shape)
-    rows, columns = np.nonzero(flags[top : top + height, left : left + width])
-    if rows.size:
-        middle_x = left + (columns.min() + columns.max() + 1) // 2
-        middle_y = top + (rows.min() + rows.max() + 1) // 2
-    else:
-        middle_x, middle_y = flags.shape[1] // 2, flags.shape[0] // 2
-    farthest_left, farthest_top = flags.shape[1] - size[0], flags.shape[0] - size[1]
-    return (
-        int(min(max(middle_x - size[0] // 2, 0), farthest_left)),
-        int(min(max(middle_y - size[1] // 2, 0), farthest_top)),
-    )
-
-
 def _draw_legend(width: int) -> Image.Image:
     legend = Image.new("RGB", (3 * width + 2 * GAP, LINE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(legend)
@@ -208,16 +189,6 @@ def _count_in_cells(flags: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[
     rows, columns = _cell_starts(flags.shape[0], size[1]), _cell_starts(flags.shape[1], size[0])
     counts: NDArray[np.int32] = np.add.reduceat(flags, rows, axis=0, dtype=np.int32)
     return np.add.reduceat(counts, columns, axis=1, dtype=np.int32)
-
-
-def _cell_starts(length: int, cells: int) -> NDArray[np.int64]:
-    """The first of ``length`` pixels that belongs to each of ``cells``.
-
-    Where there are more cells than pixels, pixels repeat, and ``reduceat`` then repeats their values.
-    """
-    if cells > length:
-        return (2 * np.arange(cells) + 1) * length // (2 * cells)
-    return -(-np.arange(cells) * length // cells)  # rounded up: pixel x lies in cell x * cells // length
 
 
 def _join(cells: Sequence[Image.Image]) -> Image.Image:

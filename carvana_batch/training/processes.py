@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import distributed, nn
 
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
 
 PATIENCE = timedelta(hours=4)
 """How long the other processes wait for the first one, which checks the photos and validates alone."""

@@ -21,10 +21,10 @@ from typing import Any
 import filelock
 import torch
 
-from carvana_batch.atomic import atomic_writer, find_leftovers, write_error
-from carvana_batch.inputs import shown
-from carvana_batch.records import FolderInUseError, UsageError
-from carvana_batch.store import LOCK_PATIENCE, describe_holder, not_writable, write_holder
+from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.files import atomic_writer, find_leftovers, not_writable, write_error
+from carvana_batch.output.lock import LOCK_PATIENCE, describe_holder, write_holder
+from carvana_batch.text import shown
 from carvana_batch.training.settings import (
     TrainingSettings,
     describe_settings,

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from carvana_batch.devices import free_memory
-from carvana_batch.masks import map_in_order
-from carvana_batch.records import ImageError
+from carvana_batch.errors import ImageError
+from carvana_batch.inference.memory import free_memory
+from carvana_batch.parallel import map_in_order
 from carvana_batch.training.augmentation import augment
 from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 
 KEPT_SHARE = 0.25
 """Part of the free memory that photos of a smaller size may take, so that they are decoded only once."""
-
 
 KEPT_BYTES = 5
 """Of a pixel: Pillow keeps RGB in four, and the mask takes one."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from carvana_batch.inputs import shown
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.text import shown
 
 LOSS_NAMES = ("bce+dice", "bce", "dice", "boundary")
 OPTIMIZER_NAMES = ("adamw", "adam")

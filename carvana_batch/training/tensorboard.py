@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from carvana_batch.atomic import write_error
-from carvana_batch.records import UsageError
+from carvana_batch.errors import UsageError
+from carvana_batch.files import write_error
 
 SECONDS_TO_DISK = 30
 NOT_CURVES = {"step", "epoch"}

@@ -7,13 +7,14 @@ from collections.abc import Generator, Sequence
 
 import torch
 
-from carvana_batch.loader import DecodeOptions, PhotoLoader
-from carvana_batch.models.checkpoints import Model
+from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
+from carvana_batch.errors import ImageError
+from carvana_batch.inference.planning import default_workers, make_predictor
+from carvana_batch.network.checkpoints import Model
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT, Options
-from carvana_batch.planning import default_workers, make_predictor
-from carvana_batch.records import Failure, ImageError, ImageRef, Prediction
-from carvana_batch.scoring import Score, score_mask
+from carvana_batch.scoring.scores import Score, score_mask
 from carvana_batch.training.pairs import Pair
+from carvana_batch.values import Failure, ImageRef, Prediction
 
 
 def validate(

@@ -12,8 +12,8 @@ from helpers import names_below, results_in
 from PIL import Image
 from safetensors.torch import save_file
 
-from carvana_batch.models import BUNDLED_WEIGHTS
-from carvana_batch.models.checkpoints import load_model, save_model
+from carvana_batch.network import BUNDLED_WEIGHTS
+from carvana_batch.network.checkpoints import load_model, save_model
 
 BUNDLED = BUNDLED_WEIGHTS["segunet-s"]
 OVERFLOWS_HALF = 2.0**14

@@ -10,7 +10,7 @@ import sys
 import pytest
 from helpers import names_in, results_in, run_undisturbed, write_photo
 
-from carvana_batch.images import read_mask
+from carvana_batch.masks.read import read_mask
 
 PREDICT = ("predict", "images", "out", "--precision", "fp32")
 PHOTOS = 60

@@ -8,7 +8,7 @@ import signal
 import pytest
 from helpers import names_in, results_in, run_undisturbed
 
-from carvana_batch.images import read_mask
+from carvana_batch.masks.read import read_mask
 
 PREDICT = ("predict", "images", "out", "--precision", "fp32", "--workers", "0")
 ALL_KINDS = (*PREDICT, "--save", "overlay", "--rle", "out/rows.csv")

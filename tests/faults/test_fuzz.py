@@ -24,19 +24,22 @@ from helpers import write_photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from carvana_batch import rle, submission
-from carvana_batch.journal import Entry, read_entries
-from carvana_batch.mask_sources import open_masks
-from carvana_batch.models import NETWORKS
-from carvana_batch.models.checkpoints import FORMAT, load_model, save_model
-from carvana_batch.models.segunet import SegUNet
-from carvana_batch.png import encode_mask
-from carvana_batch.records import ImageError, ImageRef, ModelError, PackedMask, UsageError
-from carvana_batch.report.run_report import RunReport, write_table
-from carvana_batch.run_state import read_run_state
-from carvana_batch.spool import RunLengthSpool
-from carvana_batch.store import OutFolder
-from carvana_batch.submission import read_rows, read_sample
+from carvana_batch.errors import ImageError, ModelError, UsageError
+from carvana_batch.masks import rle
+from carvana_batch.masks.png import encode_mask
+from carvana_batch.network import NETWORKS
+from carvana_batch.network.checkpoints import FORMAT, load_model, save_model
+from carvana_batch.network.segunet import SegUNet
+from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.journal import Entry, read_entries
+from carvana_batch.output.report import RunReport, write_table
+from carvana_batch.output.rle_spool import RunLengthSpool
+from carvana_batch.output.status import read_run_state
+from carvana_batch.scoring.sources import open_masks
+from carvana_batch.submission import table
+from carvana_batch.submission.table import read_rows
+from carvana_batch.submission.write import read_sample
+from carvana_batch.values import ImageRef, PackedMask
 
 
 def fuzz(check, number, **cases):
@@ -236,7 +239,7 @@ def test_any_table_of_rows_gives_rows_or_the_documented_error(tmp_path, count_fa
 
 
 def test_a_line_that_unpacks_to_far_more_does_not_fill_the_memory(tmp_path, monkeypatch, count_faults):
-    monkeypatch.setattr(submission, "FIELD_LIMIT", 100_000)
+    monkeypatch.setattr(table, "FIELD_LIMIT", 100_000)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(HEADER + b"a.jpg," + b"1 " * 10_000_000, 1))
     tracemalloc.start()
     try:

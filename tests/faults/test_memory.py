@@ -15,13 +15,15 @@ from PIL import Image
 from short_memory import GPU_TEXT, ShortMemory
 from torch import nn
 
-from carvana_batch.images import read_image, read_mask
-from carvana_batch.inputs import find_images
-from carvana_batch.masks import find_masks
-from carvana_batch.models.checkpoints import Model
-from carvana_batch.models.segunet import SegUNet
+from carvana_batch.decode.photo import read_image
+from carvana_batch.inputs.find import find_images
+from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks.read import read_mask
+from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
-from carvana_batch.pipeline import Listener, StopFlag, run
+from carvana_batch.run import Listener, run
+from carvana_batch.stopping import StopFlag
 
 OVERLAP = 44
 """More than the network looks around itself: 18 pixels in each direction."""
@@ -167,13 +169,13 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 
-import carvana_batch.devices
-from carvana_batch.models.checkpoints import Model
-from carvana_batch.models.segunet import SegUNet
-from carvana_batch.predictor import Predictor
-from carvana_batch.tiles import Tiling
+import carvana_batch.inference.memory
+from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.segunet import SegUNet
+from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.tiles import Tiling
 
-carvana_batch.devices.keep_freed_memory = lambda keep: None  # each limit is what it says
+carvana_batch.inference.memory.keep_freed_memory = lambda keep: None  # each limit is what it says
 torch.set_num_threads(1)
 torch.manual_seed(0)
 network = SegUNet((16, 32), center=32, decoder_convolutions=1)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import results_in
 
-from carvana_batch.models.checkpoints import load_model, save_model
+from carvana_batch.network.checkpoints import load_model, save_model
 
 PREDICT = ("predict", "images", "out", "--precision", "fp32", "--workers", "0")
 

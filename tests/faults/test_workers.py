@@ -9,10 +9,10 @@ import time
 import pytest
 from helpers import results_in
 
-from carvana_batch import loader
-from carvana_batch.inputs import find_images
+from carvana_batch.decode import loader
+from carvana_batch.inputs.find import find_images
 from carvana_batch.options import Options
-from carvana_batch.pipeline import run
+from carvana_batch.run import run
 
 DEATHS = {"dies": lambda: os.kill(os.getpid(), signal.SIGSEGV), "hangs": lambda: time.sleep(1000)}
 

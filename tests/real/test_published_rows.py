@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from helpers import names_below
 from PIL import Image
 
-from carvana_batch import rle
 from carvana_batch.commands import group
-from carvana_batch.images import read_mask
-from carvana_batch.submission import read_rows
+from carvana_batch.masks import rle
+from carvana_batch.masks.read import read_mask
+from carvana_batch.submission.table import read_rows
 
 VAL = Path(os.environ.get("CARVANA_DATA", "")) / "val"
 pytestmark = [

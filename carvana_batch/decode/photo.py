@@ -1,0 +1,108 @@
+"""Decoding a photo to (H, W, 3) uint8 RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carvana_batch.decode.jpeg_markers import has_end
+from carvana_batch.decode.pixels import ORIENTATION, scale_to_eight_bits
+from carvana_batch.errors import ImageError
+from carvana_batch.options import DEFAULT_PIXEL_LIMIT
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+from carvana_batch.decode.image_file import (
+    DAMAGE,
+    _decode_header,
+    _decode_rest,
+    _open,
+    _quiet_header,
+    _told_as_image_error,
+)
+
+
+def read_image(
+    path: Path,
+    *,
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT,
+    apply_exif: bool = False,
+    find_room: Callable[[int], NDArray[np.uint8] | None] | None = None,
+) -> NDArray[np.uint8]:
+    """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
+
+    The content decides on the format, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
+    three equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels
+    are laid over white. Floating-point TIFFs must hold values from 0 to 1.
+
+    The pixels stay on the stored grid; ``apply_exif`` turns them the way the orientation tag says.
+
+    ``find_room`` may give memory, uint8, for so many bytes: the pixels may then be a view of it, and what lay
+    there is lost in any case.
+
+    Raises ImageError if the file cannot be used, or has more than ``pixel_limit`` pixels.
+    """
+    with _told_as_image_error(path), _open(path) as file:
+        image = _decode_header(file, pixel_limit)
+        pixels = _decode_colour_jpeg(image, file, find_room)
+        if pixels is None:
+            pixels = _to_rgb(_decode_rest(image, file))
+        return _upright(pixels, _orientation(image)) if apply_exif else pixels
+
+
+def _decode_colour_jpeg(
+    image: Image.Image, file: BinaryIO, find_room: Callable[[int], NDArray[np.uint8] | None] | None
+) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 as Pillow gives them; None for what Pillow has to decode, or say what is wrong with."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
+        return None
+    file.seek(0)
+    content = file.read()
+    if not has_end(content):
+        return None
+    room = None if find_room is None else find_room(3 * image.width * image.height)
+    try:
+        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+            content, colorspace="RGB", strict=True, buffer=room
+        )
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):  # Pillow would clip the values
+        grey = scale_to_eight_bits(np.asarray(image), 16)
+        return np.repeat(grey[..., np.newaxis], 3, axis=2)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+    elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
+        raise ImageError(f"has pixels of the kind {image.mode}, which is not supported; save it as RGB")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        with _quiet_header():
+            value = image.getexif().get(ORIENTATION, 1)
+    except DAMAGE:  # the picture itself is fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo a stored ``orientation``, 1 to 8 as in EXIF; other values mean upright."""
+    if orientation in {5, 6, 7, 8}:  # stored with rows and columns exchanged
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

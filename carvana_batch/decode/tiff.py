@@ -1,0 +1,195 @@
+"""Decoding TIFF with tifffile: the first page becomes a Pillow image, as those of other formats are."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
+
+from carvana_batch.decode.jpeg_markers import jpeg_size
+from carvana_batch.decode.pixels import ORIENTATION, check_size, scale_to_eight_bits
+from carvana_batch.errors import ImageError
+
+# tifffile logs whatever it finds odd in a file; all that matters here is whether it can be decoded.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+TIFF_CHANNELS = {
+    PHOTOMETRIC.MINISWHITE: 1,
+    PHOTOMETRIC.MINISBLACK: 1,
+    PHOTOMETRIC.PALETTE: 1,
+    PHOTOMETRIC.RGB: 3,
+    PHOTOMETRIC.YCBCR: 3,
+    PHOTOMETRIC.SEPARATED: 4,
+}
+"""The colour models of TIFF that are understood, and their channels without alpha."""
+
+JPEG_IN_TIFF = {6, 7, 33007, 34892}
+"""The compressions whose YCbCr tifffile turns into RGB."""
+
+COMPRESSIONS = JPEG_IN_TIFF | {
+    COMPRESSION.NONE,
+    COMPRESSION.CCITTRLE,
+    COMPRESSION.CCITTFAX3,
+    COMPRESSION.CCITTFAX4,
+    COMPRESSION.LZW,
+    COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS,
+    COMPRESSION.LZMA,
+    COMPRESSION.ZSTD,
+}
+"""What is decoded into no more memory than the size in the TIFF asks for. Other parts, such as WebP, have a
+size of their own."""
+
+LZW_CLEAR, LZW_END = 256, 257
+
+LZW_WIDTHS = 9 + np.searchsorted([511, 1023, 2047], np.arange(257, 4400), side="right")
+"""Bits of the first, second, ... code after a clear code; more cannot follow before the next one."""
+
+LZW_STARTS = np.cumsum(LZW_WIDTHS) - LZW_WIDTHS
+
+
+def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
+    """The first page as a Pillow image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK."""
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
+        if page.compression == COMPRESSION.LZW:
+            _check_lzw(page, file)
+        if page.compression in JPEG_IN_TIFF:
+            _check_jpeg(page, file)
+        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
+        colormap = page.colormap
+        orientation = page.tags.valueof(ORIENTATION, default=1)
+    values = np.moveaxis(planes[..., 0], 0, -1) if planes.shape[0] > 1 else planes[0]
+    image = _tiff_image(page, values, colormap)
+    image.getexif()[ORIENTATION] = orientation
+    return image
+
+
+def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> None:
+    """Refuse, before anything is decoded, what would be misread, filled with black, or too large."""
+    check_size(page.imagewidth, page.imagelength, pixel_limit)
+    channels = TIFF_CHANNELS.get(PHOTOMETRIC(page.photometric))
+    jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
+    if channels is None or (page.photometric == PHOTOMETRIC.YCBCR and not jpeg):
+        raise _unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
+    if page.compression not in COMPRESSIONS:
+        raise _unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
+    if page.is_reduced:
+        raise _unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
+    planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
+    if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
+        raise _unsupported_tiff("an unusual number of planes or channels")
+    bits = page.bitspersample
+    kind = page.dtype.kind if page.dtype is not None else None
+    most_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
+    if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= most_bits)):
+        raise _unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
+    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is None:
+        raise ImageError("is damaged: it has no colours for its palette")
+    if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
+        raise ImageError("is damaged, or has tiles larger than --pixel-limit")
+    # tifffile would fill what is missing with zeros.
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
+        raise ImageError("is damaged: parts of the picture are missing")
+    if any(offset + count > file_size for offset, count in segments):
+        raise ImageError("is cut short: the file ends before the picture does")
+
+
+def _check_jpeg(page: tifffile.TiffPage, file: BinaryIO) -> None:
+    """Refuse a JPEG that is larger than its strip or tile: it would be decoded as a whole, then cut."""
+    most_width, most_height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    if page.is_tiled:
+        most_width, most_height = page.tilewidth, page.tilelength
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        file.seek(offset)
+        size = jpeg_size((page.jpegheader or b"") + file.read(count))
+        if size is None:
+            raise ImageError("is damaged or cut short: a part of it has no size")
+        if size[0] > most_width or size[1] > most_height:
+            raise ImageError(
+                f"is damaged: it has a part of {size[0]} x {size[1]} pixels in a place for"
+                f" {most_width} x {most_height}"
+            )
+
+
+def _check_lzw(page: tifffile.TiffPage, file: BinaryIO) -> None:
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        file.seek(offset)
+        data = file.read(count)
+        if page.fillorder == 2:
+            data = bytes(imagecodecs.bitorder_decode(data))
+        if _crashes_imagecodecs(data):
+            raise ImageError("is damaged, or has LZW compression of a kind that is no longer used")
+
+
+def _crashes_imagecodecs(data: bytes) -> bool:
+    """Whether LZW ``data`` may crash imagecodecs, which trusts the code that follows a clear code.
+
+    All the damage that does not lead to a crash is left for imagecodecs to find.
+    """
+    if not (data[:1] == b"\x80" and data[1:2] < b"\x80"):  # does not begin with a clear code
+        return data[:1] == b"\0"  # so begins the kind with reversed bits, which cannot be checked here
+    padded = np.frombuffer(data + bytes(3), np.uint8).astype(np.uint32)
+    words = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
+    position = 9
+    while True:
+        # Up to the next clear code, the positions and widths of all codes are known beforehand.
+        starts = position + LZW_STARTS
+        starts = starts[starts + LZW_WIDTHS <= 8 * len(data)]
+        if not starts.size:
+            return False
+        widths = LZW_WIDTHS[: starts.size]
+        codes = words[starts >> 3] >> (32 - (starts & 7) - widths) & ((1 << widths) - 1)
+        if codes[0] > LZW_END:
+            return True
+        (ends,) = np.nonzero((codes == LZW_CLEAR) | (codes == LZW_END))
+        if not ends.size or codes[ends[0]] == LZW_END:
+            return False
+        position = int(starts[ends[0]] + widths[ends[0]])
+
+
+def _unsupported_tiff(what: str) -> ImageError:
+    return ImageError(
+        f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits, without"
+        " compression or with LZW"
+    )
+
+
+def _tiff_image(
+    page: tifffile.TiffPage, values: NDArray[Any], colormap: NDArray[np.uint16] | None
+) -> Image.Image:
+    """Interpret ``values``, (H, W, samples) of any supported type."""
+    size = (values.shape[1], values.shape[0])
+    if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
+        image = Image.frombytes("P", size, values[..., 0].tobytes())
+        image.putpalette((colormap.T >> 8).astype(np.uint8).tobytes())  # writers give 255 as 65535 or 65280
+        return image
+
+    channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
+    extra = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNSPECIFIED
+    has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
+    whole_16_bits = values.dtype == np.uint16 and page.bitspersample == 16
+    if page.photometric == PHOTOMETRIC.MINISBLACK and whole_16_bits and not has_alpha:
+        # Not scaled yet, as the values of a mask may be 0 and 1.
+        return Image.frombytes("I;16", size, values[..., 0].astype("<u2").tobytes())
+
+    values = scale_to_eight_bits(values, page.bitspersample)
+    colours = values[..., :channels]
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        colours = 255 - colours
+    if not has_alpha:
+        return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], size, colours.tobytes())
+    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # a: colours are already multiplied by it
+    colours = np.broadcast_to(colours, (*values.shape[:2], 3))
+    return Image.frombytes(mode, size, np.dstack([colours, values[..., channels]]).tobytes())

@@ -1,0 +1,45 @@
+"""The errors that a command can end with, and their exit codes.
+
+CarvanaBatchError            exit code 1
+├── UsageError               exit code 2: options or folders that do not fit together
+├── ImageError               one file that cannot be used; in a run it becomes a Failure
+├── ModelError               weights or a network that cannot be used
+├── OutOfSpaceError          the disk of the out folder is full
+├── QualityGateError         exit code 4: a score below the demanded one
+└── FolderInUseError         exit code 11: another run works on the out folder
+"""
+
+from __future__ import annotations
+
+EXIT_SOME_FAILED = 3
+"""Exit code of a run that finished although some photos failed or could not be paired."""
+
+
+class CarvanaBatchError(Exception):
+    """What went wrong, with which file or option, and what to do; shown to the user as it is."""
+
+    exit_code = 1
+
+
+class UsageError(CarvanaBatchError):
+    exit_code = 2
+
+
+class ImageError(CarvanaBatchError):
+    pass
+
+
+class ModelError(CarvanaBatchError):
+    pass
+
+
+class OutOfSpaceError(CarvanaBatchError):
+    pass
+
+
+class QualityGateError(CarvanaBatchError):
+    exit_code = 4
+
+
+class FolderInUseError(CarvanaBatchError):
+    exit_code = 11

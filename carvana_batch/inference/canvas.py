@@ -1,0 +1,65 @@
+"""Tiles back to photos: blending, and the probability map of the photo as it was decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from carvana_batch.inference.thresholding import enlarge_probability
+from carvana_batch.inference.tiles import TilePlan, blend_weights, weight_sums
+from carvana_batch.inference.transfer import upload
+from carvana_batch.values import Photo
+
+
+@dataclass(eq=False)
+class Canvas:
+    """A photo on its way: its tiles come back one by one and are blended into ``total``.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 on the device, the photo in the size that the network wants.
+        missing: tiles that have not come back yet.
+        total: (h, w) float32 on the device, h and w at least H and W: the sum of the weighted probabilities.
+        finite: of each tile that came back, whether its logits are finite: () bool on the device.
+    """
+
+    photo: Photo
+    plan: TilePlan
+    pixels: Tensor
+    missing: int = field(init=False)
+    total: Tensor | None = None
+    finite: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.missing = self.plan.tile_count
+
+    def blend(self, top: int, left: int, probability: Tensor, finite: Tensor) -> None:
+        """Add the (h, w) float32 probabilities of the tile that begins there."""
+        plan = self.plan
+        self.missing -= 1
+        self.finite.append(finite)
+        if plan.tile_count == 1:
+            self.total = probability
+            return
+        device = probability.device
+        if self.total is None:
+            self.total = torch.zeros((plan.padded_height, plan.padded_width), device=device)
+        rows = upload(blend_weights(plan.tops, plan.tile_height, top), device)
+        columns = upload(blend_weights(plan.lefts, plan.tile_width, left), device)
+        window = self.total[top : top + plan.tile_height, left : left + plan.tile_width]
+        window.addcmul_(probability * rows[:, None], columns)
+
+    def probability(self) -> Tensor:
+        """The map of the photo as it was decoded, once no tile is missing; ``total`` is used up."""
+        if self.total is None:
+            raise RuntimeError(f"{self.photo.ref.path}: no tile was run")
+        total, plan = self.total, self.plan
+        if plan.tile_count > 1:
+            total.div_(upload(weight_sums(plan.tops, plan.tile_height), total.device)[:, None])
+            total.div_(upload(weight_sums(plan.lefts, plan.tile_width), total.device))
+        probability = total[: self.pixels.shape[0], : self.pixels.shape[1]]
+        height, width = self.photo.pixels.shape[:2]
+        if probability.shape != (height, width):
+            probability = enlarge_probability(probability, height, width)
+        return probability

@@ -1,0 +1,63 @@
+"""Which device runs the network."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from carvana_batch.errors import UsageError
+
+FEW_THREADS = 3
+"""Up to so many, one alone does the work beside the network; only two of a CPU were measured."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        UsageError: an unknown name, or a device that this machine or this torch build lacks.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: this torch sees {count} CUDA devices; --device cpu always works")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: not available here; --device cpu always works")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+@contextlib.contextmanager
+def one_of_few_threads(device: torch.device) -> Iterator[None]:
+    """A with block in which torch takes one thread of a CPU, if it has two or three otherwise.
+
+    It is for work beside the network, during which the next photo is decoded: a thread that has to wait for
+    the core of the decoder holds up the others, which wait for it without leaving theirs. Of many threads
+    those left would be too few, and torch would make some of them anew each time.
+    """
+    count = torch.get_num_threads()
+    is_taken = device.type == "cpu" and 1 < count <= FEW_THREADS
+    if is_taken:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if is_taken:
+            torch.set_num_threads(count)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else platform.machine()

@@ -1,0 +1,222 @@
+"""Finding photos: a folder, a single file or a list of files becomes sorted ``ImageRef`` values."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.keys import IMAGE_SUFFIXES
+from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.text import shown
+from carvana_batch.values import ImageRef
+
+HIDDEN = "hidden files and folders"
+
+FOLDER_LINKS = "links to folders (use --follow-links)"
+
+OUTSIDE_LINKS = "links leading out of the folder (use --follow-links)"
+
+LOOPS = "links back to a folder above them"
+
+EXCLUDED = "the out folder"
+
+SPECIAL = "pipes, sockets and devices"
+
+REPEATED = "repeated lines"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The photos of an input, sorted by key, and what was passed over: a reason in words -> how many."""
+
+    refs: PhotoList
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ignored_line(self) -> str:
+        """What was passed over in one line for the user, the largest counts first; empty if nothing was."""
+        counts = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{count:,} × {reason}" for reason, count in counts[:6]]
+        if len(counts) > 6:
+            parts.append(f"{sum(count for _, count in counts[6:]):,} × other")
+        return ", ".join(parts)
+
+
+def find_images(source: Path, *, follow_links: bool = False, exclude: Path | None = None) -> Found:
+    """The photos in the folder ``source`` and its subfolders, or the single photo ``source``.
+
+    The key of a photo is its POSIX path below ``source`` without suffix; that of a single photo is its
+    stem. A folder is searched for files with one of ``IMAGE_SUFFIXES``; a single photo may have any
+    suffix, for its content decides. Hidden files and folders (leading dot) are passed over, and so is
+    the folder ``exclude``: an out folder below ``source`` would otherwise be found by the next run.
+
+    A link to a file is a photo like any other if the file lies below ``source``; links to folders and
+    links leading out of ``source`` are only followed with ``follow_links``. A link to nothing is kept:
+    it fails when it is read, and so is not overlooked.
+
+    Raises UsageError if ``source``, or a folder below it, cannot be read, or if there are no photos.
+    """
+    try:
+        mode = source.stat().st_mode
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    if stat.S_ISREG(mode):
+        if not os.access(source, os.R_OK):
+            raise UsageError(f"Cannot read {shown(source)}: permission denied.")
+        return Found(PhotoList([ImageRef(source.stem, source)]))
+    if not stat.S_ISDIR(mode):
+        raise UsageError(f"{shown(source)} is neither a folder nor a photo.")
+
+    ignored: Counter[str] = Counter()
+    refs = PhotoList(_walk(source, follow_links, exclude, ignored)).sorted()
+    found = Found(refs, dict(ignored))
+    if not refs:
+        passed_over = f" Passed over: {found.ignored_line}." if ignored else ""
+        raise UsageError(
+            f"No photos in {shown(source)}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} "
+            f"there and in its subfolders.{passed_over}"
+        )
+    return found
+
+
+def read_file_list(file: Path | BinaryIO) -> Found:
+    """The photos named in a list: one path a line, or separated by NUL bytes if the list has any.
+
+    Relative paths start at the current directory. The key is the path as it is given, in POSIX form,
+    without suffix, and without root or drive. Blank lines are passed over, and so is a path that was
+    already named. The bytes of a name are kept even if they are not valid text. Files are not looked
+    at: a wrong name fails when it is read.
+
+    Raises UsageError for a list that cannot be read, names nothing, or has a path that contains "..".
+    """
+    name = shown(file) if isinstance(file, Path) else getattr(file, "name", "<list>")
+    try:
+        data = file.read_bytes() if isinstance(file, Path) else file.read()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"The list {name} is UTF-16 text; save it as UTF-8.")
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows editors put before UTF-8
+
+    listed = PhotoList(_listed(data, name)).sorted()  # so that the same path comes in a row
+    if not listed:
+        raise UsageError(f"The list {name} names no photos.")
+    refs = listed.select(place for place, ref in enumerate(listed) if place == 0 or ref != listed[place - 1])
+    repeated = len(listed) - len(refs)
+    return Found(refs, {REPEATED: repeated} if repeated else {})
+
+
+def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:
+    """Part ``index`` of ``count`` (from 1): every ``count``-th photo in the order of the keys.
+
+    The parts are disjoint, together they are ``refs``, and their sizes differ by at most one photo.
+    """
+    if not 1 <= index <= count:
+        raise UsageError(f"--shard {index}/{count}: the first number must lie between 1 and the second.")
+    return PhotoList.of(refs).sorted()[index - 1 :: count]
+
+
+def _listed(data: bytes, name: str) -> Iterator[ImageRef]:
+    separator = b"\0" if b"\0" in data else b"\n"
+    for number, item in enumerate(data.split(separator), start=1):
+        line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
+        if line.strip():
+            path = Path(line)
+            yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
+
+
+def _walk(
+    source: Path, follow_links: bool, exclude: Path | None, ignored: Counter[str]
+) -> Iterator[ImageRef]:
+    leads_outside = _outside_of(source)
+    excluded = os.path.realpath(exclude) if exclude is not None else None
+    # A folder that waits: its path, the beginning of its keys, the identities of it and those above it.
+    waiting = [(str(source), "", frozenset([_identity(source)]))]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        for entry in _entries(folder):
+            name = entry.name
+            if name.startswith("."):
+                ignored[HIDDEN] += 1
+            elif _is_folder(entry):
+                if entry.is_symlink() and not follow_links:
+                    ignored[FOLDER_LINKS] += 1
+                elif excluded is not None and os.path.realpath(entry.path) == excluded:
+                    ignored[EXCLUDED] += 1
+                elif not follow_links:
+                    waiting.append((entry.path, f"{prefix}{name}/", above))
+                elif (identity := _identity(entry.path)) in above:
+                    ignored[LOOPS] += 1
+                else:
+                    waiting.append((entry.path, f"{prefix}{name}/", above | {identity}))
+            else:
+                path = Path(entry.path)
+                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                    kind = f"files ending in {shown(path.suffix)}" if path.suffix else "files without suffix"
+                    ignored[kind] += 1
+                elif not entry.is_symlink() and not entry.is_file(follow_symlinks=False):
+                    ignored[SPECIAL] += 1
+                elif entry.is_symlink() and not follow_links and leads_outside(entry.path):
+                    ignored[OUTSIDE_LINKS] += 1
+                else:
+                    yield ImageRef(prefix + path.stem, path)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop
+        return False
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    try:
+        status = Path(folder).stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return status.st_dev, status.st_ino
+
+
+def _outside_of(source: Path) -> Callable[[str], bool]:
+    inside = os.path.realpath(source).rstrip(os.sep) + os.sep
+
+    def leads_outside(link: str) -> bool:
+        target = os.path.realpath(link)
+        return not target.startswith(inside) and os.path.exists(target)  # noqa: PTH110 (takes any name)
+
+    return leads_outside
+
+
+def _key_of_listed(path: Path, where: str) -> str:
+    parts = list(path.parts)
+    if path.anchor:
+        del parts[0]
+    if not parts:
+        raise UsageError(f"{where}: {shown(path)} is not a file.")
+    if ".." in parts:
+        raise UsageError(
+            f'{where}: {shown(path)} contains "..", so its mask would lie outside of the out folder; '
+            "give the path without it, or an absolute one."
+        )
+    parts[-1] = path.stem
+    return "/".join(parts)
+
+
+def _unreadable(path: Path | str, error: OSError) -> UsageError:
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"There is no file or folder {shown(path)}.")
+    return UsageError(f"Cannot read {shown(path)}: {error.strerror or error}.")

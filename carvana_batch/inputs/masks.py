@@ -1,0 +1,81 @@
+"""Folders of masks and of their photos: what lies in them, by id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.find import find_images
+from carvana_batch.inputs.keys import mask_id
+from carvana_batch.options import EXTRA_FILES
+from carvana_batch.text import shown
+
+MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
+
+EXTRA_FOLDERS = {folder for folder, _ in EXTRA_FILES.values()}
+
+PREDICTED_ADVICE = "`carvana-batch predict` writes masks into `out`."
+
+TRUTH_ADVICE = "--gt takes the true masks of the photos."
+"""What to do where there are no masks, for those that predict has written, and for the true ones."""
+
+
+def find_photos(folder: Path) -> dict[str, Path]:
+    """The photos below ``folder`` by the id of their masks, in the order of the ids.
+
+    Links are followed, wherever they lead. Raises UsageError where two photos would have masks of the same
+    id, and what ``find_images`` raises.
+    """
+    photos: dict[str, Path] = {}
+    for ref in find_images(folder, follow_links=True).refs:
+        found = mask_id(ref.key)
+        if found in photos:
+            both = " and ".join(map(shown, sorted([photos[found], ref.path])))
+            raise UsageError(
+                f"Two photos have the id {shown(found)}: {both}. Remove one of them, or name a folder that "
+                "holds nothing but the photos."
+            )
+        photos[found] = ref.path
+    return dict(sorted(photos.items()))
+
+
+def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Path]:
+    """The masks below ``folder`` by id, in the order of the ids.
+
+    A mask's id is its POSIX path below the folder, without the suffix and without a ``_mask`` at its end:
+    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. Left
+    out is what else ``predict`` writes there: hidden files and folders, files that are no images, and the
+    extras (the folders ``_overlay`` and the like at the top). Links to folders are not followed.
+
+    Raises UsageError where the folder is missing or cannot be listed, where two masks have the same id,
+    and where there is no mask at all; ``advice`` ends its message where there are none.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
+    masks: dict[str, Path] = {}
+    for name, folders, files in os.walk(folder, onerror=_refuse_unlistable):
+        parent = Path(name)
+        extras = EXTRA_FOLDERS if parent == folder else set()
+        folders[:] = [child for child in folders if not child.startswith(".") and child not in extras]
+        beginning = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
+        for file in files:
+            stem, _, suffix = file.rpartition(".")
+            if not stem or file.startswith(".") or suffix.lower() not in MASK_SUFFIXES:
+                continue
+            found = mask_id(beginning + stem)
+            if found in masks:
+                both = " and ".join(map(shown, sorted([masks[found], parent / file])))
+                raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
+            masks[found] = parent / file
+    if not masks:
+        raise UsageError(
+            f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "
+            f"its folders, except hidden ones and {', '.join(sorted(EXTRA_FOLDERS))}. {advice}"
+        )
+    return dict(sorted(masks.items()))
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise UsageError(f"The folder {shown(error.filename)} cannot be listed: {error.strerror}.") from error

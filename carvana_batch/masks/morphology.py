@@ -1,0 +1,97 @@
+"""Growing, shrinking and opening of packed masks by discs, eight pixels at a time.
+
+What lies beyond the frame is background. The discs are put together from steps by a 3x3 square and by a
+cross of five pixels: few enough and small enough that the result is the disc exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch.values import PackedMask
+
+Rows = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Disc:
+    """All pixels whose centre is at most ``radius`` pixels from the middle one's."""
+
+    squares: int
+    crosses: int
+
+    @property
+    def radius(self) -> float:
+        return self.squares + self.crosses + 0.5
+
+
+CROSS = Disc(0, 1)
+"""The middle pixel and its four neighbours."""
+
+
+DISC_5, DISC_9, DISC_11 = Disc(1, 1), Disc(2, 2), Disc(2, 3)
+"""Discs of 5, 9 and 11 pixels across."""
+
+
+def grow(mask: PackedMask, disc: Disc) -> PackedMask:
+    """Dilation: the pixels that have one of ``mask`` within the disc around them."""
+    rows = mask.rows
+    for number in range(disc.squares + disc.crosses):
+        wide = _shift_right(rows, mask.width)
+        wide |= _shift_left(rows)
+        wide |= rows
+        above_below = wide.copy() if number < disc.squares else rows
+        wide[1:] |= above_below[:-1]
+        wide[:-1] |= above_below[1:]
+        rows = wide
+    return PackedMask(rows, mask.width)
+
+
+def shrink(mask: PackedMask, disc: Disc) -> PackedMask:
+    """Erosion: the pixels that have nothing but ``mask`` within the disc around them."""
+    rows = mask.rows
+    for number in range(disc.squares + disc.crosses):
+        narrow = _shift_right(rows, mask.width)
+        narrow &= _shift_left(rows)
+        narrow &= rows
+        above_below = narrow.copy() if number < disc.squares else rows
+        narrow[1:] &= above_below[:-1]
+        narrow[:-1] &= above_below[1:]
+        narrow[:1] = narrow[-1:] = 0
+        rows = narrow
+    return PackedMask(rows, mask.width)
+
+
+def open_by(mask: PackedMask, disc: Disc) -> PackedMask:
+    """Opening: what discs that fit into ``mask`` cover of it."""
+    return grow(shrink(mask, disc), disc)
+
+
+def find_outline(mask: PackedMask) -> PackedMask:
+    """The pixels of ``mask`` with background, or the frame, above, below, left or right of them."""
+    return PackedMask(mask.rows & ~shrink(mask, CROSS).rows, mask.width)
+
+
+def find_pixels(mask: PackedMask) -> NDArray[np.int64]:
+    """Row and column, (N, 2), of the foreground pixels, in row-major order."""
+    used = mask.rows.ravel()
+    places = np.flatnonzero(used != 0)  # most bytes hold none
+    place, bit = np.nonzero(np.unpackbits(used[places]).reshape(-1, 8))
+    row, byte = np.divmod(places, max(mask.rows.shape[1], 1))
+    return np.stack([row[place], byte[place] * 8 + bit], axis=1)
+
+
+def _shift_right(rows: Rows, width: int) -> Rows:
+    moved = np.right_shift(rows, 1)
+    moved[:, 1:] |= rows[:, :-1] << 7
+    moved[:, -1:] &= 0xFF << (-width % 8) & 0xFF  # padding bits stay 0
+    return moved
+
+
+def _shift_left(rows: Rows) -> Rows:
+    moved = np.left_shift(rows, 1)
+    moved[:, :-1] |= rows[:, 1:] >> 7
+    return moved

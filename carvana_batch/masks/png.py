@@ -1,0 +1,98 @@
+"""PNG files straight from and to packed rows, which are the scanlines of a 1-bit grey PNG."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+
+from carvana_batch.values import PackedMask
+
+COMPRESSION_LEVEL = 1
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+BEGINNING = SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
+
+HEADER_END = len(BEGINNING) + 13 + 4
+
+ONE_BIT = bytes((1, 0, 0, 0, 0))
+"""What the header says after width and height: 1 bit, grey, deflate, usual filters, not interlaced."""
+
+
+def encode_mask(mask: PackedMask, bits: int = 1) -> bytes:
+    """A grey PNG of a mask: 1 bit a pixel (0, 1), or 8 bits (0, 255).
+
+    Format: W3C, "Portable Network Graphics Specification", https://www.w3.org/TR/png-3/. Pillow gives the
+    same picture, but takes eight times as long to unpack, pack and compress it.
+    """
+    rows = mask.rows if bits == 1 else mask.to_bool().astype(np.uint8) * 255
+    scanlines = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)
+    scanlines[:, 1:] = rows
+    header = struct.pack(">IIBBBBB", mask.width, mask.height, bits, 0, 0, 0, 0)
+    return b"".join(
+        (
+            SIGNATURE,
+            _chunk(b"IHDR", header),
+            _chunk(b"IDAT", zlib.compress(scanlines.tobytes(), COMPRESSION_LEVEL)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def decode_mask(file: BinaryIO, pixel_limit: int) -> PackedMask | None:
+    """The mask of a 1-bit PNG such as ``encode_mask`` makes, from the start of a file.
+
+    None for all other files, among them damaged ones, those with filtered scanlines or further chunks, and
+    those of more than ``pixel_limit`` pixels: Pillow reads them, or says what is wrong. It takes several
+    times as long.
+    """
+    header = file.read(HEADER_END)
+    if not header.startswith(BEGINNING) or len(header) < HEADER_END or header[24:29] != ONE_BIT:
+        return None
+    width, height = struct.unpack_from(">II", header, len(BEGINNING))
+    if not 0 < width * height <= pixel_limit:
+        return None
+    length = -(-width // 8) + 1
+    if file.seek(0, io.SEEK_END) > 2 * height * length + 4096:  # more than deflate ever needs
+        return None
+    file.seek(0)
+    scanlines = _read_scanlines(file.read(), height * length)
+    if scanlines is None:
+        return None
+    lines = np.frombuffer(scanlines, np.uint8).reshape(height, length)
+    if lines[:, 0].any():
+        return None
+    rows = lines[:, 1:].copy()
+    rows[:, -1] &= 0xFF << -width % 8 & 0xFF
+    return PackedMask(rows, width)
+
+
+def _read_scanlines(content: bytes, size: int) -> bytes | None:
+    """The unpacked scanlines, ``size`` bytes, of a PNG; None if it is damaged or holds anything else."""
+    packed = []
+    kind, position = b"", len(SIGNATURE)
+    try:
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", content, position)
+            end = position + 8 + length
+            if kind not in {b"IHDR", b"IDAT", b"IEND"} or (kind == b"IHDR") != (position == len(SIGNATURE)):
+                return None
+            if struct.unpack_from(">I", content, end)[0] != zlib.crc32(content[position + 4 : end]):
+                return None
+            if kind == b"IDAT":
+                packed.append(content[position + 8 : end])
+            position = end + 4
+        unpacker = zlib.decompressobj()
+        scanlines = unpacker.decompress(b"".join(packed), size + 1)
+    except (struct.error, zlib.error):
+        return None
+    return scanlines if len(scanlines) == size and unpacker.eof else None
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

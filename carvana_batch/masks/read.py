@@ -1,0 +1,129 @@
+"""Reading hard masks from image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carvana_batch.errors import ImageError
+from carvana_batch.masks.png import decode_mask
+from carvana_batch.values import PackedMask
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+from carvana_batch.decode.image_file import (
+    JPEG_FORMATS,
+    _decode_header,
+    _decode_rest,
+    _open,
+    _told_as_image_error,
+)
+
+MASK_PIXEL_LIMIT = 2**31
+"""Masks are the user's own, so none that a raised --pixel-limit has made is refused."""
+
+JPEG_DEVIATION = 63
+"""How far compression may move a value of a JPEG mask from black or white."""
+
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = False) -> PackedMask:
+    """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
+
+    Which pixels are car, the first rule that fits:
+
+    - palette images that use no colours but black and white: the white ones;
+    - images whose values (in palette images: indexes) are all 0 or 1: those with 1;
+    - others: those with at least half of the full value, for example 128 of 255.
+
+    Colour images must in fact be grey, and an alpha channel must be opaque.
+
+    ``hard`` refuses what the last rule would have to guess: pixels that are neither black nor white. In a
+    JPEG, values up to ``JPEG_DEVIATION`` from either are taken for compression; one whose values are
+    all so low, but not all 0, is refused, because a JPEG does not keep 0 and 1 apart.
+
+    Raises ImageError if the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
+    """
+    with _told_as_image_error(path), _open(path) as file:
+        mask = decode_mask(file, pixel_limit)
+        if mask is not None:
+            return mask
+        file.seek(0)
+        return _to_mask(_decode_rest(_decode_header(file, pixel_limit), file), hard)
+
+
+def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
+    if image.has_transparency_data and not image.mode.startswith("I;16"):
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
+    if image.mode == "1":
+        return PackedMask.from_bool(np.asarray(image))
+    if image.mode == "P":
+        car_colours, indexes = _car_colours(image, hard), np.asarray(image)
+        (cars,) = np.nonzero(car_colours)
+        # Masks have one such colour as a rule, and to compare is several times as fast as to look up.
+        return PackedMask.from_bool(indexes == cars[0] if len(cars) == 1 else car_colours[indexes])
+    grey = _grey(image)
+    if hard and image.format in JPEG_FORMATS:
+        if 0 < grey.max() <= JPEG_DEVIATION:
+            raise ImageError(
+                f"has no value above {grey.max()}: JPEG does not keep a mask of 0 and 1; save it as PNG"
+            )
+        _refuse_between(grey, JPEG_DEVIATION)
+    elif hard and grey.max() > 1:
+        _refuse_between(grey)
+    car = grey > 0 if grey.max() <= 1 else grey > np.iinfo(grey.dtype).max // 2
+    return PackedMask.from_bool(car)
+
+
+def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int = 0) -> None:
+    """Raise ImageError for (H, W) values that are more than ``deviation`` from both black and white."""
+    full = np.iinfo(grey.dtype).max
+    between = (grey > deviation) & (grey < full - deviation)
+    if between.any():
+        y, x = np.unravel_index(between.argmax(), between.shape)
+        count = np.count_nonzero(between)
+        raise ImageError(
+            f"has {count} {'pixel' if count == 1 else 'pixels'} neither black (0) nor white ({full}), such as"
+            f" the value {grey[y, x]} at x {x}, y {y}; make each of them background or car"
+        )
+
+
+def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
+    """For each index of a palette image, (256,), whether it is car: the rules of ``read_mask``."""
+    flat = image.getpalette("RGB") or []
+    palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+    palette += [BLACK] * (256 - len(palette))
+    used = [index for index, count in enumerate(image.histogram()) if count]
+    colours = {palette[index] for index in used}
+    if colours <= {BLACK, WHITE} and WHITE in palette:
+        return np.array([colour == WHITE for colour in palette])
+    if max(used) <= 1:
+        return np.array([index == 1 for index in range(256)])
+    if any(not red == green == blue for red, green, blue in colours):
+        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
+    greys = np.array([red for red, _, _ in palette], np.uint8)
+    if hard:
+        _refuse_between(greys[np.asarray(image)])
+    return greys >= 128
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The (H, W) values of an image that may have several channels, but equal ones."""
+    if image.mode in {"L", "LA"}:
+        return np.asarray(image.getchannel("L"))
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode not in {"RGB", "RGBA", "RGBa", "PA"}:
+        raise ImageError(f"has pixels of the kind {image.mode}, so it is not a mask; save it as grey")
+    red, green, blue = image.convert("RGB").split()
+    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
+    return np.asarray(red)

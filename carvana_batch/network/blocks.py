@@ -1,0 +1,121 @@
+"""What the networks are built of: convolution blocks, and padding to any height and width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution of one feature map or of several, joined along their channels; height and width stay.
+
+    Args:
+        coarse: channels of the first of several maps, if that has half the height and width of the others,
+            rounded up, and is to be enlarged; 0 if it has not.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True, coarse: int = 0) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=3, padding=1, bias=bias)
+        self.coarse = coarse
+
+    def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
+        if isinstance(features, Tensor):
+            return super().forward(features)
+        if self.coarse:
+            features = (enlarge_twice(features[0], *features[1].shape[-2:]), *features[1:])
+        return super().forward(torch.cat(features, dim=1))
+
+
+def convolution_block(
+    channels_in: int, channels_out: int, bias: bool = False, coarse: int = 0
+) -> nn.Sequential:
+    """3x3 convolution, batch norm and ReLU; height and width stay."""
+    return nn.Sequential(
+        Convolution(channels_in, channels_out, bias, coarse),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+def convolution_stack(
+    channels_in: int, channels_out: int, count: int, bias: bool = False, coarse: int = 0
+) -> nn.Sequential:
+    """``count`` convolution blocks, the first of which changes the number of channels; ``coarse`` as in
+    :class:`Convolution`."""
+    first = convolution_block(channels_in, channels_out, bias, coarse)
+    rest = (convolution_block(channels_out, channels_out, bias) for _ in range(count - 1))
+    return nn.Sequential(first, *rest)
+
+
+def halve(features: Tensor) -> Tensor:
+    """Max-pooling of 2x2; an odd last row or column keeps a cell of its own."""
+    if features.device.type == "cpu" and not torch.is_grad_enabled():
+        # The same numbers in half the time, as max_pool2d also finds out where they were.
+        return _larger_of_pairs(_larger_of_pairs(features, dim=2), dim=3)
+    return functional.max_pool2d(features, kernel_size=2, ceil_mode=True)
+
+
+def _larger_of_pairs(features: Tensor, dim: int) -> Tensor:
+    pairs, lonely = divmod(features.shape[dim], 2)
+    first, second = (features[(slice(None),) * dim + (slice(start, 2 * pairs, 2),)] for start in (0, 1))
+    larger = torch.maximum(first, second)
+    return torch.cat((larger, features.narrow(dim, 2 * pairs, 1)), dim) if lonely else larger
+
+
+def spread_channels(features: Tensor, factor: int) -> Tensor:
+    """(N, factor ** 2, h, w) to (N, 1, h * factor, w * factor), as PixelShuffle does, but in one quick copy
+    where the memory format is channels_last."""
+    count, _, height, width = features.shape
+    cells = features.permute(0, 2, 3, 1).reshape(count, height, width, factor, factor)
+    return cells.permute(0, 1, 3, 2, 4).reshape(count, 1, height * factor, width * factor)
+
+
+def enlarge_twice(features: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, h, w) to (N, C, height, width), each value four times; an odd last row or column is cut off."""
+    if features.device.type == "cpu":
+        # What interpolate calls; only here it takes both the factor and the size, which spares a copy.
+        enlarged: Tensor = torch.ops.aten.upsample_nearest2d(features, [height, width], 2.0, 2.0)
+        return enlarged
+    return functional.interpolate(features, scale_factor=2.0, mode="nearest")[..., :height, :width]
+
+
+def pad_to(images: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, h, w) to (N, C, height, width) by repeating the last row and column.
+
+    Padding is at the bottom and on the right only, so that pixel (0, 0) stays on the stride grid.
+    """
+    missing_rows, missing_columns = height - images.shape[-2], width - images.shape[-1]
+    if missing_rows == 0 and missing_columns == 0:
+        return images
+    return functional.pad(images, (0, missing_columns, 0, missing_rows), mode="replicate")
+
+
+class AnySizeNetwork(nn.Module):
+    """A segmentation network that pads its input to a multiple of ``unit`` and crops its logits back.
+
+    A subclass implements :meth:`padded_logits`, and :meth:`simplify` if it can. ``stride`` is the product of
+    its down-samplings: windows that start on multiples of it see the same grid. ``unit`` is the stride unless
+    a subclass needs less.
+    """
+
+    def __init__(self, stride: int, unit: int | None = None) -> None:
+        super().__init__()
+        self.stride = stride
+        self.unit = unit or stride
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of images (N, 3, H, W) whose H and W are multiples of ``unit``."""
+        raise NotImplementedError
+
+    def simplify(self) -> None:
+        """Replace parts, for inference on a CPU, by others that give the same up to rounding, but faster.
+
+        Batch norms are folded into the convolutions before.
+        """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 1, H, W), in the dtype of the weights, of normalised images (N, 3, H, W) of any size."""
+        height, width = images.shape[-2:]
+        padded = pad_to(images, height + -height % self.unit, width + -width % self.unit)
+        return self.padded_logits(padded)[..., :height, :width]

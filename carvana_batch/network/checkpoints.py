@@ -1,0 +1,249 @@
+"""Weights on disk: safetensors with a header that says everything `predict` needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from carvana_batch.errors import ModelError
+from carvana_batch.files import atomic_writer
+from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
+from carvana_batch.network.blocks import AnySizeNetwork
+from carvana_batch.text import shown
+
+FORMAT = "carvana-batch weights 1"
+
+DESCRIBING = ("network", "mean", "deviation", "size")
+"""What the digest covers of the header: a change of these changes every mask."""
+
+PLAIN_MEAN = (0.5, 0.5, 0.5)
+
+PLAIN_DEVIATION = (0.5, 0.5, 0.5)
+
+FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights (float32, in evaluation mode) and what its input must look like.
+
+    ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1]. ``size`` is the
+    (width, height) to which photos are averaged down for the network, None for photos as they are.
+    ``digest`` is a SHA-256 of all that, by which a resumed run recognises the model; ``notes`` holds the
+    rest of the header: training data, val result, licence.
+    """
+
+    name: str
+    network: AnySizeNetwork
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    digest: str
+    notes: dict[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+
+
+def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
+    """SHA-256 over network, mean, deviation and size of the header, and over the names, dtypes, shapes and
+    bytes of the tensors, in the order of their names."""
+    described = [(header or {}).get(key, "") for key in DESCRIBING]
+    digest = hashlib.sha256("\n".join(described).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(
+    path: Path,
+    name: str,
+    weights: dict[str, Tensor],
+    mean: tuple[float, float, float],
+    deviation: tuple[float, float, float],
+    notes: dict[str, str],
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Write weights of the network ``name`` of the registry, whole or not at all; see :class:`Model`."""
+    header = {
+        **notes,
+        "format": FORMAT,
+        "network": name,
+        "mean": json.dumps(mean),
+        "deviation": json.dumps(deviation),
+    }
+    if size is not None:
+        header["size"] = json.dumps(size)
+    header["digest"] = weights_digest(weights, header)
+    content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Load bundled weights by name, a weights file, or the best weights of a training run's folder.
+
+    Raises:
+        ModelError: nothing of that name, a damaged file, weights of an unknown or another network,
+            weights that are not finite.
+    """
+    path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"no model {shown(path)}: {error.strerror}") from error
+    if is_folder:
+        path = path / "best.safetensors"
+        latest = path.with_name("last.safetensors")
+        if latest.is_file() and not path.is_file():
+            raise ModelError(
+                f"{shown(path.parent)} holds no best.safetensors yet; its latest weights are {shown(latest)}"
+            )
+        if not path.is_file():
+            raise ModelError(
+                f"no model in {shown(path.parent)}: it has no best.safetensors, as the folder of a training"
+                f" run has; bundled models are {', '.join(BUNDLED_WEIGHTS)}"
+            )
+    if not path.is_file():
+        names = ", ".join(BUNDLED_WEIGHTS)
+        if str(name_or_path) in NETWORKS:
+            raise ModelError(
+                f"{name_or_path} is a network without bundled weights (those have: {names}). Train it with"
+                f" `carvana-batch train --model {name_or_path}` and give --model the folder of that run."
+            )
+        raise ModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
+    if path.suffix.lower() in FOREIGN_SUFFIXES:
+        return _load_foreign(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); fetch or train it again"
+        ) from error
+    _refuse_odd(path, weights)
+    return _assemble(path, header, weights)
+
+
+def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) -> Model:
+    written_as = header.pop("format", None)
+    if written_as != FORMAT:
+        if "digest" in header:
+            raise ModelError(
+                f"{shown(path)}: its header says {written_as!r}, not {FORMAT!r}; the file is damaged, or of"
+                " another version"
+            )
+        return _recognise(path, weights)
+    digest = weights_digest(weights, header)
+    if header.pop("digest", None) != digest:
+        raise ModelError(
+            f"{shown(path)}: its content does not match the checksum in the header; the file is damaged"
+        )
+    name = header.pop("network", "")
+    if name not in NETWORKS:
+        known = ", ".join(sorted(NETWORKS))
+        raise ModelError(f"{shown(path)}: made for the network {name!r}; known are {known}")
+    mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
+    if min(deviation) <= 0:
+        raise ModelError(f"{shown(path)}: the deviations {deviation} in the header are not positive")
+    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, _size(path, header))
+
+
+def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
+    """Take the input size, where there is one, out of the header."""
+    text = header.pop("size", None)
+    if text is None:
+        return None
+    try:
+        width, height = (int(value) for value in json.loads(text))
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ModelError(f"{shown(path)}: the size {text!r} in the header is not two numbers") from error
+    if not (0 < width < 100_000 and 0 < height < 100_000):
+        raise ModelError(f"{shown(path)}: the size {text!r} in the header is not one of images")
+    return width, height
+
+
+def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:
+    """Take the three numbers of an entry, one a channel, out of the header."""
+    text = header.pop(key, "")
+    try:
+        red, green, blue = (float(value) for value in json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{shown(path)}: the {key} {text!r} in the header is not three numbers") from error
+    if not all(math.isfinite(value) for value in (red, green, blue)):
+        raise ModelError(f"{shown(path)}: the {key} {text!r} in the header is not finite")
+    return red, green, blue
+
+
+def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
+    network = NETWORKS[name]()
+    expected = network.state_dict()
+    for key, value in weights.items():
+        if key in expected and value.shape != expected[key].shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(expected[key].shape)}"
+            raise ModelError(f"{shown(path)}: {shown(key)} has the shape {shapes} of the network {name}")
+        if not torch.isfinite(value.float()).all():
+            raise ModelError(
+                f"{shown(path)}: {shown(key)} holds values that are not finite; use an earlier checkpoint"
+            )
+    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    if missing or extra:
+        example = shown(sorted(missing or extra)[0])
+        raise ModelError(
+            f"{shown(path)}: not weights of the network {name}: {len(missing)} missing, {len(extra)} unknown,"
+            f" such as {example}"
+        )
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _load_foreign(path: Path) -> Model:
+    """A state dict saved by another tool; nothing but tensors is unpickled."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about odd pickles before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
+        # The error's own text is left out: it explains how to load the file unsafely.
+        raise ModelError(
+            f"{shown(path)}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is"
+            f" not loaded; save the network's state_dict()"
+        ) from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{shown(path)}: not a state dict of tensors; save the network's state_dict()")
+    weights = {str(key): value for key, value in content.items()}
+    _refuse_odd(path, weights)
+    return _recognise(path, weights)
+
+
+def _refuse_odd(path: Path, weights: dict[str, Tensor]) -> None:
+    """Raise ModelError for tensors that are no plain arrays of real numbers."""
+    for key, value in weights.items():
+        plain = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
+        if not plain or value.is_complex() or value.device.type != "cpu":
+            raise ModelError(
+                f"{shown(path)}: {shown(key)} is no plain tensor of real numbers; save it as float32"
+            )
+
+
+def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
+    """Weights without our header: the network whose tensors have these names and shapes."""
+    shapes = {key: value.shape for key, value in weights.items()}
+    for name, build in NETWORKS.items():
+        with torch.device("meta"):  # shapes alone, no random weights
+            network = build()
+        if shapes == {key: value.shape for key, value in network.state_dict().items()}:
+            filled = _fill(path, name, weights)
+            return Model(name, filled, PLAIN_MEAN, PLAIN_DEVIATION, weights_digest(weights))
+    raise ModelError(f"{shown(path)}: its tensors fit none of the networks {', '.join(NETWORKS)}")

@@ -1,0 +1,161 @@
+"""What came of a run: counts, throughput, the bottleneck, the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch import __version__
+from carvana_batch.errors import EXIT_SOME_FAILED
+from carvana_batch.files import atomic_writer, defuse_formula, write_row
+from carvana_batch.output.journal import Entry
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's correlation: that of the ranks, equal values sharing their mean rank; -1 to 1.
+
+    None where it is not defined: fewer than two pairs, or all values of one side equal.
+    """
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[places]
+
+
+COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "height", "stage", "reason")
+
+
+@dataclass
+class RunReport:
+    """The counts are photos, the times seconds, the memory bytes.
+
+    ``stages`` splits the time of the main thread by what it waited for (decode, write) or worked at
+    (predict); ``decode_seconds`` and ``write_seconds`` add up what workers and writer threads took beside it.
+    ``correlation`` is the rank correlation of expected and true Dice, None without truth.
+    """
+
+    found: int
+    already_done: int
+    done: int = 0
+    failures: list[Entry] = field(default_factory=list)
+    without_truth: list[Entry] = field(default_factory=list)
+    foreign: int = 0
+    expected_dice: list[float] = field(default_factory=list)
+    dice: list[float] = field(default_factory=list)
+    correlation: float | None = None
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    decode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    peak_memory: int = 0
+    device: str = ""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    stopped_by: int | None = None
+
+    @property
+    def left(self) -> int:
+        """Photos that a stopped run did not come to, except for those that failed in an earlier one."""
+        return max(self.found - self.already_done - self.done - len(self.failures), 0)
+
+    @property
+    def photos_per_second(self) -> float:
+        """Masks made by this run per second, from its first photo on; 0 if it made none."""
+        return self.done / self.seconds if self.done else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that the main thread spent most of its time on; empty if nothing was done."""
+        return max(self.stages, key=lambda stage: self.stages[stage]) if self.stages else ""
+
+    @property
+    def exit_code(self) -> int:
+        if self.stopped_by is not None:
+            return 128 + self.stopped_by
+        return EXIT_SOME_FAILED if self.failures or self.without_truth else 0
+
+    @property
+    def dice_summary(self) -> dict[str, float] | None:
+        """Mean and 5/50/95 % percentiles of Dice against the truth; None without truth."""
+        if not self.dice:
+            return None
+        low, middle, high = np.percentile(self.dice, [5, 50, 95]).tolist()
+        return {"mean": float(np.mean(self.dice)), "p05": low, "p50": middle, "p95": high}
+
+    def describe(self) -> dict[str, Any]:
+        """The content of ``run.json`` and of ``--json``."""
+        return {
+            "version": __version__,
+            "exit_code": self.exit_code,
+            "found": self.found,
+            "already_done": self.already_done,
+            "done": self.done,
+            "failed": len(self.failures),
+            "left": self.left,
+            "failures": [
+                {"image": entry.source, "stage": entry.stage, "reason": entry.reason}
+                for entry in self.failures
+            ],
+            "without_truth": [entry.key for entry in self.without_truth],
+            "masks_of_other_photos": self.foreign,
+            "mean_expected_dice": float(np.mean(self.expected_dice)) if self.expected_dice else None,
+            "dice": self.dice_summary,
+            "expected_dice_rank_correlation": self.correlation,
+            "seconds": round(self.seconds, 3),
+            "photos_per_second": round(self.photos_per_second, 3),
+            "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.stages.items()},
+            "decode_seconds": round(self.decode_seconds, 3),
+            "write_seconds": round(self.write_seconds, 3),
+            "bottleneck": self.bottleneck,
+            "peak_memory_bytes": self.peak_memory,
+            "device": self.device,
+            "chosen": self.chosen,
+            "settings": self.settings,
+            "warnings": self.warnings,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write ``run.json``, whole or not at all."""
+        with atomic_writer(path, "w") as file:
+            json.dump(self.describe(), file, indent=2)
+
+
+def write_table(path: Path, entries: Iterable[Entry]) -> None:
+    """Write ``report.csv``: a row a photo, failures first, then the lowest expected Dice first.
+
+    ``car_share`` is the part of the photo that the mask covers, 0 to 1. Names that a spreadsheet would take
+    for a formula get an apostrophe in front.
+    """
+    with atomic_writer(path, "w") as file:
+        write_row(file, COLUMNS)
+        for entry in sorted(
+            entries, key=lambda entry: (not entry.failed, entry.expected_dice or 0.0, entry.key)
+        ):
+            write_row(
+                file,
+                (
+                    defuse_formula(entry.key),
+                    "failed" if entry.failed else "done",
+                    *(_decimal(value) for value in (entry.expected_dice, entry.dice, entry.car_share)),
+                    entry.width or "",
+                    entry.height or "",
+                    entry.stage,
+                    defuse_formula(entry.reason),
+                ),
+            )
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"

@@ -1,0 +1,87 @@
+"""Run-length rows put aside during a run, so that its CSV needs no second pass over the masks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from carvana_batch.files import read_error, write_error
+from carvana_batch.masks import rle
+from carvana_batch.masks.read import read_mask
+from carvana_batch.output.journal import Entry, append
+
+RUNS = re.compile("[0-9 ]*")
+
+
+class RunLengthSpool:
+    """A file with a JSON line [key, size and time of the photo, row] for each mask, as they were made.
+
+    It outlives the run, so that a resumed one can give the rows of all photos. A row that is not there, or is
+    that of an earlier state of the photo, because the run was killed or had no spool, is made again from the
+    mask. Use as a context manager.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, int] = {}
+        try:
+            self._end = path.open("ab", buffering=0)
+        except OSError as error:
+            raise write_error(path, error) from error
+        try:
+            self._file = path.open("rb")
+            place = 0
+            for line in self._file:
+                if (row := _parse(line)) is not None:
+                    self._places[row[0]] = place
+                place += len(line)
+        except OSError as error:
+            raise read_error(path, error) from error
+
+    def __enter__(self) -> RunLengthSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+        self._file.close()
+
+    def append(self, entry: Entry, runs: str) -> None:
+        """Add the row of a mask; call it before the mask is journaled as done.
+
+        Raises OutOfSpaceError and WriteError.
+        """
+        line = json.dumps([entry.key, [entry.source_bytes, entry.source_time], runs])
+        # A line break first: it parts a new line from one that a killed run left torn.
+        place = self._end.seek(0, 2) + 1
+        try:
+            append(self._end, b"\n" + line.encode("ascii"))
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self._places[entry.key] = place
+
+    def rows(self, entries: Iterable[Entry], mask_path: Callable[[str], Path]) -> Iterator[tuple[Entry, str]]:
+        """Each journal entry of a mask, in their order, with its run-length row."""
+        for entry in entries:
+            row = self._read(entry.key)
+            if row is not None and row[1] == [entry.source_bytes, entry.source_time]:
+                yield entry, row[2]
+            else:
+                yield entry, rle.encode_packed(read_mask(mask_path(entry.key)))
+
+    def _read(self, key: str) -> tuple[str, list[int], str] | None:
+        if key not in self._places:
+            return None
+        self._file.seek(self._places[key])
+        return _parse(self._file.readline())
+
+
+def _parse(line: bytes) -> tuple[str, list[int], str] | None:
+    """Key, size and time of the photo, row; None of a torn line."""
+    try:
+        key, source, runs = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    sound = isinstance(key, str) and isinstance(source, list) and isinstance(runs, str)
+    return (key, source, runs) if sound and RUNS.fullmatch(runs) else None

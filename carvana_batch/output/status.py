@@ -1,0 +1,113 @@
+"""Whether the runs of ``predict`` that filled an out folder have come to their end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.output.folder import STATE_FOLDER
+from carvana_batch.output.journal import Entry, read_entries
+from carvana_batch.output.lock import is_locked
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What an out folder says about itself; the counts are photos, of all runs and shards together.
+
+    ``running``: a run holds the folder. ``cut_short``: the last one ended without its report, which is
+    always so while one is running for the first time. ``left``: photos that have neither a mask nor a
+    failure, 0 where none are known of. ``shards``: (begun, all), None where that is not known.
+    """
+
+    masked: int
+    failed: int
+    left: int
+    running: bool
+    cut_short: bool
+    shards: tuple[int, int] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing speaks against it."""
+        begun, all_shards = self.shards or (1, 1)
+        return not (self.running or self.cut_short or self.left) and begun == all_shards
+
+
+def read_run_state(folder: Path) -> RunState | None:
+    """What the out folder of ``predict`` says; None for a folder that is none.
+
+    From the outside not everything can be told: a run that was killed before its first photo was done
+    leaves no trace, and a killed shard only shows as long as its part is too small beside that of the shard
+    which ended last. Nothing is written, but the folder's locks are held for an instant.
+    """
+    state = folder / STATE_FOLDER
+    try:
+        entries = list(read_entries(state).values()) if state.is_dir() else []
+    except (CarvanaBatchError, OSError):  # what cannot be read says nothing
+        entries = []
+    if not entries:
+        return None
+    report = _read_json(folder / "run.json")
+    shards = _count_shards(state)
+    return RunState(
+        masked=sum(not entry.failed for entry in entries),
+        failed=sum(entry.failed for entry in entries),
+        left=_count_left(report, entries, shards),
+        running=_is_held(state),
+        cut_short=report is None or _count_rows(folder / "report.csv") < len(entries),
+        shards=shards,
+    )
+
+
+def _count_left(
+    report: dict[str, int] | None, entries: Sequence[Entry], shards: tuple[int, int] | None
+) -> int:
+    """Photos that are known to be left, at least; ``report`` is that of the shard which ended last."""
+    if report is None or shards is None:
+        return 0
+    if shards[1] == 1:
+        return report["left"]
+    # The other shards have as many photos as this one, or one less.
+    least = report["found"] + (shards[1] - 1) * (report["found"] - 1)
+    return max(least + report["masks_of_other_photos"] - len(entries), 0)
+
+
+def _count_shards(state: Path) -> tuple[int, int] | None:
+    """Shards that were begun, and all; None where runs have shared the work in different ways."""
+    parts = [path.name.removeprefix("lock-").split("-of-") for path in state.glob("lock-*-of-*")]
+    counts = {count for _, count in parts}
+    if len(counts) != 1 or not (count := counts.pop()).isdecimal():
+        return None
+    return len(parts), int(count)
+
+
+def _is_held(state: Path) -> bool:
+    for path in sorted(state.glob("lock-*-of-*")):
+        try:
+            if is_locked(path, patience=0):
+                return True
+        except OSError:  # on a disk that is read-only, say, no run is at work either
+            continue
+    return False
+
+
+def _read_json(path: Path) -> dict[str, int] | None:
+    """The counts of a ``run.json``; None if it is missing or none."""
+    names = ("found", "left", "masks_of_other_photos")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: int(content[name]) for name in names}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _count_rows(report: Path) -> int:
+    try:
+        with report.open(encoding="utf-8", errors="replace", newline="") as file:
+            return sum(1 for row in csv.reader(file) if row) - 1
+    except (OSError, csv.Error):
+        return 0

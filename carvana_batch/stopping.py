@@ -1,0 +1,9 @@
+"""How a signal asks a run to stop."""
+
+from __future__ import annotations
+
+
+class StopFlag:
+    """Holds the number of the signal that asked the run to stop reading and finish what is in flight."""
+
+    signal: int | None = None

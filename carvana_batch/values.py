@@ -1,0 +1,95 @@
+"""The values that travel through a run, from a path to a mask."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class ImageRef:
+    """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
+
+    ``path_text`` is the path as text; a ``Path`` is made only where it is needed, which takes longer than all
+    else here.
+    """
+
+    key: str
+    path_text: str
+
+    def __init__(self, key: str, path: Path | str) -> None:
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "path_text", os.fspath(path))
+
+    def __repr__(self) -> str:
+        return f"ImageRef(key={self.key!r}, path={self.path!r})"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.path_text)
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded photo; ``pixels`` is (H, W, 3) uint8, RGB, on the stored pixel grid.
+
+    ``file_bytes`` and ``file_time`` (ns) are the size and the time of the last change that its file had
+    before it was read.
+    """
+
+    ref: ImageRef
+    pixels: NDArray[np.uint8] = field(repr=False)
+    file_bytes: int = 0
+    file_time: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A photo that could not be masked; travels the same road as a mask to the journal and the report."""
+
+    ref: ImageRef
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMask:
+    """A hard mask, one bit a pixel.
+
+    ``rows`` is (H, ceil(W / 8)) uint8; the leftmost pixel is the highest bit, and the padding bits at
+    the end of each row are 0. These are the scanlines of a 1-bit PNG.
+    """
+
+    rows: NDArray[np.uint8] = field(repr=False)
+    width: int
+
+    @property
+    def height(self) -> int:
+        return int(self.rows.shape[0])
+
+    @classmethod
+    def from_bool(cls, mask: NDArray[np.bool_]) -> PackedMask:
+        """Pack a (H, W) bool array."""
+        return cls(np.packbits(mask, axis=1), mask.shape[1])
+
+    def to_bool(self) -> NDArray[np.bool_]:
+        """The (H, W) bool array."""
+        return np.unpackbits(self.rows, axis=1, count=self.width).view(np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the network made of a photo.
+
+    ``expected_dice`` in [0, 1] is the Dice to be expected from the probability map alone.
+    ``probability`` is (H, W) float32 in [0, 1], or None where nobody asked for it.
+    """
+
+    photo: Photo
+    mask: PackedMask
+    expected_dice: float
+    probability: NDArray[np.float32] | None = field(default=None, repr=False)

@@ -1,0 +1,847 @@
+"""Pixels against values worked out by hand or by another decoder; bad files against their reasons."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, PngImagePlugin
+
+from carvana_batch.decode import image_file
+from carvana_batch.decode import photo as images
+from carvana_batch.decode.photo import read_image
+from carvana_batch.errors import ImageError
+from carvana_batch.masks.read import read_mask
+from carvana_batch.values import PackedMask
+
+HEIGHT, WIDTH = 23, 37
+Y, X = np.mgrid[:HEIGHT, :WIDTH]
+RGB = np.stack([X * 6, Y * 10, X * Y % 256], axis=-1).astype(np.uint8)
+GREY = (X * 6 + Y).astype(np.uint8)
+DEEP = (X * 1700 + Y * 97).astype(np.uint16)  # up to 63334
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "webp": {"lossless": True},
+    "gif": {"optimize": False},
+    "lzw.tif": {"compression": "tiff_lzw"},
+}
+CAR = (X - 18) ** 2 + 2 * (Y - 11) ** 2 < 150
+READERS: list[Callable[..., Any]] = [read_image, read_mask]
+
+
+def rounded_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """value / 257 with rounding, in whole numbers."""
+    return ((values.astype(np.uint32) * 2 + 257) // 514).astype(np.uint8)
+
+
+def grey_to_rgb(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.stack([values] * 3, axis=-1)
+
+
+def over_white(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+    share = alpha[..., np.newaxis] / 255
+    return colours * share + 255 * (1 - share)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, *extra: bytes) -> bytes:
+    """A PNG made by hand; ``rows`` are scanlines with their filter bytes."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            *extra,
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        ]
+    )
+
+
+def reason(path: Path, read: Callable[..., Any] = read_image, **options: Any) -> str:
+    """Why ``path`` is refused; also that the message is one line and begins with the path."""
+    with pytest.raises(ImageError) as caught:
+        read(path, **options)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.startswith(f"{path} ") or not str(path).isprintable()
+    return message.removeprefix(f"{path} ")
+
+
+# ---- photos
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("a.bmp", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.tif", {}),
+        ("a.tif", {"compression": "tiff_lzw"}),
+        ("grün \udcff\n.png", {}),
+        ("x" * 251 + ".png", {}),
+    ],
+)
+def test_lossless_formats_give_the_exact_pixels(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        Image.fromarray(RGB).save(file, path.suffix.replace(".tif", ".tiff")[1:], **options)
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    np.testing.assert_array_equal(pixels, RGB)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path, quality=90, **options)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path), np.asarray(image))
+
+
+def decoded_or_reason(path: Path) -> bytes | str:
+    try:
+        return read_image(path).tobytes()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.fixture
+def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What became of each call: "ok" or the error's name."""
+    calls = []
+    decode = pytest.importorskip("simplejpeg").decode_jpeg
+
+    def watched(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
+        calls.append("ValueError")
+        pixels = decode(*arguments, **options)
+        calls[-1] = "ok"
+        return pixels
+
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", watched)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"subsampling": subsampling, "quality": 85} for subsampling in ("4:4:4", "4:2:2", "4:2:0")),
+        {"quality": 5},
+        {"quality": 100},
+        {"progressive": True},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+        {"exif": b"Exif\0\0nonsense"},
+    ],
+)
+@pytest.mark.parametrize("size", [(97, 61), (1, 1), (16, 9)])
+def test_simplejpeg_gives_the_pixels_of_pillow(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decoded_by_simplejpeg: list[str],
+    options: dict[str, Any],
+    size: tuple[int, int],
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+    pixels = read_image(path)
+    assert decoded_by_simplejpeg == ["ok"]
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+    monkeypatch.setattr(images, "simplejpeg", None)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    assert decoded_by_simplejpeg == ["ok"]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_simplejpeg_is_for_colour_alone(tmp_path: Path, decoded_by_simplejpeg: list[str], mode: str) -> None:
+    Image.fromarray(RGB).convert(mode).save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").shape == RGB.shape
+    assert decoded_by_simplejpeg == []
+
+
+def test_simplejpeg_makes_no_difference_to_damaged_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_by_simplejpeg: list[str]
+) -> None:
+    path, random = tmp_path / "a.jpg", np.random.default_rng(0)
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in random.integers(0, len(data), random.integers(1, 4)):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged[: random.choice([len(data), random.integers(1, len(data))], p=[0.9, 0.1])])
+        with_simplejpeg = decoded_or_reason(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "simplejpeg", None)
+            assert decoded_or_reason(path) == with_simplejpeg
+    assert {"ok", "ValueError"} == set(decoded_by_simplejpeg)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    for actual, suffix in [("PNG", "jpg"), ("TIFF", "jpg"), ("BMP", "tif"), ("WEBP", "")]:
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(RGB).save(path, actual, lossless=True)
+        np.testing.assert_array_equal(read_image(path), RGB)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    for suffix in ["png", "bmp", "tif"]:
+        Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), grey_to_rgb(GREY))
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", quality=100)
+    assert np.ptp(read_image(tmp_path / "a.jpg"), axis=-1).max() == 0
+
+
+def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
+    for suffix in ["png", "bmp", "tif"]:
+        Image.fromarray(CAR).save(tmp_path / f"a.{suffix}")
+        expected = grey_to_rgb(np.where(CAR, 255, 0).astype(np.uint8))
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(DEEP).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", DEEP)
+    for name in ["a.png", "a.tif"]:
+        np.testing.assert_array_equal(read_image(tmp_path / name), grey_to_rgb(rounded_to_8_bits(DEEP)))
+
+
+def test_16_bit_rgb_png_is_scaled(tmp_path: Path) -> None:
+    colours = np.stack([DEEP, 65535 - DEEP, DEEP // 2], axis=-1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 16, 2, rows))
+    difference = read_image(tmp_path / "a.png").astype(int) - rounded_to_8_bits(colours)
+    assert np.abs(difference).max() <= 1  # Pillow keeps the high byte
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, GREY])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(rgba).save(tmp_path / "a.webp", lossless=True, exact=True)
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    multiplied = np.rint(RGB * (GREY[..., np.newaxis] / 255)).astype(np.uint8)
+    tifffile.imwrite(
+        tmp_path / "b.tif", np.dstack([multiplied, GREY]), photometric="rgb", extrasamples=["assocalpha"]
+    )
+    for name in ["a.png", "a.webp", "a.tif", "b.tif"]:
+        tolerance = 2 if name == "b.tif" else 1  # its colours were rounded when they were stored
+        assert np.abs(read_image(tmp_path / name) - over_white(RGB, GREY)).max() <= tolerance, name
+
+
+def test_grey_with_alpha(tmp_path: Path) -> None:
+    alpha = GREY[::-1]
+    Image.fromarray(np.dstack([GREY, alpha])).save(tmp_path / "a.png")
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.dstack([GREY, alpha]), photometric="minisblack", extrasamples=["unassalpha"]
+    )
+    for name in ["a.png", "a.tif"]:
+        assert np.abs(read_image(tmp_path / name) - over_white(grey_to_rgb(GREY), alpha)).max() <= 1, name
+
+
+def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:
+    image = Image.fromarray((X % 3).astype(np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], np.uint8)[X % 3]
+    for suffix in ["png", "gif", "bmp", "tif"]:
+        image.save(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
+
+    expected[X % 3 == 1] = 255
+    for suffix in ["png", "gif"]:
+        image.save(tmp_path / f"b.{suffix}", transparency=1)
+        np.testing.assert_array_equal(read_image(tmp_path / f"b.{suffix}"), expected)
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ["red", "blue"]]
+    for suffix in ["gif", "webp", "png", "tif"]:
+        path = tmp_path / f"a.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], **SAVE_OPTIONS.get(suffix, {}))
+        np.testing.assert_array_equal(read_image(path), np.broadcast_to([255, 0, 0], RGB.shape))
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    # Flat colours, so that JPEG keeps them almost exactly. Pillow writes inverted CMYK, as Adobe does.
+    cases = {(0, 0, 0, 0): (255, 255, 255), (255, 0, 0, 0): (0, 255, 255), (0, 128, 255, 51): (204, 102, 0)}
+    for ink, expected in cases.items():
+        image = Image.new("CMYK", (WIDTH, HEIGHT), ink)
+        image.save(tmp_path / "a.jpg", quality=100)
+        image.save(tmp_path / "a.tif")
+        for name in ["a.jpg", "a.tif"]:
+            pixels = read_image(tmp_path / name)
+            assert pixels.shape == RGB.shape
+            assert np.abs(pixels.astype(int) - expected).max() <= 2, (name, ink)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tile": (16, 16)},
+        {"rowsperstrip": 5, "compression": "lzw", "predictor": True},
+        {"tile": (16, 32), "compression": "zlib"},
+        {"compression": "zstd", "byteorder": ">"},
+        {"bigtiff": True, "byteorder": ">"},
+    ],
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_layouts_of_tiff(tmp_path: Path, bits: int, options: dict[str, Any], planar: bool) -> None:
+    colours = RGB if bits == 8 else np.stack([DEEP, 65535 - DEEP, DEEP // 2], axis=-1)
+    stored = np.ascontiguousarray(np.moveaxis(colours, -1, 0)) if planar else colours
+    config = "separate" if planar else "contig"
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=config, **options)
+    expected = RGB if bits == 8 else rounded_to_8_bits(colours)
+    pixels = read_image(tmp_path / "a.tif")
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_more_kinds_of_tiff(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, 255 - GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(path), grey_to_rgb(GREY))
+
+    tifffile.imwrite(path, GREY // 17, bitspersample=4)
+    np.testing.assert_array_equal(read_image(path), grey_to_rgb(GREY // 17 * 17))
+
+    tifffile.imwrite(path, (GREY / 255).astype(np.float32))
+    np.testing.assert_array_equal(read_image(path), grey_to_rgb(GREY))
+
+    tifffile.imwrite(path, np.dstack([RGB, GREY]), photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(read_image(path), RGB)  # the fourth channel is not alpha
+
+    tifffile.imwrite(path, RGB, photometric="ycbcr", compression="jpeg", tile=(16, 16))
+    with Image.open(path) as image:
+        assert np.abs(read_image(path).astype(int) - np.asarray(image.convert("RGB"))).max() <= 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 4)])
+def test_tiny_tiffs_are_not_squeezed(tmp_path: Path, size: tuple[int, int]) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RGB[: size[0], : size[1]], photometric="rgb")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB[: size[0], : size[1]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_orientation_is_applied_only_when_asked(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(path, exif=exif, **SAVE_OPTIONS.get(suffix, {}))
+    stored = read_image(path)
+    if suffix != "jpg":
+        np.testing.assert_array_equal(stored, RGB)
+    image = Image.fromarray(stored)
+    image.getexif()[0x0112] = orientation
+    upright = read_image(path, apply_exif=True)
+    assert upright.flags.c_contiguous
+    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_orientation_6_by_hand(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first stored row is the right edge of the scene
+    stored = np.array([[[10] * 3, [20] * 3], [[30] * 3, [40] * 3], [[50] * 3, [60] * 3]], np.uint8)
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), stored)
+    expected = [[50, 30, 10], [60, 40, 20]]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", apply_exif=True)[..., 0], expected)
+
+
+def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "x" * 50
+    Image.fromarray(RGB).save(path, exif=exif)
+    data = path.read_bytes()
+    pixels = read_image(path)
+    start = data.index(b"Exif\0\0") + 6
+    for position in range(start, start + 40):
+        path.write_bytes(data[:position] + b"\xff" + data[position + 1 :])
+        np.testing.assert_array_equal(read_image(path), pixels)
+        assert read_image(path, apply_exif=True).size == pixels.size
+
+
+# ---- photos that cannot be used
+
+
+def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    Image.effect_noise((200, 120), 60).convert("RGB").save(tmp_path / "whole.jpg", quality=90)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    read_image(tmp_path / "whole.jpg")
+    path = tmp_path / "a.jpg"
+    for percent in range(5, 100, 5):
+        path.write_bytes(data[: len(data) * percent // 100])
+        assert "cut short" in reason(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "webp", "tif", "lzw.tif"])
+def test_other_formats_cut_anywhere_are_refused(tmp_path: Path, suffix: str) -> None:
+    options = SAVE_OPTIONS.get(suffix, {})
+    image = Image.effect_noise((60, 40), 60)
+    image.save(tmp_path / f"whole.{suffix}", **options)
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"a.{suffix}"
+    for percent in range(5, 100, 5):
+        path.write_bytes(data[: len(data) * percent // 100])
+        assert "cut short" in reason(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "lzw.tif"])
+def test_damaged_bytes_give_pixels_or_a_reason(tmp_path: Path, suffix: str) -> None:
+    options = SAVE_OPTIONS.get(suffix, {})
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path, **options)
+    data = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(data)
+        for position in random.integers(0, min(len(data), random.choice([64, 10_000])), 3):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged)
+        for read in READERS:
+            try:
+                read(path, pixel_limit=1_000_000)
+            except ImageError as error:
+                refused += 1
+                assert str(error).isprintable()
+    assert refused > 0
+
+
+def test_the_size_is_checked_before_decoding(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, 8, 2, b""))
+    told = reason(tmp_path / "a.png")
+    assert told.startswith("has 60000 x 60000 pixels, more than the limit of 200,000,000;")
+    assert "--pixel-limit" in told
+
+    tifffile.imwrite(tmp_path / "a.tif", RGB)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    for tag, value in [(256, 60_000), (257, 60_000)]:  # ImageWidth, ImageLength
+        position = data.index(struct.pack("<H", tag)) + 8
+        data[position : position + 4] = struct.pack("<I", value)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert reason(tmp_path / "a.tif").startswith("has 60000 x 60000 pixels")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_the_limit_is_exact(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path)
+    for read in READERS:
+        assert "limit" in reason(path, read, pixel_limit=WIDTH * HEIGHT - 1)
+    assert read_image(path, pixel_limit=WIDTH * HEIGHT).shape == RGB.shape
+
+
+def test_pillows_own_limit_does_not_interfere(tmp_path: Path) -> None:
+    side = 13_400  # 179.6 million pixels: Pillow alone would warn, and warnings are errors here
+    row = b"\0" + bytes(side // 8)
+    packed = zlib.compressobj(1)
+    data = b"".join([packed.compress(row) for _ in range(side)]) + packed.flush()
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    body = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(body)
+    mask = read_mask(tmp_path / "a.png")
+    assert (mask.height, mask.width) == (side, side)
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    contents = {
+        "empty.jpg": (b"", "is empty (0 bytes)"),
+        "text.jpg": (b"not a photo at all\n", "is not an image in a supported format"),
+        "page.png": (b"<!DOCTYPE html>", "is not an image in a supported format"),
+        "eps.jpg": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "is not an image in a supported format",
+        ),
+        "fits.jpg": (b"SIMPLE  =                    T", "is not an image in a supported format"),
+        "photoshop.jpg": (b"8BPS\0\1" + bytes(30), "is not an image in a supported format"),
+        "wave.webp": (b"RIFF\x24\0\0\0WAVEfmt ", "is not an image in a supported format"),
+        "start.jpg": (b"\xff\xd8\xff", "is damaged or cut short: its header cannot be read"),
+        "start.tif": (b"II*\0\x08\0\0\0", "is damaged or cut short"),
+        "bm.bmp": (b"BM, the beginning of a text", "is cut short"),
+        "zero.png": (png(0, 5, 8, 2, b""), "is damaged or cut short"),
+    }
+    for name, (data, expected) in contents.items():
+        (tmp_path / name).write_bytes(data)
+        assert reason(tmp_path / name).startswith(expected), name
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    assert reason(tmp_path / "folder.jpg") == "is a folder, not an image"
+    assert reason(tmp_path / "missing.jpg") == "does not exist"
+    (tmp_path / "link.jpg").symlink_to("missing.jpg")
+    assert reason(tmp_path / "link.jpg") == "is a link to a file that does not exist"
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert reason(tmp_path / "loop.jpg").startswith("cannot be read: Too many levels of symbolic links")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert reason(tmp_path / "pipe.jpg") == "is not a regular file"
+    assert reason(tmp_path / ("x" * 300 + ".jpg")).startswith("cannot be read: File name too long")
+    assert reason(tmp_path / "a.jpg" / "b.jpg") == "does not exist"
+    assert "cannot be read" in reason(tmp_path / "pipe.jpg" / "b.jpg")
+    assert r"new\nline\udcff.jpg does not exist" in reason(tmp_path / "new\nline\udcff.jpg")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+def test_errors_of_the_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.jpg")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)  # for root may read everything
+    assert reason(tmp_path / "a.jpg") == f"cannot be read: {error.strerror}"
+
+
+def test_running_out_of_memory_is_not_taken_for_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")
+
+
+def test_text_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    for keyword in [b"zTXt", b"iTXt"]:
+        bomb = b"key\0" + (b"\0" if keyword == b"zTXt" else b"\1\0\0\0") + zlib.compress(bytes(80_000_000), 9)
+        extra = [png_chunk(keyword, bomb)] * 2
+        (tmp_path / "a.png").write_bytes(png(1, 1, 8, 0, b"\0\0", *extra))
+        assert "is damaged or cut short (Decompressed data too large" in reason(tmp_path / "a.png")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "a long one " * 5000, zip=True)
+    Image.fromarray(RGB).save(tmp_path / "b.png", pnginfo=info)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), RGB)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        (GREY.astype(np.float32), {}, "floating-point values outside of 0 to 1"),
+        (np.full((5, 5), np.nan, np.float32), {}, "floating-point values outside of 0 to 1"),
+        (GREY.astype(np.int16), {}, "16-bit values of kind int16"),
+        (GREY.astype(np.uint32), {}, "32-bit values of kind uint32"),
+        (RGB, {"photometric": "cielab"}, "the colour model CIELAB"),
+        (RGB, {"photometric": "ycbcr"}, "the colour model YCBCR"),
+        (RGB, {"photometric": "rgb", "subfiletype": 1}, "a thumbnail as its first page"),
+        (
+            np.zeros((4, 16, 16), np.uint8),
+            {"volumetric": True, "tile": (16, 16, 16), "photometric": "minisblack"},
+            "number of planes",
+        ),
+    ],
+)
+def test_tiffs_that_would_be_misread_are_refused(
+    tmp_path: Path, values: NDArray[Any], options: dict[str, Any], expected: str
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    assert expected in reason(tmp_path / "a.tif")
+
+
+def test_missing_tiles_are_not_filled_with_black(tmp_path: Path) -> None:
+    tiles = iter([RGB[:16, :16], None])
+    tifffile.imwrite(
+        tmp_path / "a.tif", tiles, shape=(16, 32, 3), dtype=np.uint8, tile=(16, 16), photometric="rgb"
+    )
+    assert "parts of the picture are missing" in reason(tmp_path / "a.tif")
+
+
+def test_long_lzw_is_exact(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3)).astype(np.uint8)  # many clear codes
+    tifffile.imwrite(tmp_path / "a.tif", noise, photometric="rgb", compression="lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), noise)
+    Image.fromarray(noise).save(tmp_path / "b.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), noise)
+
+
+@pytest.mark.parametrize("damage", [b"\x80\x7f\xff", b"\0\xff\xff"])
+def test_damaged_lzw_does_not_crash_the_interpreter(tmp_path: Path, damage: bytes) -> None:
+    """A code without meaning right after the first clear code; imagecodecs 2026.3.6 trusts it."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression="lzw")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        start = tiff.pages.first.dataoffsets[0]
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[:start] + damage + data[start + 3 :])
+    code = (
+        "import sys; from pathlib import Path; from carvana_batch.decode.photo import *\n"
+        "try: read_image(Path(sys.argv[1]))\nexcept Exception as error: print(type(error), error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True, check=True)
+    assert b"is damaged" in done.stdout
+
+
+def test_tifffile_keeps_off_the_screen(tmp_path: Path) -> None:
+    """In an interpreter of its own, as pytest captures logging."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB)
+    data = (tmp_path / "a.tif").read_bytes().replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 99))
+    (tmp_path / "a.tif").write_bytes(data)
+    code = "import sys; from pathlib import Path; from carvana_batch.decode.photo import *\n" + (
+        "try: read_image(Path(sys.argv[1]))\nexcept Exception as error: print(type(error), error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, tmp_path / "a.tif"], capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    assert b"a.tif is damaged" in done.stdout
+
+
+def test_threads_may_read_at_once(tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"  # Pillow warns about it, and warnings are errors here
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
+    expected = read_image(tmp_path / "a.jpg")
+    results: list[NDArray[np.uint8]] = []
+
+    def work() -> None:
+        results.extend(read_image(tmp_path / "a.jpg", apply_exif=True) for _ in range(30))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 120
+    assert all(np.array_equal(pixels, expected) for pixels in results)
+
+
+def test_a_worker_forked_at_a_bad_moment_does_not_wait_for_ever(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    with image_file._header_lock:  # as another thread may hold it
+        worker = multiprocessing.get_context("fork").Process(target=read_image, args=[tmp_path / "a.png"])
+        worker.start()
+        worker.join(timeout=30)
+    if worker.is_alive():
+        worker.kill()
+    assert worker.exitcode == 0
+
+
+# ---- masks
+
+
+def assert_mask(path: Path, expected: NDArray[np.bool_]) -> None:
+    mask = read_mask(path)
+    assert isinstance(mask, PackedMask)
+    assert mask.rows.flags.writeable
+    np.testing.assert_array_equal(mask.rows, np.packbits(expected, axis=1))
+    assert mask.width == expected.shape[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 70), height=st.integers(1, 20), seed=st.integers(0, 1000))
+def test_one_bit_masks_round_trip_at_any_width(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, seed: int
+) -> None:
+    car = np.random.default_rng(seed).random((height, width)) < 0.5
+    path = tmp_path_factory.getbasetemp() / "round-trip"
+    for image_format in ["PNG", "TIFF", "BMP", "GIF"]:
+        Image.fromarray(car).save(path, image_format)
+        assert_mask(path, car)
+
+
+def test_padding_bits_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(11, 2, 1, 0, b"\0\xff\xff" + b"\0\x00\x1f"))
+    assert read_mask(tmp_path / "a.png").rows.tolist() == [[0xFF, 0xE0], [0x00, 0x00]]
+
+
+def palette_image(indexes: NDArray[np.integer[Any]], *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indexes.astype(np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+BLACK, WHITE, DARK_RED = (0, 0, 0), (255, 255, 255), (128, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("indexes", "colours", "expected"),
+    [
+        (CAR, (BLACK, WHITE), CAR),  # the ground truth of Carvana
+        (CAR, (BLACK, DARK_RED), CAR),  # labels: the index counts
+        (CAR, (BLACK, (1, 1, 1)), CAR),
+        (CAR, (BLACK, BLACK), CAR),
+        (~CAR, (WHITE, BLACK), CAR),  # tools that make palettes small may put white first
+        (CAR * 5, (BLACK, BLACK, BLACK, BLACK, BLACK, WHITE), CAR),
+        (np.zeros((3, 9)), (BLACK, WHITE), np.zeros((3, 9), bool)),
+        (np.ones((3, 9)), (BLACK, WHITE), np.ones((3, 9), bool)),
+        (np.zeros((3, 9)), (WHITE, BLACK), np.ones((3, 9), bool)),
+        (np.arange(4)[np.newaxis], (BLACK, (127,) * 3, (128,) * 3, WHITE), np.array([[0, 0, 1, 1]], bool)),
+    ],
+)
+def test_palette_masks(
+    tmp_path: Path,
+    indexes: NDArray[np.integer[Any]],
+    colours: tuple[tuple[int, int, int], ...],
+    expected: NDArray[np.bool_],
+) -> None:
+    for suffix in ["gif", "png", "tif"]:
+        path = tmp_path / f"a.{suffix}"
+        palette_image(indexes, *colours).save(path, **SAVE_OPTIONS.get(suffix, {}))
+        assert_mask(path, expected)
+
+
+def test_masks_that_pillow_saves_as_gif_keep_their_meaning(tmp_path: Path) -> None:
+    for car in [CAR, ~CAR, np.zeros_like(CAR), np.ones_like(CAR)]:
+        for image in [Image.fromarray(car), Image.fromarray(np.where(car, 255, 0).astype(np.uint8))]:
+            image.save(tmp_path / "a.gif")
+            assert_mask(tmp_path / "a.gif", car)
+
+
+@pytest.mark.parametrize("high", [1, 128, 255])
+def test_grey_masks(tmp_path: Path, high: int) -> None:
+    values = np.where(CAR, high, 0).astype(np.uint8)
+    for name in ["a.png", "a.bmp", "a.tif"]:
+        Image.fromarray(values).save(tmp_path / name)
+        assert_mask(tmp_path / name, CAR)
+        Image.fromarray(grey_to_rgb(values)).save(tmp_path / name)
+        assert_mask(tmp_path / name, CAR)
+    for name in ["b.png", "b.tif"]:
+        Image.fromarray(np.dstack([values] * 3 + [np.full_like(values, 255)])).save(tmp_path / name)
+        assert_mask(tmp_path / name, CAR)
+
+
+@pytest.mark.parametrize("high", [1, 32768, 65535])
+def test_16_bit_masks(tmp_path: Path, high: int) -> None:
+    values = np.where(CAR, high, 0).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", values, compression="zlib")
+    for name in ["a.png", "a.tif"]:
+        assert_mask(tmp_path / name, CAR)
+
+
+def test_half_of_the_range_is_the_line(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 2, 127, 128, 254]], np.uint8)).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").to_bool().tolist() == [[False, False, False, True, True]]
+    Image.fromarray(np.array([[0, 255, 32767, 32768]], np.uint16)).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").to_bool().tolist() == [[False, False, False, True]]
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 0.25, 0.4999, 0.5, 1]], np.float32))
+    assert read_mask(tmp_path / "a.tif").to_bool().tolist() == [[False, False, False, True, True]]
+
+
+def test_jpeg_masks(tmp_path: Path) -> None:
+    values = np.where(CAR, 255, 0).astype(np.uint8)
+    for image in [Image.fromarray(values), Image.fromarray(grey_to_rgb(values))]:
+        image.save(tmp_path / "a.jpg", quality=95)
+        assert_mask(tmp_path / "a.jpg", CAR)
+
+
+def test_min_is_white_masks(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", ~CAR, photometric="miniswhite")
+    assert_mask(tmp_path / "a.tif", CAR)
+
+
+def test_images_that_are_no_masks(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "colours.png")
+    assert reason(tmp_path / "colours.png", read_mask).startswith("has coloured pixels")
+    palette_image(X % 3, BLACK, WHITE, DARK_RED).save(tmp_path / "palette.png")
+    assert reason(tmp_path / "palette.png", read_mask).startswith("has coloured pixels")
+    Image.fromarray(np.dstack([grey_to_rgb(GREY), GREY])).save(tmp_path / "alpha.png")
+    assert reason(tmp_path / "alpha.png", read_mask).startswith("has transparent pixels")
+    palette_image(X % 3, BLACK, WHITE, BLACK).save(tmp_path / "alpha.gif", transparency=0)
+    assert reason(tmp_path / "alpha.gif", read_mask).startswith("has transparent pixels")
+    Image.new("CMYK", (9, 9)).save(tmp_path / "ink.jpg")
+    assert reason(tmp_path / "ink.jpg", read_mask).startswith("has pixels of the kind CMYK")
+    (tmp_path / "text.png").write_text("no mask")
+    assert reason(tmp_path / "text.png", read_mask).startswith("is not an image in a supported format")
+
+
+# ---- masks without a guess
+
+
+def test_hard_masks_are_read_as_they_are(tmp_path: Path) -> None:
+    """0/1, 0/255, 0/65535, one bit, palettes, three equal channels: all the same car."""
+    white = np.where(CAR, 255, 0).astype(np.uint8)
+    for number, image in enumerate(
+        [
+            Image.fromarray(CAR),
+            Image.fromarray(CAR.astype(np.uint8)),
+            Image.fromarray(white),
+            Image.fromarray(grey_to_rgb(white)),
+            Image.fromarray(np.where(CAR, 65535, 0).astype(np.uint16)),
+            palette_image(CAR, BLACK, WHITE),
+            palette_image(CAR, BLACK, DARK_RED),
+            palette_image(~CAR, WHITE, BLACK),
+        ]
+    ):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        np.testing.assert_array_equal(read_mask(path, hard=True).to_bool(), CAR)
+    palette_image(CAR, BLACK, WHITE).save(tmp_path / "a.gif")
+    tifffile.imwrite(tmp_path / "a.tif", CAR, photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.gif", hard=True).to_bool(), CAR)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", hard=True).to_bool(), ~CAR)
+    for empty in [Image.new("L", (9, 5)), Image.new("1", (9, 5))]:
+        for name in ["b.png", "b.jpg"]:
+            empty.save(tmp_path / name)
+            assert not read_mask(tmp_path / name, hard=True).to_bool().any()
+
+
+@pytest.mark.parametrize(("value", "full"), [(128, 255), (254, 255), (1, 255), (255, 65535)])
+def test_pixels_between_are_counted_and_one_is_given(tmp_path: Path, value: int, full: int) -> None:
+    values = np.where(CAR, full, 0).astype(np.uint8 if full == 255 else np.uint16)
+    values[4, 7:10] = value
+    expected = f"has 3 pixels neither black (0) nor white ({full}), such as the value {value} at x 7, y 4;"
+    for name in ["a.png", "a.tif"]:
+        Image.fromarray(values).save(tmp_path / name)
+        assert reason(tmp_path / name, read_mask, hard=True).startswith(expected)
+        read_mask(tmp_path / name)
+
+
+def test_grey_palettes_are_not_hard(tmp_path: Path) -> None:
+    colours = palette_image(X % 3, BLACK, WHITE, (90,) * 3)
+    count = np.count_nonzero(X % 3 == 2)
+    for name in ["a.png", "a.gif"]:
+        colours.save(tmp_path / name)
+        message = reason(tmp_path / name, read_mask, hard=True)
+        assert message.startswith(
+            f"has {count} pixels neither black (0) nor white (255), such as the value 90"
+        )
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_compression_does_not_make_a_jpeg_mask_soft(tmp_path: Path, quality: int) -> None:
+    Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)).save(tmp_path / "a.jpg", quality=quality)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert len(np.unique(np.asarray(image))) > 2
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.jpg", hard=True).to_bool(), CAR)
+
+
+def test_jpeg_masks_that_are_no_hard_ones(tmp_path: Path) -> None:
+    """Blocks of 8 by 8 equal values come out of a JPEG as they went in."""
+    blocks = np.kron(np.array([[0, 63, 64], [191, 192, 255]], np.uint8), np.ones((8, 8), np.uint8))
+    Image.fromarray(blocks).save(tmp_path / "a.jpg", quality=100)
+    message = reason(tmp_path / "a.jpg", read_mask, hard=True)
+    assert message.startswith(
+        "has 128 pixels neither black (0) nor white (255), such as the value 64 at x 16, y 0;"
+    )
+    Image.fromarray(np.where(CAR, 1, 0).astype(np.uint8)).save(tmp_path / "b.jpg", quality=100)
+    assert "save it as PNG" in reason(tmp_path / "b.jpg", read_mask, hard=True)

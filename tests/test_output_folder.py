@@ -1,0 +1,497 @@
+import errno
+import json
+import os
+import re
+import threading
+from pathlib import Path
+
+import filelock
+import pytest
+from helpers import leave_temporary_file, names_in
+
+from carvana_batch.errors import FolderInUseError, OutOfSpaceError, UsageError
+from carvana_batch.files import TEMPORARY_PREFIX, WriteError, atomic_writer
+from carvana_batch.inputs.keys import mask_id
+from carvana_batch.options import EXTRA_FILES
+from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.journal import Entry, append, read_entries
+from carvana_batch.output.lock import LOCK_PATIENCE
+from carvana_batch.values import Failure, ImageRef
+
+SETTINGS = {"model": "m", "save": ("overlay",), "threshold": 0.5}
+CHOSEN = {"precision": "bf16"}
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return make_photo(tmp_path, "a/b")
+
+
+def make_photo(folder, key):
+    path = folder / "in" / f"{key}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"photo")
+    return ImageRef(key, path)
+
+
+def open_folder(tmp_path, settings=SETTINGS, shard=(1, 1), overwrite=False):
+    return OutFolder(tmp_path / "out", settings, shard, overwrite)
+
+
+def write_mask(out, ref, content=b"mask"):
+    """What a run does for a photo: the mask, the extras, the journal line."""
+    for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in EXTRA_FILES)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    source = ref.path.stat()
+    out.commit(Entry(ref.key, str(ref.path), source.st_size, source.st_mtime_ns, mask_bytes=len(content)))
+
+
+def mask_once(tmp_path, *refs, **options):
+    with open_folder(tmp_path, **options) as out:
+        out.start(CHOSEN)
+        for ref in refs:
+            write_mask(out, ref)
+
+
+def missing(tmp_path, *refs):
+    return [ref.key for ref in open_folder(tmp_path).find_missing(refs)]
+
+
+def test_where_files_belong(tmp_path):
+    out = open_folder(tmp_path)
+    assert out.mask_path("a/b.c") == tmp_path / "out/a/b.c.png"
+    assert out.extra_path("prob", "a/b") == tmp_path / "out/_prob/a/b.tif"
+    assert out.extra_path("cutout", "a/b") == tmp_path / "out/_cutout/a/b.png"
+
+
+def test_only_what_has_a_whole_mask_of_the_photo_as_it_is_now_is_done(tmp_path, photo):
+    other = make_photo(tmp_path, "other")
+    assert missing(tmp_path, photo, other) == ["a/b", "other"]
+    mask_once(tmp_path, photo)
+    assert missing(tmp_path, photo, other) == ["other"]
+    mask = tmp_path / "out" / "a" / "b.png"
+
+    mask.write_bytes(b"mas")
+    assert missing(tmp_path, photo) == ["a/b"]
+    mask.unlink()
+    assert missing(tmp_path, photo) == ["a/b"]
+    mask.write_bytes(b"mask")
+    assert missing(tmp_path, photo) == []
+
+    status = photo.path.stat()
+    os.utime(photo.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert missing(tmp_path, photo) == ["a/b"]
+    photo.path.write_bytes(b"longer photo")
+    os.utime(photo.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert missing(tmp_path, photo) == ["a/b"]
+    photo.path.unlink()
+    assert missing(tmp_path, photo) == ["a/b"]
+
+
+def test_the_mask_of_another_photo_is_not_replaced(tmp_path, photo):
+    mask_once(tmp_path, photo)
+    other = make_photo(tmp_path / "more", "a/b")
+    other.path.write_bytes(b"another photo")
+    said = r"a/b\.png is the mask of .*/in/a/b\.jpg, and would be replaced by that of .*/more/in/a/b\.jpg\."
+    with pytest.raises(UsageError, match=said):
+        missing(tmp_path, other)
+    assert missing(tmp_path, photo) == []
+    with open_folder(tmp_path, overwrite=True) as out:
+        assert list(out.find_missing([other])) == [other]
+    photo.path.rename(tmp_path / "moved.jpg")
+    assert missing(tmp_path, other) == ["a/b"]
+
+
+def test_looking_makes_nothing(tmp_path, photo):
+    assert missing(tmp_path, photo) == ["a/b"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path, photo):
+    mask_once(tmp_path, photo)
+    unlisted = tmp_path / "out" / "c.png"
+    unlisted.write_bytes(b"of somebody else")
+    photo.path.write_bytes(b"broken")
+    gone = ImageRef("c", tmp_path / "gone.jpg")
+    with open_folder(tmp_path) as out:
+        assert list(out.find_missing([photo, gone])) == [photo, gone]
+        out.start(CHOSEN)
+        out.commit_failure(Failure(photo, "decode", "is empty"))
+        out.commit_failure(Failure(gone, "decode", "does not exist"))
+    assert missing(tmp_path, photo) == ["a/b"]
+    out.mask_path("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
+    assert missing(tmp_path, photo) == ["a/b"]
+    out.mask_path("a/b").unlink()
+    files = [name for name in names_in(tmp_path / "out") if (tmp_path / "out" / name).is_file()]
+    assert [name for name in files if not name.startswith(".carvana-batch")] == ["c.png"]
+    entries = read_entries(out.state)
+    assert (entries["a/b"].failed, entries["a/b"].stage, entries["a/b"].reason) == (
+        True,
+        "decode",
+        "is empty",
+    )
+    assert (entries["a/b"].source_bytes, entries["c"].source_bytes) == (6, 0)
+
+
+def test_the_journal_keeps_any_name_and_number(tmp_path):
+    entries = [
+        Entry("a\nb", "in/\udcff.jpg", 1, 2**62, 3, 4, 0.1, 0.30000000000000004, 1.0, 5, reason="ä\u2028"),
+        Entry("\udcfe", "in/x.jpg", 0, 0, stage="decode", reason='"\\'),
+    ]
+    with open_folder(tmp_path) as out:
+        for entry in entries:
+            out.commit(entry)
+    assert list(read_entries(out.state).values()) == entries
+
+
+def test_of_one_key_the_last_line_counts(tmp_path):
+    with open_folder(tmp_path) as out:
+        for size in (1, 2, 3):
+            out.commit(Entry("a", "in/a.jpg", size, 0))
+    with open_folder(tmp_path, shard=(1, 2)) as out:
+        os.utime(out.state / "journal-1-of-1.jsonl", (1, 1))
+        out.commit(Entry("a", "in/a.jpg", 4, 0))
+    assert [entry.source_bytes for entry in read_entries(out.state).values()] == [4]
+
+
+def test_a_journal_torn_at_any_byte_loses_the_last_line_alone(tmp_path):
+    with open_folder(tmp_path) as out:
+        for key in ("a", "b"):
+            out.commit(Entry(key, f"in/{key}.jpg", 1, 1))
+    journal = out.state / "journal-1-of-1.jsonl"
+    whole = journal.read_bytes()
+    second = whole.rindex(b"\n")
+    for length in range(second, len(whole)):
+        journal.write_bytes(whole[:length])
+        assert list(read_entries(out.state)) == ["a"]
+        with open_folder(tmp_path) as again:
+            again.commit(Entry("c", "in/c.jpg", 1, 1))
+        assert list(read_entries(out.state)) == ["a", "c"], length
+    journal.write_bytes(whole)
+    assert list(read_entries(out.state)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\0\0\0",
+        b"null",
+        b"[]",
+        b'"a"',
+        b"{}",
+        b'{"key": "a"}',
+        b'{"key": 1, "source": "", "source_bytes": 1, "source_time": 1}',
+        b'{"key": "a", "source": "", "source_bytes": 1, "source_time": 1, "mask_bytes": null}',
+        b'{"key": "a", "source": "", "source_bytes": 1, "source_time": 1, "new": 1}',
+        b'{"key": "", "source": "", "source_bytes": 1, "source_time": 1}',
+        b'{"key": "/etc/a", "source": "", "source_bytes": 1, "source_time": 1}',
+        b'{"key": "a/../../b", "source": "", "source_bytes": 1, "source_time": 1}',
+        b"\xff\xfe",
+    ],
+)
+def test_lines_that_mean_nothing_are_passed_over(tmp_path, line):
+    (tmp_path / "journal-1-of-1.jsonl").write_bytes(
+        line + b'\n{"key": "k", "source": "", "source_bytes": 1, "source_time": 1}\n' + line
+    )
+    assert list(read_entries(tmp_path)) == ["k"]
+
+
+def test_a_second_run_is_refused_and_the_first_named(tmp_path):
+    with open_folder(tmp_path), pytest.raises(FolderInUseError) as caught, open_folder(tmp_path):
+        pass
+    assert re.search(rf"out is in use by process {os.getpid()} on \S+\. .*--shard", str(caught.value))
+    with open_folder(tmp_path):
+        pass
+
+
+def test_shards_share_a_folder_but_only_as_parts_of_the_same_number(tmp_path):
+    with open_folder(tmp_path, shard=(1, 3)), open_folder(tmp_path, shard=(2, 3)):
+        for shard in ((1, 3), (1, 1), (1, 2)):
+            with (
+                pytest.raises(FolderInUseError, match=f"process {os.getpid()}"),
+                open_folder(tmp_path, shard=shard),
+            ):
+                pass
+        with open_folder(tmp_path, shard=(3, 3)):
+            pass
+    with open_folder(tmp_path):
+        pass
+
+
+def test_a_run_that_is_refused_holds_no_lock(tmp_path):
+    refused = open_folder(tmp_path)
+    with open_folder(tmp_path, shard=(1, 3)), pytest.raises(FolderInUseError):
+        refused.__enter__()
+    with open_folder(tmp_path, shard=(1, 3)):
+        pass
+
+
+def test_who_holds_a_folder_may_be_unknown(tmp_path):
+    with open_folder(tmp_path) as out:
+        for content in ("", "[]", "{}"):
+            (out.state / "holder-1-of-1.json").write_text(content)
+            with pytest.raises(FolderInUseError, match="in use by another process"), open_folder(tmp_path):
+                pass
+
+
+def test_a_lock_that_another_run_only_looks_at_is_waited_for(tmp_path):
+    with open_folder(tmp_path) as out:
+        pass
+    for own in ("lock-1-of-1", "lock-1-of-2"):
+        glance = filelock.FileLock(out.state / own, thread_local=False)
+        glance.acquire()
+        end = threading.Timer(LOCK_PATIENCE / 4, glance.release)
+        end.start()
+        with open_folder(tmp_path):
+            assert not glance.is_locked
+        end.join()
+
+
+def test_other_settings_are_refused_with_the_difference_named(tmp_path):
+    mask_once(tmp_path)
+    with open_folder(tmp_path) as out:
+        assert out.chosen == CHOSEN
+    other = {"model": "m", "save": ["overlay"], "threshold": 0.25, "tta": "flip"}
+    expected = "other settings (threshold: 0.5 before, 0.25 now; tta: None before, 'flip' now)"
+    with pytest.raises(UsageError, match=re.escape(expected)), open_folder(tmp_path, other):
+        pass
+    # The lock is free again.
+    with open_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"settings": 1, "chosen": {}}', '{"settings": {}, "chosen": 1}']
+)
+def test_settings_that_cannot_be_read(tmp_path, content):
+    state = tmp_path / "out" / ".carvana-batch"
+    state.mkdir(parents=True)
+    (state / "settings.json").write_text(content)
+    with (
+        pytest.raises(UsageError, match=r"settings\.json is damaged .*--overwrite"),
+        open_folder(tmp_path),
+    ):
+        pass
+    with open_folder(tmp_path, overwrite=True) as out:
+        assert out.start(CHOSEN) == CHOSEN
+    with open_folder(tmp_path) as out:
+        assert out.chosen == CHOSEN
+
+
+def test_what_the_first_shard_chose_holds_for_all(tmp_path):
+    with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
+        assert (first.chosen, second.chosen) == ({}, {})
+        assert first.start(CHOSEN) == CHOSEN
+        assert second.start({"precision": "fp32"}) == CHOSEN
+        second.choose({"precision": "fp16"})
+    with open_folder(tmp_path) as out:
+        assert out.chosen == {"precision": "fp16"}
+
+
+def test_a_shard_with_other_settings_is_refused_even_if_both_start_at_the_same_moment(tmp_path):
+    with (
+        open_folder(tmp_path, shard=(1, 2)) as first,
+        open_folder(tmp_path, {"x": 1}, shard=(2, 2)) as second,
+    ):
+        first.start(CHOSEN)
+        with pytest.raises(UsageError, match="other settings"):
+            second.start(CHOSEN)
+
+
+def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path, photo):
+    other = make_photo(tmp_path, "other")
+    mask_once(tmp_path, photo)
+    mask_once(tmp_path, other, shard=(2, 2))
+    for name in ("mine.png", "_overlay/mine.jpg", "a/mine.png", "report.csv"):
+        (tmp_path / "out" / name).write_bytes(b"of somebody else")
+    before = names_in(tmp_path / "out")
+    with open_folder(tmp_path, {"x": 1}, overwrite=True) as out:
+        assert list(out.find_missing([photo, other])) == [photo, other]
+        assert names_in(tmp_path / "out") == before
+        assert out.start(CHOSEN) == CHOSEN
+        left = names_in(tmp_path / "out")
+    files = [name for name in left if (tmp_path / "out" / name).is_file()]
+    assert sorted(name for name in files if not name.startswith(".carvana-batch")) == [
+        "_overlay/mine.jpg",
+        "a/mine.png",
+        "mine.png",
+        "report.csv",
+    ]
+    assert read_entries(out.state) == {}
+    with open_folder(tmp_path, {"x": 1}) as out:
+        assert out.chosen == CHOSEN
+
+
+def test_overwrite_where_a_file_has_taken_the_place_of_a_folder(tmp_path, photo):
+    mask_once(tmp_path, photo)
+    for path in (tmp_path / "out" / "a").iterdir():
+        path.unlink()
+    (tmp_path / "out" / "a").rmdir()
+    (tmp_path / "out" / "a").write_bytes(b"")
+    with open_folder(tmp_path, overwrite=True) as out:
+        out.start(CHOSEN)
+    assert (tmp_path / "out" / "a").read_bytes() == b""
+
+
+def test_a_mask_that_cannot_be_removed(tmp_path, photo):
+    mask_once(tmp_path, photo)
+    mask = tmp_path / "out" / "a" / "b.png"
+    mask.unlink()
+    mask.mkdir()
+    with (
+        open_folder(tmp_path, overwrite=True) as out,
+        pytest.raises(WriteError, match=r"Cannot remove .*b\.png"),
+    ):
+        out.start(CHOSEN)
+
+
+@pytest.mark.parametrize("out", ["file", "file/out"])
+def test_an_out_folder_that_cannot_be_made(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"")
+    with (
+        pytest.raises(UsageError, match=f"Cannot write into {out}: "),
+        OutFolder(Path(out), {}, (1, 1), False),
+    ):
+        pass
+
+
+def test_a_lock_that_cannot_be_taken(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    with pytest.raises(UsageError, match=r"Cannot write into .*: No locks available"), open_folder(tmp_path):
+        pass
+
+
+def test_a_full_disk_under_the_journal_is_one_message_and_the_lock_is_let_go(tmp_path):
+    with (
+        pytest.raises(OutOfSpaceError, match=r"No space left for .*journal-1-of-1\.jsonl"),
+        open_folder(tmp_path) as out,
+    ):
+        (out.state / "journal-1-of-1.jsonl").symlink_to("/dev/full")
+        out.commit(Entry("a", "in/a.jpg", 1, 1))
+    (out.state / "journal-1-of-1.jsonl").unlink()
+    with open_folder(tmp_path) as out:
+        out.commit(Entry("a", "in/a.jpg", 1, 1))
+    assert list(read_entries(out.state)) == ["a"]
+
+
+def test_any_other_fault_of_the_journal(tmp_path):
+    with open_folder(tmp_path) as out:
+        (out.state / "journal-1-of-1.jsonl").mkdir()
+        with pytest.raises(WriteError, match=r"Cannot write .*journal-1-of-1\.jsonl: Is a directory"):
+            out.commit(Entry("a", "in/a.jpg", 1, 1))
+
+
+def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
+    def fail(_source, _target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OutOfSpaceError), open_folder(tmp_path):
+            pass
+    with open_folder(tmp_path):
+        pass
+
+
+def test_a_line_is_written_whole_even_if_the_system_takes_a_part_at_a_time():
+    class Slow:
+        content = b""
+
+        def write(self, data):
+            self.content += bytes(data[:3])
+            return min(3, len(data))
+
+    file = Slow()
+    append(file, b"0123456789")
+    assert file.content == b"0123456789"
+
+
+def test_a_folder_that_is_not_open(tmp_path):
+    out = open_folder(tmp_path)
+    with pytest.raises(RuntimeError, match="not open"):
+        out.commit(Entry("a", "in/a.jpg", 1, 1))
+
+
+def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
+    with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
+        entered = threading.Event()
+
+        def enter():
+            with second.alone():
+                entered.set()
+
+        thread = threading.Thread(target=enter)
+        with first.alone():
+            thread.start()
+            assert not entered.wait(0.3)
+        assert entered.wait(60)
+        thread.join()
+
+
+def test_temporary_files_of_a_killed_run_go_but_not_those_of_processes_at_work(tmp_path):
+    mask_once(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "out" / name).mkdir(exist_ok=True)
+    left = [leave_temporary_file(tmp_path / "out" / name) for name in ("1.png", "a/2.png")]
+    left.append(leave_temporary_file(tmp_path / "out" / ".carvana-batch" / "3"))
+    other = tmp_path / "out" / "a" / f"{TEMPORARY_PREFIX}0.tmp"
+    other.write_bytes(b"")
+    with atomic_writer(
+        tmp_path / "out" / "submission.csv"
+    ) as file:  # as submit does, or a run in a folder below
+        file.write(b"whole")
+        with open_folder(tmp_path, shard=(1, 2)):
+            assert not any(path.exists() for path in left)
+            assert other.exists()
+            left = leave_temporary_file(tmp_path / "out" / "b" / "4.png")
+            with open_folder(tmp_path, shard=(2, 2)):
+                assert left.exists()  # the first shard may be in a container that has the same name
+    assert (tmp_path / "out" / "submission.csv").read_bytes() == b"whole"
+
+
+def test_settings_are_written_as_they_can_be_read(tmp_path):
+    mask_once(tmp_path)
+    content = json.loads((tmp_path / "out" / ".carvana-batch" / "settings.json").read_text())
+    assert content == {"settings": {**SETTINGS, "save": ["overlay"]}, "chosen": CHOSEN}
+    assert open_folder(tmp_path).begun
+    assert not OutFolder(tmp_path / "other", SETTINGS, (1, 1), False).begun
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("a", "a"),
+        ("a_mask", "a"),
+        ("b_mask/a", "b_mask/a"),
+        ("b/a_mask_mask", "b/a_mask"),
+        ("b/_mask", "b/_mask"),
+    ],
+)
+def test_the_id_of_a_mask_is_that_of_submit_and_score(tmp_path, key, expected):
+    from carvana_batch.inputs.masks import find_masks
+
+    assert mask_id(key) == expected
+    path = tmp_path / f"{key}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    assert list(find_masks(tmp_path)) == [expected]
+
+
+def test_of_several_journals_the_latest_line_counts_whichever_file_was_touched_last(tmp_path):
+    failed = Entry("p", "in/p.jpg", 1, 1, stage="decode", reason="is cut short")
+    masked = Entry("p", "in/p.jpg", 1, 1, mask_bytes=5)
+    with open_folder(tmp_path) as out:
+        out.commit(failed)
+    with open_folder(tmp_path, shard=(1, 2)) as out:
+        out.commit(masked)
+    with open_folder(tmp_path) as out:
+        out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
+    assert masked in read_entries(out.state).values()
+    assert failed not in read_entries(out.state).values()

@@ -1,0 +1,645 @@
+import csv
+import errno
+import gc
+import gzip
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import names_in, results_in, write_photo
+from PIL import Image
+
+from carvana_batch import run as pipeline
+from carvana_batch.decode import loader
+from carvana_batch.decode.photo import read_image
+from carvana_batch.errors import OutOfSpaceError, UsageError
+from carvana_batch.inputs.find import find_images
+from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks.read import read_mask
+from carvana_batch.options import Options
+from carvana_batch.output import extras
+from carvana_batch.output import folder as store
+from carvana_batch.output import writer as sinks
+from carvana_batch.output.report import rank_correlation
+from carvana_batch.run import Listener, run
+from carvana_batch.scoring.compare import compare_masks
+from carvana_batch.stopping import StopFlag
+from carvana_batch.submission.write import write_submission
+from carvana_batch.values import ImageRef
+
+
+@pytest.fixture
+def predict(model):
+    """``predict(photos, out, ...)`` masks a folder with the small network in float32."""
+
+    def predict_folder(photos, out, listener=None, stop=None, refs=None, **options):
+        options = Options(**{"precision": "fp32", "workers": 0, **options})
+        refs = find_images(photos).refs if refs is None else refs
+        return run(refs, out, model, options, listener, stop)
+
+    return predict_folder
+
+
+@pytest.fixture
+def photos(tmp_path, drawn):
+    """Nine small photos in ``in``, some in folders of their own."""
+    folder = tmp_path / "in"
+    for number in range(9):
+        target = folder / "abc"[number % 3] / f"{number}.jpg" if number % 2 else folder / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", target)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def report_rows(out):
+    with (out / "report.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
+def rows_of(path):
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "surrogateescape")
+
+
+def test_workers_keep_sharing_memory_while_a_run_goes_on_and_no_longer(predict, photos, out):
+    frozen = []
+    predict(photos, out, Listener(on_progress=lambda _: frozen.append(gc.get_freeze_count())))
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_tree_is_mirrored_and_masks_have_the_photos_sizes(predict, photos, out):
+    write_photo(photos / "other" / "size.png", seed=5, size=(37, 23))
+    report = predict(photos, out)
+    assert (report.exit_code, report.found, report.done, report.already_done) == (0, 10, 10, 0)
+    refs = find_images(photos).refs
+    masks = find_masks(out)
+    assert list(masks) == [ref.key for ref in refs]
+    for ref in refs:
+        height, width = read_image(ref.path).shape[:2]
+        mask = read_mask(masks[ref.key])
+        assert (mask.height, mask.width) == (height, width)
+    assert 0.02 < np.mean([read_mask(path).to_bool().mean() for path in masks.values()]) < 0.9
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(predict, photos, tmp_path):
+    (photos / "a" / "bad.jpg").write_text("text")
+    results = []
+    for workers in (0, 1, 2):
+        out = tmp_path / f"out{workers}"
+        options = {"extras": ("overlay", "prob"), "runs_file": out / "rows.csv"}
+        assert predict(photos, out, workers=workers, **options).exit_code == 3
+        results.append(results_in(out))
+    assert results[0] == results[1] == results[2]
+    assert len(results[0]) == 9 * 3 + 2
+
+
+def test_a_mask_does_not_depend_on_the_other_photos(predict, photos, tmp_path):
+    predict(photos, tmp_path / "all")
+    few = find_images(photos).refs[4:6]
+    predict(photos, tmp_path / "few", refs=few)
+    for ref in few:
+        names = [tmp_path / out / f"{ref.key}.png" for out in ("all", "few")]
+        assert names[0].read_bytes() == names[1].read_bytes()
+
+
+@pytest.fixture
+def odd_photos(tmp_path):
+    """Photos that are odd but good in ``odd``: name -> size."""
+    folder = tmp_path / "odd"
+    write_photo(folder / "plain.jpg")
+    photo = Image.open(folder / "plain.jpg")
+    grey = (np.asarray(photo.convert("L"), np.uint16) * 257).astype(np.uint16)
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("RGBA").save(folder / "rgba.png")
+    Image.fromarray(grey).save(folder / "grey16.png")
+    tifffile.imwrite(folder / "grey16-tiff.tif", grey)
+    photo.resize((37, 23)).save(folder / "tiny.png")
+    photo.resize((1, 1)).save(folder / "pixel.png")
+    for name in ("日本 ä.jpg", "[red]x[bold].jpg", "=1+1.jpg", "a\nb.jpg", os.fsdecode(b"\xff\xfe.jpg")):
+        shutil.copy2(folder / "plain.jpg", folder / name)
+    sizes = {"tiny": (37, 23), "pixel": (1, 1)}
+    return {ref.key: sizes.get(ref.key, (96, 64)) for ref in find_images(folder).refs}
+
+
+def test_bad_photos_cost_a_line_each_and_odd_ones_nothing(predict, odd_photos, tmp_path, out):
+    folder = tmp_path / "odd"
+    whole = (folder / "plain.jpg").read_bytes()
+    (folder / "bad").mkdir()
+    (folder / "bad" / "=cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "bad" / "empty.jpg").write_bytes(b"")
+    (folder / "bad" / "text.jpg").write_text("text")
+    (folder / "bad" / "link.jpg").symlink_to("nowhere.jpg")
+    report = predict(folder, out)
+    assert (report.exit_code, report.done, len(report.failures)) == (3, len(odd_photos), 4)
+    masks = find_masks(out)
+    assert {key: read_mask(path).to_bool().shape[::-1] for key, path in masks.items()} == odd_photos
+    assert (masks["cmyk"].stat().st_size, masks["rgba"].stat().st_size) > (0, 0)
+    assert masks["rgba"].read_bytes() == masks["plain"].read_bytes()
+    assert masks["grey16"].read_bytes() == masks["grey16-tiff"].read_bytes()
+    assert {entry.key: entry.reason for entry in report.failures} == {
+        "bad/=cut": "is cut short: the file ends before the picture does",
+        "bad/empty": "is empty (0 bytes)",
+        "bad/link": "is a link to a file that does not exist",
+        "bad/text": "is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)",
+    }
+    rows = report_rows(out)
+    assert {key for key, row in rows.items() if row["status"] == "failed"} == {
+        entry.key for entry in report.failures
+    }
+    assert rows["'=1+1"]["status"] == "done"
+    assert rows.keys() == {"'=1+1" if key == "=1+1" else key for key in odd_photos} | {
+        entry.key for entry in report.failures
+    }
+
+
+def test_a_rerun_does_what_failed_or_changed_and_nothing_else(predict, photos, out, monkeypatch):
+    for name in ("bad1", "bad2"):
+        (photos / f"{name}.jpg").write_text("text")
+    assert predict(photos, out).exit_code == 3
+    expected = results_in(out)
+    asked = []
+    read = loader.read_image
+
+    def note(path, **options):
+        asked.append(path.relative_to(photos).as_posix())
+        return read(path, **options)
+
+    monkeypatch.setattr(loader, "read_image", note)
+    report = predict(photos, out)
+    assert (report.exit_code, report.already_done, report.done) == (3, 9, 0)
+    assert asked == ["bad1.jpg", "bad2.jpg"]
+    assert results_in(out) == expected
+
+    asked.clear()
+    shutil.copy2(photos / "0.jpg", photos / "bad1.jpg")  # mended
+    shutil.copy(photos / "a" / "3.jpg", photos / "2.jpg")  # changed
+    (out / "4.png").unlink()
+    (out / "b" / "1.png").write_bytes(expected["b/1.png"][:-1])
+    (photos / "8.jpg").write_text("bad by now")
+    report = predict(photos, out)
+    assert (report.exit_code, report.already_done, report.done) == (3, 5, 4)
+    assert asked == ["2.jpg", "4.jpg", "8.jpg", "b/1.jpg", "bad1.jpg", "bad2.jpg"]
+    results = results_in(out)
+    changed = {name for name in results.keys() | expected.keys() if results.get(name) != expected.get(name)}
+    assert changed == {"bad1.png", "2.png", "8.png", "report.csv"}
+    assert results["bad1.png"] == expected["0.png"]
+    assert results["2.png"] == expected["a/3.png"]
+    assert "8.png" not in results
+
+
+def test_a_photo_that_changes_while_it_is_masked_is_masked_again(predict, photos, out, monkeypatch):
+    read = loader.read_image
+
+    def read_and_change(path, **options):
+        pixels = read(path, **options)
+        if path.name == "4.jpg":
+            shutil.copy(photos / "2.jpg", path)
+        if path.name == "6.jpg":
+            path.unlink()
+        return pixels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_image", read_and_change)
+        assert predict(photos, out).done == 9
+    report = predict(photos, out)
+    assert (report.already_done, report.done) == (7, 1)
+    assert (out / "4.png").read_bytes() == (out / "2.png").read_bytes()
+
+
+def test_other_settings_are_refused_and_overwrite_starts_afresh(predict, photos, out):
+    predict(photos, out)
+    before = results_in(out)
+    with pytest.raises(UsageError, match=r"threshold: 0\.5 before, 0\.25 now"):
+        predict(photos, out, threshold=0.25)
+    assert results_in(out) == before
+    (out / "mine.png").write_bytes(b"mine")
+    assert predict(photos, out, threshold=0.25, overwrite=True).done == 9
+    assert (out / "mine.png").read_bytes() == b"mine"
+    changed = [name for name, content in results_in(out).items() if before.get(name) != content]
+    assert len(changed) == 9 + 2
+
+
+def test_what_is_refused_after_overwrite_was_asked_for_destroys_nothing(predict, photos, out):
+    predict(photos, out)
+    before = names_in(out), results_in(out)
+    for options in ({"device": "cuda:99"}, {"tile": (32, 32), "overlap": 256}, {"truth": photos / "none"}):
+        with pytest.raises(UsageError):
+            predict(photos, out, overwrite=True, **options)
+    assert (names_in(out), results_in(out)) == before
+
+
+def test_what_auto_chose_is_chosen_again(predict, photos, out, monkeypatch):
+    chosen = []
+    make = pipeline.make_predictor
+
+    def note(model, options, earlier):
+        chosen.append(dict(earlier))
+        return make(model, options, earlier)
+
+    monkeypatch.setattr(pipeline, "make_predictor", note)
+    report = predict(photos, out)
+    (out / "4.png").unlink()
+    assert predict(photos, out).chosen == report.chosen
+    assert chosen == [{}, report.chosen]
+    assert report.chosen["precision"] == "fp32"
+
+
+def test_what_another_shard_chose_in_the_meantime_holds(predict, photos, out, monkeypatch):
+    make = pipeline.make_predictor
+    earlier = []
+
+    def make_late(model, options, chosen):
+        earlier.append(dict(chosen))
+        if len(earlier) == 1:  # another shard starts, makes its choice and ends
+            predict(photos, out, shard=(2, 2))
+            settings = out / ".carvana-batch" / "settings.json"
+            settings.write_text(settings.read_text().replace('"batch": 1', '"batch": 3'))
+        return make(model, options, chosen)
+
+    monkeypatch.setattr(pipeline, "make_predictor", make_late)
+    report = predict(photos, out, shard=(1, 2))
+    assert report.chosen["batch"] == 3
+    assert [chosen.get("batch") for chosen in earlier] == [None, None, 3]
+
+
+def test_shards_together_make_what_one_run_makes(predict, photos, tmp_path):
+    predict(photos, tmp_path / "whole")
+    reports = [predict(photos, tmp_path / "parts", shard=(i, 4)) for i in (1, 2, 3, 4)]
+    assert [report.found for report in reports] == [3, 2, 2, 2]
+    assert results_in(tmp_path / "parts") == results_in(tmp_path / "whole")
+    assert predict(photos, tmp_path / "parts").already_done == 9
+
+
+def test_shards_write_the_report_one_after_the_other(predict, photos, out, monkeypatch):
+    """Each reads all journals before; otherwise an older state could be written over a newer one."""
+    locked = []
+    write = pipeline.write_table
+
+    def write_table(path, entries):
+        locked.append(store.is_locked(out / ".carvana-batch" / "shared.lock", patience=0))
+        write(path, entries)
+
+    monkeypatch.setattr(pipeline, "write_table", write_table)
+    predict(photos, out, shard=(1, 2))
+    assert locked == [True]
+
+
+def test_more_shards_than_photos(predict, photos, out):
+    report = predict(photos, out, shard=(12, 12))
+    assert (report.exit_code, report.found) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_run_length_rows_are_those_of_submit(predict, photos, out, tmp_path, name):
+    (photos / "bad.jpg").write_text("text")
+    shutil.copy2(photos / "0.jpg", photos / "b" / "z_mask.jpg")
+    shutil.copy2(photos / "0.jpg", photos / "b" / "z1.jpg")  # after z, but before z_mask
+    predict(photos, out, runs_file=tmp_path / name)
+    write_submission(out, tmp_path / f"submit-{name}", None)
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"submit-{name}").read_bytes()
+    text = rows_of(tmp_path / name)
+    assert text.count("\n") == 1 + 11
+    assert "b/z.jpg" in text
+
+
+def test_run_length_rows_after_interruptions_and_runs_without_them(predict, photos, out, tmp_path):
+    rows, submitted = tmp_path / "rows.csv", tmp_path / "submitted.csv"
+
+    def check(**options):
+        predict(photos, out, runs_file=rows, **options)
+        write_submission(out, submitted, None)
+        assert rows_of(rows) == rows_of(submitted)
+
+    stopped = predict(photos, out, **stop_after(3), runs_file=rows)
+    assert stopped.exit_code == 130
+    assert not rows.exists()
+    stopped = predict(photos, out, **stop_after(2))
+    assert 2 <= stopped.done < 6
+    check()
+    check()
+    shutil.copy(photos / "2.jpg", photos / "4.jpg")
+    predict(photos, out)
+    check()
+    shutil.copy(photos / "a" / "3.jpg", photos / "4.jpg")
+    check()
+    (out / ".carvana-batch" / "rle-1-of-1.jsonl").write_bytes(b"\n[")
+    check()
+
+
+def test_run_length_rows_of_masks_that_were_overwritten_meanwhile(predict, photos, out, tmp_path):
+    predict(photos, out, runs_file=tmp_path / "rows.csv")
+    predict(photos, out, threshold=0.25, overwrite=True)
+    predict(photos, out, threshold=0.25, runs_file=tmp_path / "rows.csv")
+    write_submission(out, tmp_path / "submitted.csv", None)
+    assert rows_of(tmp_path / "rows.csv") == rows_of(tmp_path / "submitted.csv")
+
+
+def test_a_run_length_file_that_cannot_be_written_is_refused_before_work_starts(
+    predict, photos, out, tmp_path
+):
+    for target, problem in (("rows.txt", "a submission is named"), ("none/rows.csv", "there is no folder")):
+        with pytest.raises(UsageError, match=problem):
+            predict(photos, out, runs_file=tmp_path / target)
+    assert not list(out.rglob("*.png"))
+    predict(photos, out, runs_file=out / "rows.csv")
+    assert (out / "rows.csv").exists()
+
+
+def stop_after(photos):
+    """Options that make a run stop as soon as so many photos are done or have failed."""
+    stop = StopFlag()
+
+    def show(progress):
+        if progress.done + progress.failed >= photos:
+            stop.signal = signal.SIGINT
+
+    return {"listener": Listener(on_progress=show), "stop": stop}
+
+
+def test_stopped_it_finishes_what_is_in_flight_and_goes_on_later(predict, photos, tmp_path):
+    predict(photos, tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    report = predict(photos, out, **stop_after(2))
+    assert (report.exit_code, report.stopped_by) == (130, signal.SIGINT)
+    assert 2 <= report.done < 6
+    assert len(find_masks(out)) == report.done == len(report_rows(out))
+    report = predict(photos, out)
+    assert (report.exit_code, report.already_done + report.done) == (0, 9)
+    assert results_in(out) == results_in(tmp_path / "undisturbed")
+
+
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(predict, photos, out):
+    assert predict(photos, out, **stop_after(9)).exit_code == 0
+
+
+def test_dice_is_that_of_score(predict, drawn, tmp_path, out):
+    photos, truth = tmp_path / "in", tmp_path / "truth"
+    shutil.copytree(drawn / "images", photos)
+    shutil.copytree(drawn / "masks", truth)
+    shutil.copy2(photos / "car0.jpg", photos / "named_mask.jpg")
+    shutil.copy2(truth / "car0_mask.gif", truth / "named.gif")
+    report = predict(photos, out, truth=truth)
+    assert report.exit_code == 0
+    scores = compare_masks(out, truth)
+    rows = report_rows(out)
+    assert {row.image: f"{row.dice:.6f}" for row in scores.rows} == {
+        key.removesuffix("_mask"): row["dice"] for key, row in rows.items()
+    }
+    assert report.dice_summary["mean"] == pytest.approx(scores.summary.dice)
+    assert 0 < report.dice_summary["mean"] < 1
+    pairs = [(float(row["expected_dice"]), float(row["dice"])) for row in rows.values()]
+    assert report.correlation == pytest.approx(rank_correlation(*zip(*pairs, strict=True)))
+
+
+def test_photos_without_a_true_mask_are_named(predict, drawn, tmp_path, out):
+    truth = tmp_path / "truth"
+    shutil.copytree(drawn / "masks", truth)
+    (truth / "car1_mask.gif").unlink()
+    (truth / "car2_mask.gif").write_text("text")
+    report = predict(drawn / "images", out, truth=truth)
+    assert report.exit_code == 3
+    assert {entry.key: entry.reason.rpartition("/")[2] for entry in report.without_truth} == {
+        "car1": "no true mask of this name",
+        "car2": "car2_mask.gif is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)",
+    }
+    assert len(report.dice) == 2
+    assert {row["status"] for row in report_rows(out).values()} == {"done"}
+
+
+def test_true_masks_that_come_or_change_later_count(predict, drawn, tmp_path, out):
+    truth = tmp_path / "truth"
+    shutil.copytree(drawn / "masks", truth)
+    (truth / "car1_mask.gif").rename(tmp_path / "later.gif")
+    first = predict(drawn / "images", out, truth=truth)
+    assert [entry.key for entry in first.without_truth] == ["car1"]
+    (tmp_path / "later.gif").rename(truth / "car1_mask.gif")
+    shutil.copy(out / "car2.png", truth / "car2_mask.gif")
+    second = predict(drawn / "images", out, truth=truth)
+    assert (second.exit_code, second.done, second.without_truth) == (0, 0, [])
+    rows = report_rows(out)
+    assert rows["car2"]["dice"] == "1.000000"
+    scores = compare_masks(out, truth)
+    assert [f"{row.dice:.6f}" for row in scores.rows] == [rows[row.image]["dice"] for row in scores.rows]
+    journal = (out / ".carvana-batch" / "journal-1-of-1.jsonl").read_bytes()
+    predict(drawn / "images", out, truth=truth)
+    assert (out / ".carvana-batch" / "journal-1-of-1.jsonl").read_bytes() == journal
+
+
+def test_comparing_again_can_be_stopped(predict, drawn, out):
+    predict(drawn / "images", out, truth=drawn / "masks")
+    stop = StopFlag()
+    stop.signal = signal.SIGTERM
+    assert predict(drawn / "images", out, truth=drawn / "masks", stop=stop).exit_code == 143
+
+
+@pytest.mark.parametrize("mask_bits", [1, 8])
+def test_extras_never_get_in_the_way(predict, drawn, tmp_path, out, mask_bits):
+    extras = ("cutout", "overlay", "panel", "prob")
+    predict(drawn / "images", out, extras=extras, mask_bits=mask_bits, threshold=0.3)
+    summary = write_submission(out, tmp_path / "rows.csv", None)
+    assert summary.rows == 4
+    assert compare_masks(out, drawn / "masks").complete
+    for key, path in find_masks(out).items():
+        mask = read_mask(path).to_bool()
+        with Image.open(path) as image:
+            assert image.mode == {1: "1", 8: "L"}[mask_bits]
+        stored = tifffile.imread(out / "_prob" / f"{key}.tif")
+        assert np.array_equal(stored / 65535 > 0.3, mask)
+        assert stored.max() > 60000
+        with Image.open(out / "_cutout" / f"{key}.png") as cutout:
+            assert np.array_equal(np.asarray(cutout)[..., 3] > 0, mask)
+        for kind, width in (("overlay", 96), ("panel", 192)):
+            with Image.open(out / f"_{kind}" / f"{key}.jpg") as picture:
+                assert picture.size == (width, 64)
+
+
+def test_an_extra_that_cannot_be_made_is_a_failure_of_its_photo(predict, photos, out, monkeypatch):
+    monkeypatch.setattr(extras, "JPEG_LONGEST_SIDE", 100)
+    write_photo(photos / "wide.png", size=(101, 64))
+    report = predict(photos, out, extras=("cutout", "overlay"))
+    assert (report.exit_code, report.done) == (3, 9)
+    (failure,) = report.failures
+    assert (failure.key, failure.stage) == ("wide", "write")
+    assert "too large for --save overlay" in failure.reason
+    assert not (out / "wide.png").exists()
+
+
+def failing_from(number, call, error):
+    """``call``, but from the ``number``-th time on it raises ``error``; and a list of the times."""
+    lock, times = threading.Lock(), []
+
+    def fail(*arguments, **options):
+        with lock:
+            times.append(threading.current_thread().name)
+            failed = len(times) >= number
+        if failed:
+            raise error
+        return call(*arguments, **options)
+
+    return fail, times
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 9, 10, 17, 18])
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
+    predict, photos, tmp_path, monkeypatch, number
+):
+    """From the first file of the writers on, or a later one."""
+    options = {"extras": ("overlay",), "runs_file": tmp_path / "rows.csv"}
+    predict(photos, tmp_path / "undisturbed", **options)
+    expected = rows_of(tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").unlink()
+    out = tmp_path / "out"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    fail, _ = failing_from(number, os.replace, full)
+
+    def fail_for_masks(source, target, **keywords):
+        call = fail if ".carvana-batch/" not in str(target) else os.rename
+        return call(source, target, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_for_masks)
+        with pytest.raises(OutOfSpaceError, match=r"No space left for .*\. Free some"):
+            predict(photos, out, **options)
+    assert not list(out.rglob("*.tmp"))
+    assert results_in(out).items() <= results_in(tmp_path / "undisturbed").items()  # what is there is whole
+    report = predict(photos, out, **options)
+    assert report.exit_code == 0
+    assert results_in(out) == results_in(tmp_path / "undisturbed")
+    assert rows_of(tmp_path / "rows.csv") == expected
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
+    fail, times = failing_from(number, sinks.Sinks.write, RuntimeError("a mistake"))
+    read, photos_read = loader.read_image, []
+
+    def wait_for_writer(path, **options):
+        """Read the photo after the one that is not written only when that is certain."""
+        while len(photos_read) >= number > len(times):
+            threading.Event().wait(0.001)
+        if len(photos_read) == number:
+            threading.Event().wait(0.1)
+        photos_read.append(path)
+        return read(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.Sinks, "write", fail)
+        patch.setattr(loader, "read_image", wait_for_writer)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            predict(photos, out)
+    assert number <= len(photos_read) <= number + 1
+    assert all(name.startswith("writer") for name in times)
+    assert predict(photos, out).exit_code == 0
+
+
+def test_an_error_leaves_no_worker_and_no_thread(predict, photos, out, monkeypatch):
+    fail, _ = failing_from(1, sinks.Sinks.write, RuntimeError("a mistake"))
+    monkeypatch.setattr(sinks.Sinks, "write", fail)
+    with pytest.raises(RuntimeError, match="a mistake") as caught:
+        predict(photos, out, workers=1)
+    assert caught.tb is not None  # which keeps all that was in use from being collected
+    assert multiprocessing.active_children() == []
+    assert not any(thread.name.startswith("writer") for thread in threading.enumerate())
+
+
+def test_a_slow_writer_holds_the_network_back(predict, drawn, out, monkeypatch):
+    refs = [ImageRef(f"{number:02}", drawn / "images" / "car0.jpg") for number in range(30)]
+    waiting, most = [0], [0]
+    decode, write = loader.read_image, sinks.Sinks.write
+
+    def count_up(*arguments, **options):
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        return decode(*arguments, **options)
+
+    def slow(*arguments):
+        threading.Event().wait(0.05)
+        waiting[0] -= 1
+        return write(*arguments)
+
+    monkeypatch.setattr(loader, "read_image", count_up)
+    monkeypatch.setattr(sinks.Sinks, "write", slow)
+    assert predict(None, out, refs=refs).done == 30
+    assert most[0] <= pipeline.MOST_UNWRITTEN + 4
+
+
+def test_masks_of_photos_that_are_not_asked_for_are_counted(predict, photos, out):
+    (photos / "bad.jpg").write_text("text")
+    predict(photos, out)
+    report = predict(photos, out, refs=find_images(photos).refs[:2])
+    assert (report.found, report.already_done, report.foreign, report.exit_code) == (2, 2, 7, 0)
+    assert len(report_rows(out)) == 10
+
+
+def test_the_bottleneck_and_the_throughput_are_told(predict, photos, out):
+    report = predict(photos, out)
+    assert report.stages.keys() == {"decode", "predict", "write"}
+    assert sum(report.stages.values()) == pytest.approx(report.seconds)
+    assert report.bottleneck == max(report.stages, key=report.stages.get)
+    assert report.photos_per_second == pytest.approx(9 / report.seconds)
+    assert min(report.decode_seconds, report.write_seconds, report.peak_memory) > 0
+
+
+def test_the_listener_hears_of_every_photo(predict, photos, out):
+    (photos / "bad.jpg").write_text("text")
+    heard = []
+    listener = Listener(
+        on_start=lambda line, progress: heard.append((line.split(",")[0], progress.total)),
+        on_progress=lambda progress: heard.append((progress.done, progress.failed)),
+    )
+    predict(photos, out, listener)
+    assert heard[0] == ("1 CPU threads", 10)
+    assert heard[-1] == (9, 1)
+    assert len(heard) == 11
+
+
+def test_a_second_run_leaves_the_first_ones_lock_alone(predict, photos, out):
+    from carvana_batch.errors import FolderInUseError
+
+    with store.OutFolder(out, {}, (1, 1), False):
+        with pytest.raises(FolderInUseError):
+            predict(photos, out)
+        with pytest.raises(FolderInUseError):
+            predict(photos, out)
+    assert predict(photos, out).done == 9
+
+
+def test_a_mask_that_was_damaged_since_is_named_and_stops_nothing(predict, drawn, out):
+    predict(drawn / "images", out)
+    mask = out / "car1.png"
+    mask.write_bytes(bytes(len(mask.read_bytes())))  # of the size that the journal says
+    report = predict(drawn / "images", out, truth=drawn / "masks")
+    assert len(report.dice) == 3
+    assert [entry.key for entry in report.without_truth] == ["car1"]
+    assert "car1.png" in report.without_truth[0].reason
+
+
+def test_the_peak_of_memory_is_that_of_the_run_alone_not_of_what_started_it():
+    child = """
+from carvana_batch.main_memory import peak_memory
+before = peak_memory()
+held = b"x" * 200_000_000
+print(before, peak_memory())
+"""
+    parent = f"""
+import subprocess, sys
+held = b"x" * 1_500_000_000
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    told = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
+    before, after = (int(word) for word in told.split())
+    assert after < 1_000_000_000
+    assert 150_000_000 < after - before < 250_000_000

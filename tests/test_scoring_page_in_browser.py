@@ -1,0 +1,517 @@
+"""The page of ``score --html`` in headless Chromium: clicked, typed at, and looked at."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from devtools import Chromium, find_chromium
+from helpers import is_colour
+
+from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR
+from carvana_batch.scoring.page.page import write_page
+from carvana_batch.scoring.page.pictures import WorstImage
+from carvana_batch.scoring.scores import WITHOUT_PHOTO, Score, Scores, Unusable
+from carvana_batch.text import shown
+from carvana_batch.values import PackedMask
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+NAMES = "#table tbody th bdi"
+SHIFT, CONTROL = 8, 2
+
+
+def make_rows(number):
+    """Views of cars with all kinds of values; a third of the images have no thin parts."""
+    generator = np.random.default_rng(11)
+    rows = []
+    for place in range(number):
+        dice = 1 - 10 ** -generator.uniform(1, 3)
+        area = int(generator.integers(1000, 2000))
+        row = Score(
+            f"{place // 16:04x}_{place % 16 + 1:02}", dice, dice / (2 - dice), 0.99, 0.98, 0.97, area, area
+        )
+        recall = generator.random() if place % 3 else None
+        rows.append(replace(row, outline_pixels=100, thin_pixels=10, thin_recall=recall, lower_pixels=50))
+    return rows
+
+
+def make_masks(height, width, seed):
+    """Two masks of blocks, so that all four kinds of pixels come in all places."""
+    blocks = np.random.default_rng(seed).random((2, -(-height // 5), -(-width // 5))) < 0.3
+    return blocks.repeat(5, axis=1).repeat(5, axis=2)[:, :height, :width]
+
+
+def make_image(row, true, predicted, photo=None):
+    return WorstImage(row.image, row.dice, PackedMask.from_bool(true), PackedMask.from_bool(predicted), photo)
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return Scores(tuple(make_rows(320)), ("lost_01",), (), (), columns=WITHOUT_PHOTO)
+
+
+@pytest.fixture(scope="module")
+def worst(scores):
+    """A small photo, small masks without one, and a photo of full size with three wrong pixels."""
+    first, second, third = scores.find_worst(3)
+    colours = np.random.default_rng(2).integers(0, 256, (96, 150, 3), np.uint8)
+    large, wrong = np.zeros((2, 1280, 1918), bool)
+    large[300:900, 400:1500] = True
+    wrong[100, 101] = wrong[1003, 1700] = wrong[600, 700] = True
+    return [
+        make_image(first, *make_masks(96, 150, 1), colours),
+        make_image(second, *make_masks(97, 151, 2)),
+        make_image(third, large, large ^ wrong, np.full((1280, 1918, 3), 60, np.uint8)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, scores, worst):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(path, scores, predicted=path.parent / "out", truth=path.parent / "gt", worst=worst)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with Chromium(find_chromium(), tmp_path_factory.mktemp("chromium")) as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def show(chromium, path):
+    """Opens the page, or another one; none may write on the console or ask for another file."""
+    opened = []
+
+    def open_page(file=path, **options):
+        opened.append((chromium.open(file, **options), file.as_uri()))
+        return opened[-1][0]
+
+    yield open_page
+    for page, address in opened:
+        assert page.complaints == []
+        assert page.requests == [address]
+        assert not [event for event in page.events if event["method"] == "Page.javascriptDialogOpening"]
+        page.close()
+
+
+@pytest.fixture
+def page(show):
+    return show()
+
+
+def texts(page, selector):
+    return page.evaluate(f"[...document.querySelectorAll({selector!r})].map((it) => it.textContent)")
+
+
+def status(page):
+    return page.evaluate("document.getElementById('status').textContent")
+
+
+def sort_by(page, heading):
+    page.evaluate(
+        "[...document.querySelectorAll('#table thead button')]"
+        f".find((it) => it.textContent === {heading!r}).setAttribute('id', 'wanted')"
+    )
+    page.click("#wanted")
+    page.evaluate("document.getElementById('wanted').removeAttribute('id')")
+
+
+def open_picture(page, number):
+    page.click(f"[data-picture='{number}']")
+    page.wait_for("document.getElementById('viewer').open")
+    page.wait_for("!document.getElementById('stage').hasAttribute('aria-busy')")
+
+
+def zoom_level(page):
+    """In percent."""
+    page.wait_for_frame()
+    return int(page.evaluate("document.getElementById('zoom-level').textContent").split()[0])
+
+
+def crop(kinds):
+    """The part of (H, W) with what is not 0."""
+    rows, columns = np.flatnonzero(kinds.any(axis=1)), np.flatnonzero(kinds.any(axis=0))
+    return kinds[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def see_errors(page):
+    """What the stage shows: 1 where a pixel has the colour of a missed one, 2 of an invented one."""
+    page.wait_for_frame()
+    stage = page.screenshot("#stage")
+    return is_colour(stage, MISSED_COLOUR) + 2 * is_colour(stage, INVENTED_COLOUR)
+
+
+def errors_of(image):
+    """The same from the masks."""
+    true, predicted = image.true.to_bool(), image.predicted.to_bool()
+    return (true & ~predicted) + 2 * (predicted & ~true)
+
+
+def enlarge(kinds, factor):
+    return np.kron(kinds, np.ones((factor, factor), int))
+
+
+# The table
+
+
+def test_it_opens_with_a_page_of_the_lowest_dice(page, scores):
+    assert texts(page, NAMES) == [row.image for row in scores.find_worst(50)]
+    assert status(page) == "All 320 images, sorted by Dice, lowest first"
+    cells = texts(page, "#table tbody tr:first-child > *")
+    row = scores.find_worst(1)[0]
+    assert cells[:8] == [
+        row.image, f"{row.dice:.5f}", f"{row.iou:.5f}", "0.99000", "0.98000", "0.97000",
+        f"{row.area_true:,}", f"{row.area_true:,}",
+    ]  # fmt: skip
+
+
+def test_sorted_by_clicks(page, scores):
+    sort_by(page, "Image")
+    assert texts(page, NAMES) == [row.image for row in scores.rows[:50]]
+    sort_by(page, "Image")
+    assert texts(page, NAMES) == [row.image for row in scores.rows[:-51:-1]]
+    assert page.evaluate("document.querySelector('#table thead th').ariaSort") == "descending"
+    sort_by(page, "Recall of thin parts")
+    known = sorted(
+        (row for row in scores.rows if row.thin_recall is not None), key=lambda row: row.thin_recall
+    )
+    assert texts(page, NAMES) == [row.image for row in known[:50]]
+    sort_by(page, "Recall of thin parts")
+    assert texts(page, NAMES) == [row.image for row in known[:-51:-1]]
+    assert len(page.evaluate("[...document.querySelectorAll('[aria-sort]')].map((it) => it.ariaSort)")) == 1
+    sort_by(page, "Dice")
+    assert texts(page, NAMES) == [row.image for row in scores.find_worst(50)]
+
+
+def test_sorted_and_filtered_by_keys_alone(page, scores):
+    page.evaluate("document.getElementById('filter-name').focus()")
+    page.press(*"00f_")
+    assert texts(page, NAMES) == [row.image for row in scores.find_worst(320) if "00f_" in row.image][:50]
+    page.press("Tab")
+    page.press(*"0.97")
+    low = [row for row in scores.rows if "00f_" in row.image and row.dice < 0.97]
+    assert len(low) > 3
+    assert status(page) == f"{len(low)} of 320 images, sorted by Dice, lowest first"
+    page.press("Tab", "Tab", "Tab", "Tab", "Tab")  # "Show all", the box of the table, three of its columns
+    assert page.evaluate("document.activeElement.textContent") == "IoU"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.press("Enter", "Enter")
+    low.sort(key=lambda row: -row.iou)
+    assert texts(page, NAMES) == [row.image for row in low]
+    page.press("Tab", modifiers=SHIFT)
+    page.press(" ")
+    low.sort(key=lambda row: row.dice)
+    assert texts(page, NAMES) == [row.image for row in low]
+
+
+def test_filters_that_nothing_fits(page):
+    page.evaluate("document.getElementById('filter-name').focus()")
+    page.press(*"<script>")
+    assert status(page) == "No image of 320 fits the filters"
+    assert texts(page, NAMES) == []
+    page.click("#filters button")
+    assert page.wait_for("document.getElementById('status').textContent.startsWith('All')")
+
+
+def test_turning_pages(page, scores):
+    names = [row.image for row in scores.find_worst(320)]
+    page.click("#page-after")
+    assert texts(page, NAMES) == names[50:100]
+    assert texts(page, "#page-shown") == ["51 to 100"]
+    page.click("#page-before")
+    assert texts(page, NAMES) == names[:50]
+    assert page.evaluate("document.getElementById('page-before').disabled")
+    assert page.evaluate("document.activeElement !== document.body")
+
+
+@pytest.mark.parametrize(("place", "part"), [(0, 1), (1, 0)], ids=["view", "car"])
+def test_a_chart_leads_to_its_images(page, scores, place, part):
+    links = f"document.querySelectorAll('.groups')[{place}].querySelectorAll('a')"
+    name = page.evaluate(f"(() => {{ const it = {links}[6]; it.id = 'link'; return it.textContent; }})()")
+    page.click("#link")
+    names = [row.image for row in scores.find_worst(320)]
+    expected = [image for image in names if image.split("_")[part] == name]
+    assert len(expected) in (16, 20)
+    assert texts(page, NAMES) == expected
+
+
+# The viewer
+
+
+def test_the_error_map_has_the_colours_of_the_masks(page, worst):
+    """Enlarged by whole numbers, each pixel of the masks is a square of exactly one colour."""
+    open_picture(page, 0)
+    true_errors = errors_of(worst[0])
+    factor = zoom_level(page) // 100
+    assert factor >= 4
+    np.testing.assert_array_equal(crop(see_errors(page)), crop(enlarge(true_errors, factor)))
+
+
+def test_pictures_without_a_photo(page, worst):
+    open_picture(page, 1)
+    factor = zoom_level(page) // 100
+    np.testing.assert_array_equal(crop(see_errors(page)), crop(enlarge(errors_of(worst[1]), factor)))
+    assert page.evaluate("document.querySelector('[value=photo]').disabled")
+    page.press("1")
+    assert page.evaluate("document.querySelector('[value=errors]').checked")
+    for key, mask in (("2", worst[1].true), ("3", worst[1].predicted)):
+        page.press(key)
+        page.wait_for_frame()
+        seen = is_colour(page.screenshot("#stage"), (245, 245, 245))
+        np.testing.assert_array_equal(crop(seen), crop(enlarge(mask.to_bool(), factor).astype(bool)))
+
+
+def test_truth_and_prediction_show_the_photo_where_the_mask_is(page, worst):
+    """The photo went through JPEG; so where a mask is told by the veil elsewhere, which is blue."""
+    open_picture(page, 0)
+    shown_layers = {}
+    for name in ("photo", "truth", "prediction"):
+        page.click(f"[value={name}]")
+        page.wait_for_frame()
+        shown_layers[name] = page.screenshot("#stage").astype(int)
+    factor = zoom_level(page) // 100
+    for name, mask in (("truth", worst[0].true), ("prediction", worst[0].predicted)):
+        same = (shown_layers[name] == shown_layers["photo"]).all(axis=2)
+        height, width = (length * factor for length in (96, 150))
+        top, left = (same.shape[0] - height + 1) // 2, (same.shape[1] - width + 1) // 2
+        within = same[top : top + height, left : left + width]
+        assert (within == enlarge(mask.to_bool(), factor)).mean() > 0.999  # noise may have the veil's colour
+
+
+def test_not_a_single_wrong_pixel_is_lost_in_a_small_picture(page):
+    page.resize(700, 500)
+    open_picture(page, 2)
+    seen = see_errors(page)
+    spots = [crop(seen == kind) for kind in (1, 2)]
+    assert (seen == 1).sum() >= 1  # (600, 700) was missed
+    assert (seen == 2).sum() >= 2  # the two others were invented
+    assert spots[0].size <= 16
+    height, width = spots[1].shape
+    scale = zoom_level(page) / 100
+    assert (height, width) == pytest.approx((903 * scale, 1599 * scale), rel=0.03, abs=3)
+
+
+def test_zoomed_by_buttons_keys_and_wheel(page):
+    open_picture(page, 2)
+    assert page.evaluate("document.activeElement.id") == "stage"
+    start = zoom_level(page)
+    assert 25 < start < 50
+    page.press("+")
+    assert zoom_level(page) == 50
+    page.press("+")
+    assert zoom_level(page) == 100
+    page.press("+")
+    assert zoom_level(page) == 200
+    page.click("#zoom-out")
+    assert zoom_level(page) == 100
+    page.press("0")
+    assert zoom_level(page) == start
+    page.press("=", modifiers=CONTROL)  # which is the browser's
+    assert zoom_level(page) == start
+    page.press("w")
+    factor = zoom_level(page) // 100
+    assert factor >= 3
+    # The worst spot has one of three single pixels, which is now a square of one colour.
+    assert crop(see_errors(page)).shape == (factor, factor)
+    page.press("0", "+", "+")
+    assert zoom_level(page) == 100
+    # The wheel keeps the place under the mouse where it is: here a wrong pixel.
+    left, top, width, height = page.box("#stage")
+    x, y = left + width / 2 + (700.5 - 959), top + height / 2 + (600.5 - 640)
+    for _ in range(12):
+        page.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-120)
+    page.wait_for(lambda: zoom_level(page) > 1500)
+    rows, columns = np.nonzero(see_errors(page) == 1)
+    # Browsers cut where the mouse is to whole pixels, and one is now many.
+    assert np.hypot(rows - (y - top), columns - (x - left)).min() <= 1.5 * zoom_level(page) / 100
+
+
+def test_moved_by_arrows_mouse_and_fingers(page):
+    open_picture(page, 2)
+    page.press("w")
+
+    def find():
+        rows, columns = np.nonzero(see_errors(page))
+        return np.array([columns.min(), rows.min()])
+
+    start = find()
+    left, top, width, height = page.box("#stage")
+    page.press("ArrowRight", "ArrowDown")
+    np.testing.assert_allclose(start - find(), [0.15 * width, 0.15 * height], atol=3)
+    page.press("ArrowLeft", "ArrowUp")
+    x, y = left + width / 2, top + height / 2
+    for kind, moved in (("mousePressed", 0), ("mouseMoved", -60), ("mouseReleased", -60)):
+        where = {"x": x + moved, "y": y + moved / 2, "button": "left", "buttons": 1, "clickCount": 1}
+        page.call("Input.dispatchMouseEvent", type=kind, **where)
+    np.testing.assert_allclose(find() - start, [-60, -30], atol=3)
+    before = zoom_level(page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 50), ("touchMove", 60), ("touchEnd", None)):
+        points = [{"x": x - apart, "y": y}, {"x": x + apart, "y": y}] if apart else []
+        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    assert zoom_level(page) == pytest.approx(1.5 * before, rel=0.02)
+
+
+def test_opened_turned_and_closed_by_keys(page, worst):
+    page.evaluate("document.querySelectorAll('#table .open')[2].focus()")
+    page.press("Enter")
+    name = "document.getElementById('viewer-name').textContent"
+    assert page.evaluate(name) == worst[2].image
+    for key, image in (("n", worst[0]), ("p", worst[2]), ("p", worst[1])):
+        page.press(key)
+        assert page.evaluate(name) == image.image
+    missed, invented = ((errors_of(worst[1]) == kind).sum() for kind in (1, 2))
+    assert texts(page, "#viewer-missed, #viewer-invented") == [
+        f"{missed:,} px missed",
+        f"{invented:,} px invented",
+    ]
+    page.press("Escape")
+    assert not page.evaluate("document.getElementById('viewer').open")
+    assert page.evaluate("document.activeElement.textContent") == worst[2].image
+
+
+# Everyone can use it
+
+
+def test_everything_that_can_be_used_has_a_name(page):
+    open_picture(page, 0)
+    for _ in range(2):
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        usable = {
+            "button",
+            "link",
+            "textbox",
+            "searchbox",
+            "spinbutton",
+            "radio",
+            "dialog",
+            "img",
+            "image",
+            "region",
+        }
+        seen = [node for node in nodes if not node["ignored"] and node["role"]["value"] in usable]
+        assert len(seen) > 10
+        assert [node for node in seen if not node.get("name", {}).get("value")] == []
+        page.press("Escape")
+
+
+LUMINANCE = """
+(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const found = [];
+  for (const it of document.querySelectorAll("body *")) {
+    const own = [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !it.checkVisibility() || it.closest("script, style, :disabled")) continue;
+    let ground = it;
+    while (parse(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
+    const style = getComputedStyle(it);
+    const ink = it instanceof SVGElement ? style.fill : style.color;
+    const paper = getComputedStyle(ground).backgroundColor;
+    found.push([it.tagName + "." + it.getAttribute("class"), parse(ink), parse(paper)]);
+  }
+  return found;
+})()
+"""
+
+
+def contrast(first, second):
+    """Of two sRGB colours, as WCAG 2 defines it."""
+
+    def luminance(colour):
+        channels = np.asarray(colour[:3]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_all_text_stands_out(show, dark):
+    page = show(dark=dark)
+    ground = np.asarray(page.screenshot())[5, 5]
+    assert (ground.max() < 40) if dark else (ground.min() > 240)
+    page.evaluate("document.querySelectorAll('details').forEach((it) => (it.open = true))")
+    found = page.evaluate(LUMINANCE)
+    open_picture(page, 0)
+    found += page.evaluate(LUMINANCE)
+    assert len(found) > 300
+    faint = {name for name, ink, paper in found if contrast(ink, paper) < 4.5}
+    assert faint == set()
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(show):
+    page = show(width=360, height=740)
+    page.evaluate("document.querySelectorAll('details').forEach((it) => (it.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    outside = page.evaluate(
+        "[...document.querySelectorAll('main *')].filter((it) => !it.closest('.scroll, .unseen')"
+        " && it.getBoundingClientRect().right > 361).map((it) => it.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    open_picture(page, 0)
+    for selector in ("#viewer button", "#viewer .layers span", "#stage"):
+        boxes = page.evaluate(
+            f"[...document.querySelectorAll({selector!r})].map((it) => it.getBoundingClientRect().toJSON())"
+        )
+        for box in boxes:
+            assert 0 <= box["left"] < box["right"] <= 360
+            assert 0 <= box["top"] < box["bottom"] <= 740
+            assert box["height"] >= 38
+
+
+def test_without_scripts_figures_and_charts_are_there(show, scores):
+    page = show(scripts=False, height=1400)
+    content = page.call("DOMSnapshot.captureSnapshot", computedStyles=[])
+    strings = "\n".join(content["strings"])
+    assert f"{scores.summary.dice:.4f}" in strings
+    picture = page.screenshot()
+    bars = is_colour(picture, (79, 156, 134))
+    assert bars.sum() > 5000
+
+
+def test_movement_only_for_those_who_do_not_mind(show):
+    for still, behaviour in ((False, "smooth"), (True, "auto")):
+        page = show(still=still)
+        assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == behaviour
+
+
+def test_hostile_names_stay_text(show, tmp_path):
+    names = (
+        "<img src=x onerror=alert(1)>_01",
+        "</script><script>alert(2)</script>_02",
+        "right\u202eleft_03",
+        "line\nbreak_04",
+        "not\udcfftext_05",
+        "a\"b'c&amp;\u2028`_06",
+    )
+    rows = tuple(Score(name, 0.9 - place / 100, 0.8, 0.9, 0.9, 0.9, 9, 9) for place, name in enumerate(names))
+    scores = Scores(rows, names, names, tuple(Unusable(name, name) for name in names))
+    worst = [make_image(row, *make_masks(40, 60, 1)) for row in rows]
+    path = tmp_path / "report.html"
+    write_page(path, scores, predicted=tmp_path / names[0], truth=tmp_path / names[1], worst=worst)
+    page = show(path)
+    assert texts(page, NAMES) == [shown(name) for name in reversed(names)]
+    open_picture(page, 1)
+    assert page.evaluate("document.querySelector('#viewer-name').textContent") == names[1]
+    assert len(page.evaluate("[...document.images].map((it) => it.src.slice(0, 5))")) == 2 * len(names)
+
+
+def test_five_thousand_images_open_at_once(show, worst, tmp_path):
+    """The limits are generous, for machines that do other things as well."""
+    path = tmp_path / "report.html"
+    scores = Scores(tuple(make_rows(5000)), (), (), (), columns=WITHOUT_PHOTO)
+    write_page(path, scores, predicted=tmp_path, truth=tmp_path, worst=worst)
+    page = show(path)
+    assert page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 5000
+    took = page.evaluate(
+        "(() => { const start = performance.now();"
+        " document.querySelector('#table thead button').click(); return performance.now() - start; })()"
+    )
+    assert took < 1000
+    assert texts(page, NAMES) == [row.image for row in scores.rows[:50]]
+    assert texts(page, "#page-shown") == ["1 to 50"]

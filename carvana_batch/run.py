@@ -161,7 +161,7 @@ def _mask(
                 with watch.measure("write"):
                     written = future.result()
             except ImageError as error:
-                commit_failure(Failure(ref, "write", str(error)))
+                commit_failure(Failure.of(ref, "write", str(error)))
                 return
             if spool is not None and written.runs is not None:
                 spool.append(written.entry, written.runs)

@@ -49,11 +49,26 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A photo that could not be masked; travels the same road as a mask to the journal and the report."""
+    """What could not be done with one photo, mask or row, and why.
 
-    ref: ImageRef
+    It is returned in place of the result, so that one bad file never stops the others.
+
+    Attributes:
+        id: key of the photo, or id of the mask.
+        stage: what failed, such as ``decode``, ``predict`` or ``write``.
+        reason: one line for the user.
+        source: path of the file, or the line of one, where the id does not say it.
+    """
+
+    id: str
     stage: str
     reason: str
+    source: str = ""
+
+    @classmethod
+    def of(cls, ref: ImageRef, stage: str, reason: str) -> Failure:
+        """The failure of a photo."""
+        return cls(ref.key, stage, reason, ref.path_text)
 
 
 @dataclass(frozen=True, slots=True)

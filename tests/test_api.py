@@ -50,7 +50,7 @@ def test_a_folder_gives_a_prediction_or_a_failure_for_each_file(masker, photos):
     results = list(masker.mask_folder(photos))
     assert len(results) == 4
     failures = [result for result in results if isinstance(result, Failure)]
-    assert [(failure.ref.key, failure.stage) for failure in failures] == [("a/torn", "decode")]
+    assert [(failure.id, failure.stage) for failure in failures] == [("a/torn", "decode")]
     predictions = [result for result in results if isinstance(result, Prediction)]
     keys = [prediction.photo.ref.key for prediction in predictions]
     assert sorted(keys) == ["a.b", "a/c", "b"]

@@ -91,7 +91,7 @@ def test_a_run_that_is_not_finished_is_told_but_not_refused(here):
         folder.start({})
         write_mask(out / "a.png", [[1, 0]])
         folder.commit(Entry("a", "in/a.jpg", 1, 1))
-        folder.commit_failure(Failure(ImageRef("b", here / "b.jpg"), "decode", "is empty"))
+        folder.commit_failure(Failure.of(ImageRef("b", here / "b.jpg"), "decode", "is empty"))
         result = submit("--size", "any")
         assert result.exit_code == 0, result.output
         assert result.stderr.splitlines() == [

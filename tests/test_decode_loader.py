@@ -49,7 +49,7 @@ def describe(result):
     """(key, red of the first pixel), or (key, reason) of a failure."""
     if isinstance(result, Failure):
         assert result.stage == "decode"
-        return result.ref.key, result.reason
+        return result.id, result.reason
     return result.ref.key, int(result.pixels[0, 0, 0])
 
 

@@ -332,7 +332,7 @@ def test_batches_always_have_the_planned_shape(batch):
 )
 def test_every_photo_comes_back_once_and_failures_pass_by(sizes, batch, tiling):
     stream = [
-        Failure(ImageRef(f"failure {place}", Path("f")), "decode", "no JPEG")
+        Failure.of(ImageRef(f"failure {place}", Path("f")), "decode", "no JPEG")
         if size is None
         else random_photo(*size, place)
         for place, size in enumerate(sizes)
@@ -545,7 +545,7 @@ def test_a_photo_that_is_never_finite_fails_in_its_turn(dtype, batch):
     network = NeverFinite(float("nan"))
     results = list(make_predictor(network, dtype=dtype, batch=batch).predict(photos))
     assert [isinstance(result, Failure) for result in results] == [seed == 2 for seed in range(5)]
-    assert results[2].ref == photos[2].ref
+    assert results[2].id == photos[2].ref.key
     assert_red_masks([*results[:2], *results[3:]], [*photos[:2], *photos[3:]])
 
 
@@ -792,7 +792,7 @@ def test_a_photo_whose_maps_do_not_fit_is_a_failure_and_changes_nothing_for_the_
     with time_limit(60):
         results = predict_on(device := ShortMemory(most_bytes=10**6), predictor, stream)
     failures = [result for result in results if isinstance(result, Failure)]
-    assert [failure.ref for failure in failures] == [photo.ref for photo in monsters]
+    assert [failure.id for failure in failures] == [photo.ref.key for photo in monsters]
     for failure in failures:
         assert failure.stage == "predict"
         assert "500x600 pixels do not fit into the memory of cpu" in failure.reason
@@ -966,7 +966,7 @@ def test_output_that_is_never_finite_is_a_failure_not_a_mask(value, dtype, optio
     predictor = make_predictor(NeverFinite(value), tiling, dtype, **options)
     results = list(predictor.predict(photos))
     failures = [result for result in results if isinstance(result, Failure)]
-    assert sorted(failure.ref.key for failure in failures) == ["red 2", "red 5"]
+    assert sorted(failure.id for failure in failures) == ["red 2", "red 5"]
     assert {failure.stage for failure in failures} == {"predict"}
     assert all("not finite" in failure.reason for failure in failures)
     good = [photo for photo in photos if photo not in bad]
@@ -1062,7 +1062,7 @@ def test_a_check_that_never_fits_is_left_out_and_said_so():
     predictor = make_predictor(HalfOnly(NOT_FINITE["nan"], 0.9), TILED, torch.bfloat16, batch=2)
     results = list(predictor.predict(photos))
     failures = [result for result in results if isinstance(result, Failure)]
-    assert sorted(failure.ref.key for failure in failures) == ["red 3", "red 6"]
+    assert sorted(failure.id for failure in failures) == ["red 3", "red 6"]
     assert all(
         "not finite" in failure.reason and "not enough memory" in failure.reason for failure in failures
     )

@@ -117,8 +117,8 @@ def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path,
     with open_folder(tmp_path) as out:
         assert list(out.find_missing([photo, gone])) == [photo, gone]
         out.start(CHOSEN)
-        out.commit_failure(Failure(photo, "decode", "is empty"))
-        out.commit_failure(Failure(gone, "decode", "does not exist"))
+        out.commit_failure(Failure.of(photo, "decode", "is empty"))
+        out.commit_failure(Failure.of(gone, "decode", "does not exist"))
     assert missing(tmp_path, photo) == ["a/b"]
     out.mask_path("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
     assert missing(tmp_path, photo) == ["a/b"]

@@ -29,7 +29,7 @@ def work(out, done=(), failed=(), shard=(1, 1)):
             write_mask(folder.mask_path(key), [[1]])
             folder.commit(Entry(key, f"in/{key}.jpg", 1, 1, mask_bytes=1))
         for key in failed:
-            folder.commit_failure(Failure(ImageRef(key, out / "none.jpg"), "decode", "is empty"))
+            folder.commit_failure(Failure.of(ImageRef(key, out / "none.jpg"), "decode", "is empty"))
 
 
 def report(out, found, done, failed=0, **counts):

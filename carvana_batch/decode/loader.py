@@ -131,7 +131,7 @@ class PhotoLoader:
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
         if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
-        return Failure(self.photos[position], "decode", reason)
+        return Failure.of(self.photos[position], "decode", reason)
 
     def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
         """Decode in the order of the indexes; ends early if a worker dies or hangs."""
@@ -188,12 +188,12 @@ class PhotoLoader:
         ref = self.photos[decoded.place]
         pixels = decoded.pixels
         if isinstance(pixels, str):
-            return Failure(ref, "decode", pixels)
+            return Failure.of(ref, "decode", pixels)
         if isinstance(pixels, _InSlot):
             try:
                 pixels = _open(pixels, slots).numpy().copy()  # the worker will write another photo there
             except MemoryError:
-                return Failure(ref, "decode", NO_MEMORY)
+                return Failure.of(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
         return Photo(ref, pixels, decoded.file_bytes, decoded.file_time)

@@ -313,13 +313,13 @@ class Predictor:
 
     def _try_in_float32(self, photo: Photo) -> Prediction | Failure:
         if self.dtype == torch.float32:
-            return Failure(photo.ref, "predict", "the network's output is not finite, in float32 either")
+            return Failure.of(photo.ref, "predict", "the network's output is not finite, in float32 either")
         exact = self._exact_predictor()
         try:
             result = next(exact.predict([photo]))
         except CarvanaBatchError as error:  # memory may be enough for all others
             reason = f"the network's output is not finite in {self.dtype}, and in float32: {error}"
-            return Failure(photo.ref, "predict", reason)
+            return Failure.of(photo.ref, "predict", reason)
         self.warnings += [f"second try in float32: {line}" for line in exact.warnings]
         exact.warnings.clear()
         return result
@@ -380,7 +380,7 @@ class Predictor:
         queue.waiting.popleft()
         queue.forget_troubles()
         height, width = photo.pixels.shape[:2]
-        return Failure(
+        return Failure.of(
             photo.ref,
             "predict",
             f"{width}x{height} pixels do not fit into the memory of {self.device}, not even in the smallest"

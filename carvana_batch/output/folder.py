@@ -198,15 +198,16 @@ class OutFolder:
 
     def commit_failure(self, failure: Failure) -> None:
         """Journal a photo that has no mask; what an earlier run made of it is out of date and goes."""
-        ref = failure.ref
-        if ref.key in self._again:
-            self._remove_files(ref.key)
+        if failure.id in self._again:
+            self._remove_files(failure.id)
         try:
-            source = ref.path.stat()
+            source = Path(failure.source).stat()
             size, changed = source.st_size, source.st_mtime_ns
         except OSError:  # a file that is gone is a reason to fail, and has no size
             size = changed = 0
-        self.commit(Entry(ref.key, ref.path_text, size, changed, stage=failure.stage, reason=failure.reason))
+        self.commit(
+            Entry(failure.id, failure.source, size, changed, stage=failure.stage, reason=failure.reason)
+        )
 
     @property
     def spool_path(self) -> Path:

@@ -49,5 +49,5 @@ def predict_pairs(
     ):
         for result in predictions:
             if isinstance(result, Failure):
-                raise ImageError(f"{result.ref.path}: {result.reason}")
+                raise ImageError(f"{result.source}: {result.reason}")
             yield by_id[result.photo.ref.key], result

@@ -27,7 +27,7 @@ class Masker:
         masker = Masker()                      # or Masker("weights.safetensors", device="cuda")
         mask = masker.mask(pixels)             # (H, W, 3) uint8 RGB -> (H, W) bool
         for result in masker.mask_folder("photos"):
-            ...                                # a Prediction or a Failure, one photo after the other
+            ...                                # a Prediction or a Failure for each photo
 
     Args:
         model: name of bundled weights, a weights file, or the folder of a training run.
@@ -40,22 +40,27 @@ class Masker:
 
     def __init__(self, model: str | Path = "segunet-s", **options: Any) -> None:
         self.options = Options(**options)
-        self._predictor, self.description = make_predictor(load_model(model), self.options, {})
+        self._predictor, self.description = make_predictor(load_model(model), self.options)
 
     def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
 
         Raises:
             ValueError: another shape or dtype.
-            CarvanaBatchError: the network gives no finite output for it.
+            CarvanaBatchError: the output of the network is not finite, or the image does not fit into memory.
         """
         return self._predictor.mask(pixels)
 
     def mask_folder(self, folder: str | Path) -> Iterator[Prediction | Failure]:
-        """The photos below a folder, or one photo, in the order of their keys where all have one size.
+        """Mask the photos below a folder, or a single photo.
 
-        A :class:`Prediction` holds the photo, its packed mask (``.mask.to_bool()`` gives (H, W) bool) and the
-        expected Dice; a :class:`Failure` says why there is none.
+        Args:
+            folder: the folder, or the photo.
+
+        Yields:
+            For each photo a :class:`Prediction`, which holds the photo, its packed mask (``.mask.to_bool()``
+            gives (H, W) bool) and the expected Dice, or a :class:`Failure` with the reason. They come in the
+            order of their keys if all photos have the same size.
 
         Raises:
             UsageError: the folder cannot be read or holds no photos.

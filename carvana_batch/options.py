@@ -1,4 +1,4 @@
-"""What a run is asked for."""
+"""What a run is asked for, and what it chose where it was asked for ``auto``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from carvana_batch import __version__
+from carvana_batch.errors import UsageError
+
+DEFAULT_THRESHOLD = 0.5
+"""Probability above which a pixel is car."""
 
 DEFAULT_OVERLAP = 256
+"""Pixels that neighbouring tiles share at least."""
 
 DEFAULT_PIXEL_LIMIT = 200_000_000
-"""Images with more pixels are refused unless asked for: their pixels alone would take over 600 MB."""
+"""Images with more pixels are refused by default: their pixels alone would take more than 600 MB."""
 
 DEFAULT_DECODE_TIMEOUT = 120.0
-"""Seconds: many times what the largest photo takes, and short beside the night that a hang would cost."""
+"""Seconds: many times what the largest photo takes, and short compared with a night lost to a hang."""
 
 PRECISION_NAMES = ("auto", "fp16", "bf16", "fp32")
 
@@ -24,12 +29,12 @@ EXTRA_FILES = {
     "panel": ("_panel", ".jpg"),
     "cutout": ("_cutout", ".png"),
 }
-"""What can be written beside the masks: kind -> folder at the top of the out folder, and suffix."""
+"""What can be written in addition to the masks: kind -> folder at the top of the out folder, and suffix."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``carvana-batch predict``; its help text says what they mean.
+    """The options of ``carvana-batch predict``; its help text explains them.
 
     ``tile`` is (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
     """
@@ -40,7 +45,7 @@ class Options:
     tile: tuple[int, int] | None = None
     overlap: int = DEFAULT_OVERLAP
     batch: int | None = None
-    threshold: float = 0.5
+    threshold: float = DEFAULT_THRESHOLD
     flip: bool = False
     extras: tuple[str, ...] = ()
     mask_bits: int = 1
@@ -48,15 +53,18 @@ class Options:
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
     workers: int | None = None
     decode_timeout: float = DEFAULT_DECODE_TIMEOUT
-    runs_file: Path | None = None
+    rle_file: Path | None = None
     truth: Path | None = None
     shard: tuple[int, int] = (1, 1)
     overwrite: bool = False
 
     def settings(self, model: str) -> dict[str, Any]:
-        """What the runs of one job must share, as it is compared and shown to the user.
+        """What all runs of one job must have in common, as it is compared and shown to the user.
 
-        What only changes speed is left out; ``model`` names the weights.
+        Options that only affect speed are left out.
+
+        Args:
+            model: name and digest of the weights.
         """
         return {
             "version": __version__,
@@ -72,3 +80,49 @@ class Options:
             "mask-bits": self.mask_bits,
             "exif": "apply" if self.apply_exif else "ignore",
         }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the first run of a job chose for ``auto``, and later ones have to choose again.
+
+    Attributes:
+        device: type of the device, such as ``cpu`` or ``cuda``.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        batch: tiles that go through the network together.
+        most_pixels: most pixels of a tile of automatic size.
+        tile: whether tiles have the size that was asked for; they no longer do once memory ran out.
+        map_share: see :class:`Tiling`; 0 in jobs of versions that did not count maps.
+    """
+
+    device: str
+    precision: str
+    batch: int
+    most_pixels: int
+    tile: bool = True
+    map_share: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Choice | None:
+        """The choice that an earlier run wrote down; None if it had not chosen yet.
+
+        Raises:
+            UsageError: the values are damaged.
+        """
+        if not values:
+            return None
+        kinds = {"device": str, "precision": str, "batch": int, "most_pixels": int}
+        missing = kinds.keys() - values.keys()
+        kinds |= {"tile": bool, "map_share": float}
+        for name, value in (values | dict.fromkeys(sorted(missing))).items():
+            if type(value) is not kinds.get(name):
+                raise damaged_choice(name, value)
+        return cls(**values)
+
+
+def damaged_choice(name: str, value: object) -> UsageError:
+    """What to raise for a value of an earlier run's choice that cannot be."""
+    return UsageError(
+        f"the settings of the earlier run are damaged ({name}: {value!r}); use --overwrite to start"
+        " afresh, or another OUT"
+    )

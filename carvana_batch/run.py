@@ -1,13 +1,13 @@
-"""The run: load, predict, write, commit to the journal, tell."""
+"""A run of ``predict``: decode photos, run the network, write masks, keep the journal, report."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,13 +16,14 @@ from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.errors import ImageError
 from carvana_batch.files import check_target
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
+from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.inputs.keys import mask_id
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
 from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
-from carvana_batch.options import Options
+from carvana_batch.options import Choice, Options
 from carvana_batch.output.checks import check_request
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
@@ -37,14 +38,14 @@ from carvana_batch.values import Failure, ImageRef, Photo
 WRITER_THREADS = 2
 
 MOST_UNWRITTEN = 8
-"""Predictions that may wait for a writer before the network has to wait for them."""
+"""Predictions that may be waiting for a writer thread; with more of them, the network waits."""
 
 Item = TypeVar("Item")
 
 
 @dataclass
 class Progress:
-    """Where a run stands; ``total`` counts the photos that it has to do."""
+    """How far a run has come; ``total`` counts the photos that it has to mask."""
 
     total: int
     done: int = 0
@@ -53,20 +54,26 @@ class Progress:
 
 @dataclass
 class Listener:
-    """What the caller wants to hear while a run goes on."""
+    """Callbacks for what happens during a run.
+
+    Attributes:
+        on_start: called with a line about device and precision before the first photo.
+        on_progress: called after each photo.
+    """
 
     on_start: Callable[[str, Progress], object] = lambda line, progress: None
     on_progress: Callable[[Progress], object] = lambda progress: None
 
 
-class _Stopwatch:
-    """Adds up the main thread's time by what it waits for."""
+class Stopwatch:
+    """Adds up the time of the main thread by what it is waiting for, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = {"decode": 0.0, "predict": 0.0, "write": 0.0}
 
     @contextlib.contextmanager
     def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the with block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -74,6 +81,7 @@ class _Stopwatch:
             self.seconds[stage] += time.perf_counter() - start
 
     def measure_each(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass the items on, and add the time that getting them takes to a stage."""
         iterator = iter(items)
         while True:
             with self.measure(stage):
@@ -92,152 +100,212 @@ def run(
     listener: Listener | None = None,
     stop: StopFlag | None = None,
 ) -> RunReport:
-    """Mask the photos into the out folder ``root``, as far as an earlier run has not done so.
+    """Mask the photos into the out folder ``root``, except those that an earlier run has masked.
+
+    Args:
+        refs: all photos of the job, also those of other shards.
+        root: the out folder, which is created if needed.
+        model: what masks them.
+        options: what was asked for.
+        listener: what to call during the run.
+        stop: when its signal is set, the run stops reading photos and finishes those in flight.
 
     Raises:
         CarvanaBatchError: two photos would write the same mask; the out folder cannot be used, is in use or
             was made with other settings; the disk is full; memory does not suffice for the smallest tile.
-            A photo that cannot be masked is no error but a failure in the report.
+            A photo that cannot be masked is not an error but a failure in the report.
     """
     check_request(refs, root, options)
-    own = take_shard(refs, *options.shard)
     truth = find_masks(options.truth, advice=TRUTH_ADVICE) if options.truth else None
     settings = options.settings(f"{model.name} {model.digest[:16]}")
-    stop = stop or StopFlag()
     with OutFolder(root, settings, options.shard, options.overwrite) as out:
-        if options.runs_file is not None:
-            check_target(options.runs_file)
-        todo = out.find_missing(own)
-        report = RunReport(found=len(own), already_done=len(own) - len(todo), settings=settings)
-        if todo:
-            _mask(todo, out, model, options, truth, report, listener or Listener(), stop)
-        if truth is not None and report.already_done:
-            _compare_again({ref.key for ref in own} - {ref.key for ref in todo}, out, truth, report, stop)
-        _tell(refs, own, out, options, report)
-    return report
+        this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag())
+        this.prepare()
+        this.process()
+        this.finish()
+    return this.report
 
 
-def _mask(
-    todo: Sequence[ImageRef],
-    out: OutFolder,
-    model: Model,
-    options: Options,
-    truth: dict[str, Path] | None,
-    report: RunReport,
-    listener: Listener,
-    stop: StopFlag,
-) -> None:
-    predictor, report.device = make_predictor(model, options, out.chosen)
-    chosen = out.start(describe_choice(predictor))
-    if chosen != describe_choice(predictor):  # another shard was first
-        predictor, report.device = make_predictor(model, options, chosen)
-    progress = Progress(total=len(todo))
-    listener.on_start(report.device, progress)
-    sinks = Sinks(
-        out, options.extras, options.mask_bits, options.runs_file is not None, truth, options.threshold
-    )
-    workers = default_workers(predictor.device, len(todo)) if options.workers is None else options.workers
-    decoding = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
-    loader = PhotoLoader(todo, decoding, workers)
-    watch = _Stopwatch()
+class Run:
+    """A run in an out folder that it holds; call :meth:`prepare`, :meth:`process` and :meth:`finish`.
 
-    def until_stopped() -> Generator[Photo | Failure, None, None]:
-        for photo in watch.measure_each("decode", loader):
-            yield photo
-            if stop.signal is not None:
-                return
+    Args:
+        refs, model, options, listener, stop: see :func:`run`.
+        out: the out folder, entered.
+        truth: true masks by id, None if there are none to compare with.
 
-    start = time.perf_counter()
-    unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()
-    with contextlib.ExitStack() as stack:
-        spool = None if options.runs_file is None else stack.enter_context(RunLengthSpool(out.spool_path))
-        writers = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
-        stack.enter_context(memory_shared_with_workers())
-        photos = stack.enter_context(contextlib.closing(until_stopped()))  # ends the workers, come what may
+    Attributes:
+        report: what came of the run.
+    """
 
-        def commit_oldest() -> None:
-            ref, future = unwritten.popleft()
-            try:
-                with watch.measure("write"):
-                    written = future.result()
-            except ImageError as error:
-                commit_failure(Failure.of(ref, "write", str(error)))
-                return
-            if spool is not None and written.runs is not None:
-                spool.append(written.entry, written.runs)
-            out.commit(written.entry)
-            report.write_seconds += written.seconds
-            progress.done += 1
-            listener.on_progress(progress)
+    def __init__(
+        self,
+        refs: Sequence[ImageRef],
+        out: OutFolder,
+        model: Model,
+        options: Options,
+        truth: Mapping[str, Path] | None,
+        listener: Listener,
+        stop: StopFlag,
+    ) -> None:
+        self.refs, self.out, self.model, self.options = refs, out, model, options
+        self.truth, self.listener, self.stop = truth, listener, stop
+        self.own = take_shard(refs, *options.shard)
+        self.todo = self.own[:0]
+        self.report = RunReport(found=len(self.own), already_done=len(self.own), settings=out.settings)
+        self._spool: RunLengthSpool | None = None
+        self._stopwatch = Stopwatch()
+        self._unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()
 
-        def commit_failure(failure: Failure) -> None:
-            out.commit_failure(failure)
-            progress.failed += 1
-            listener.on_progress(progress)
-
-        for result in predictor.predict(photos):
-            out.choose(describe_choice(predictor))
-            if isinstance(result, Failure):
-                commit_failure(result)
-            else:
-                unwritten.append((result.photo.ref, writers.submit(sinks.write, result)))
-            while unwritten and (len(unwritten) > MOST_UNWRITTEN or unwritten[0][1].done()):
-                commit_oldest()
-        while unwritten:
-            commit_oldest()
-    report.seconds = time.perf_counter() - start
-    watch.seconds["predict"] = report.seconds - watch.seconds["decode"] - watch.seconds["write"]
-    report.stages, report.decode_seconds = watch.seconds, loader.seconds
-    report.chosen, report.warnings = describe_choice(predictor), loader.warnings + predictor.warnings
-    report.done = progress.done
-    report.stopped_by = stop.signal if progress.done + progress.failed < progress.total else None
-
-
-def _compare_again(
-    keys: set[str], out: OutFolder, truth: dict[str, Path], report: RunReport, stop: StopFlag
-) -> None:
-    """Bring the Dice of masks that earlier runs made up to date: the true masks may be others by now."""
-    entries = [entry for key, entry in sorted(read_entries(out.state).items()) if key in keys]
-
-    def compare_file(entry: Entry) -> Entry:
-        try:
-            mask = read_mask(out.mask_path(entry.key))
-        except ImageError as error:  # damaged since, but of the size that the journal says
-            return replace(entry, dice=None, reason=str(error))
-        dice, problem = compare(entry.key, mask, truth)
-        return replace(entry, dice=dice, reason=problem)
-
-    for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
-        if stop.signal is not None:
-            report.stopped_by = stop.signal
+    def prepare(self) -> None:
+        """Find out which photos are left, and if there are any, set up decoders, network and writers."""
+        options, out = self.options, self.out
+        if options.rle_file is not None:
+            check_target(options.rle_file)
+        self.todo = out.find_missing(self.own)
+        self.report.already_done = len(self.own) - len(self.todo)
+        if not self.todo:
             return
-        if compared != entry:
-            out.commit(compared)
+        self._predictor = self._make_predictor(Choice.from_json(out.chosen))
+        choice = describe_choice(self._predictor.device, self._predictor.limits)
+        chosen = Choice.from_json(out.start(asdict(choice)))
+        if chosen != choice:  # another shard has begun in the meantime
+            self._predictor = self._make_predictor(chosen)
+        decode_options = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
+        workers = options.workers
+        if workers is None:
+            workers = default_workers(self._predictor.device, len(self.todo))
+        self._loader = PhotoLoader(self.todo, decode_options, workers)
+        self._writer = Sinks(
+            out,
+            options.extras,
+            options.mask_bits,
+            options.rle_file is not None,
+            self.truth,
+            options.threshold,
+        )
+        self._progress = Progress(total=len(self.todo))
 
+    def process(self) -> None:
+        """Mask the photos that are left, until all are done or a signal has come."""
+        if not self.todo:
+            return
+        report = self.report
+        self.listener.on_start(report.device, self._progress)
+        start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            if self.options.rle_file is not None:
+                self._spool = stack.enter_context(RunLengthSpool(self.out.spool_path))
+            threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+            stack.enter_context(memory_shared_with_workers())
+            photos = stack.enter_context(contextlib.closing(self._photos()))  # always ends the workers
+            for result in self._predictor.predict(photos):
+                if isinstance(result, Failure):
+                    self._commit_failure(result)
+                else:
+                    self._unwritten.append((result.photo.ref, threads.submit(self._writer.write, result)))
+                while self._unwritten and (
+                    len(self._unwritten) > MOST_UNWRITTEN or self._unwritten[0][1].done()
+                ):
+                    self._commit_oldest()
+            while self._unwritten:
+                self._commit_oldest()
+        report.seconds = time.perf_counter() - start
+        seconds = self._stopwatch.seconds
+        seconds["predict"] = report.seconds - seconds["decode"] - seconds["write"]
+        report.stages, report.decode_seconds = seconds, self._loader.seconds
+        report.chosen = asdict(describe_choice(self._predictor.device, self._predictor.limits))
+        report.warnings = self._loader.warnings + self._predictor.warnings
+        report.done = self._progress.done
+        if self._progress.done + self._progress.failed < self._progress.total:
+            report.stopped_by = self.stop.signal
 
-def _tell(
-    refs: Sequence[ImageRef], own: Sequence[ImageRef], out: OutFolder, options: Options, report: RunReport
-) -> None:
-    """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
-    report.peak_memory = peak_memory()
-    with out.alone():
-        journal = read_entries(out.state)
-        entries = [journal[ref.key] for ref in own if ref.key in journal]
+    def finish(self) -> None:
+        """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
+        if self.truth is not None and self.report.already_done:
+            self._compare_again(self.truth)
+        out, report = self.out, self.report
+        report.peak_memory = peak_memory()
+        with out.alone():
+            journal = read_entries(out.state)
+            masked = self._complete_report(journal)
+            write_table(out.root / "report.csv", journal.values())
+            report.write(out.root / "run.json")
+        if self.options.rle_file is not None and report.stopped_by is None:
+            with RunLengthSpool(out.spool_path) as spool:
+                rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.mask_path)
+                write_rows(self.options.rle_file, ((mask_id(entry.key), runs) for entry, runs in rows))
+
+    def _make_predictor(self, earlier: Choice | None) -> Predictor:
+        predictor, self.report.device = make_predictor(
+            self.model, self.options, earlier, on_change=lambda choice: self.out.choose(asdict(choice))
+        )
+        return predictor
+
+    def _photos(self) -> Generator[Photo | Failure, None, None]:
+        """The decoded photos, until a signal has come."""
+        for photo in self._stopwatch.measure_each("decode", self._loader):
+            yield photo
+            if self.stop.signal is not None:
+                return
+
+    def _commit_oldest(self) -> None:
+        """Wait until the oldest unwritten mask has its final name, and add it to the journal."""
+        ref, future = self._unwritten.popleft()
+        try:
+            with self._stopwatch.measure("write"):
+                written = future.result()
+        except ImageError as error:
+            self._commit_failure(Failure.of(ref, "write", str(error)))
+            return
+        if self._spool is not None and written.runs is not None:
+            self._spool.append(written.entry, written.runs)
+        self.out.commit(written.entry)
+        self.report.write_seconds += written.seconds
+        self._progress.done += 1
+        self.listener.on_progress(self._progress)
+
+    def _commit_failure(self, failure: Failure) -> None:
+        self.out.commit_failure(failure)
+        self._progress.failed += 1
+        self.listener.on_progress(self._progress)
+
+    def _compare_again(self, truth: Mapping[str, Path]) -> None:
+        """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
+        keys = {ref.key for ref in self.own} - {ref.key for ref in self.todo}
+        entries = [entry for key, entry in sorted(read_entries(self.out.state).items()) if key in keys]
+
+        def compare_file(entry: Entry) -> Entry:
+            try:
+                mask = read_mask(self.out.mask_path(entry.key))
+            except ImageError as error:  # damaged since, but still of the size in the journal
+                return replace(entry, dice=None, reason=str(error))
+            dice, problem = compare(entry.key, mask, truth)
+            return replace(entry, dice=dice, reason=problem)
+
+        for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
+            if self.stop.signal is not None:
+                self.report.stopped_by = self.stop.signal
+                return
+            if compared != entry:
+                self.out.commit(compared)
+
+    def _complete_report(self, journal: Mapping[str, Entry]) -> list[Entry]:
+        """Fill in what the journal says; the entries of this shard's masks."""
+        report = self.report
+        entries = [journal[ref.key] for ref in self.own if ref.key in journal]
         masked = [entry for entry in entries if not entry.failed]
-        masks = sum(not entry.failed for entry in journal.values())
-        report.foreign = masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
+        all_masks = sum(not entry.failed for entry in journal.values())
+        report.foreign = all_masks - sum(
+            not journal[ref.key].failed for ref in self.refs if ref.key in journal
+        )
         report.failures = [entry for entry in entries if entry.failed]
         report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
-        if options.truth is not None:
+        if self.truth is not None:
             scored = [entry for entry in masked if entry.dice is not None]
             report.dice = [entry.dice or 0.0 for entry in scored]
             report.correlation = rank_correlation(
                 [entry.expected_dice or 0.0 for entry in scored], report.dice
             )
             report.without_truth = [entry for entry in masked if entry.dice is None]
-        write_table(out.root / "report.csv", journal.values())
-        report.write(out.root / "run.json")
-    if options.runs_file is not None and report.stopped_by is None:
-        with RunLengthSpool(out.spool_path) as spool:
-            rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.mask_path)
-            write_rows(options.runs_file, ((mask_id(entry.key), runs) for entry, runs in rows))
+        return masked

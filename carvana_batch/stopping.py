@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 class StopFlag:
-    """Holds the number of the signal that asked the run to stop reading and finish what is in flight."""
+    """Holds the number of the signal that asked the run to read no more photos and finish those in flight."""
 
     signal: int | None = None

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class ImageRef:
-    """A photo that was found; ``key`` is its POSIX path below the input folder without suffix.
+    """A photo that was found.
 
-    ``path_text`` is the path as text; a ``Path`` is made only where it is needed, which takes longer than all
-    else here.
+    Attributes:
+        key: its POSIX path below the input folder, without suffix.
+        path_text: its path as text. Making a ``Path`` is slow, so that is only done on demand.
     """
 
     key: str
@@ -35,10 +36,13 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A decoded photo; ``pixels`` is (H, W, 3) uint8, RGB, on the stored pixel grid.
+    """A decoded photo.
 
-    ``file_bytes`` and ``file_time`` (ns) are the size and the time of the last change that its file had
-    before it was read.
+    Attributes:
+        ref: where it was found.
+        pixels: (H, W, 3) uint8, RGB, on the stored pixel grid.
+        file_bytes: size of the file before it was read.
+        file_time: time of the file's last change before it was read, in ns.
     """
 
     ref: ImageRef
@@ -57,7 +61,7 @@ class Failure:
         id: key of the photo, or id of the mask.
         stage: what failed, such as ``decode``, ``predict`` or ``write``.
         reason: one line for the user.
-        source: path of the file, or the line of one, where the id does not say it.
+        source: path of the file, or of a line in it, if the id does not tell.
     """
 
     id: str
@@ -73,10 +77,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PackedMask:
-    """A hard mask, one bit a pixel.
+    """A hard mask, one bit per pixel.
 
-    ``rows`` is (H, ceil(W / 8)) uint8; the leftmost pixel is the highest bit, and the padding bits at
-    the end of each row are 0. These are the scanlines of a 1-bit PNG.
+    Attributes:
+        rows: (H, ceil(W / 8)) uint8, the scanlines of a 1-bit PNG. The leftmost pixel is the highest bit, and
+            the padding bits at the end of each row are 0.
+        width: in pixels.
     """
 
     rows: NDArray[np.uint8] = field(repr=False)
@@ -98,10 +104,13 @@ class PackedMask:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the network made of a photo.
+    """The network's result for a photo.
 
-    ``expected_dice`` in [0, 1] is the Dice to be expected from the probability map alone.
-    ``probability`` is (H, W) float32 in [0, 1], or None where nobody asked for it.
+    Attributes:
+        photo: the photo.
+        mask: its hard mask.
+        expected_dice: the Dice to be expected from the probability map alone, in [0, 1].
+        probability: (H, W) float32 in [0, 1]; None unless asked for.
     """
 
     photo: Photo

@@ -21,7 +21,7 @@ def masker():
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three drawn photos, and one file that is none."""
+    """A folder with three drawn photos and one broken file."""
     for name, seed in (("b.png", 1), ("a/c.png", 2), ("a.b.png", 3)):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,23 +30,23 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def example_of_the_docstring() -> str:
+def docstring_example() -> str:
     lines = carvana_batch.Masker.__doc__.splitlines()
-    start = next(place for place, line in enumerate(lines) if line.strip() == "Example::")
-    end = next(place for place, line in enumerate(lines) if line.strip() == "Args:")
+    start = next(index for index, line in enumerate(lines) if line.strip() == "Example::")
+    end = next(index for index, line in enumerate(lines) if line.strip() == "Args:")
     return textwrap.dedent("\n".join(lines[start + 1 : end]))
 
 
-def test_the_example_runs(photos, monkeypatch):
+def test_the_docstring_example_runs(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     names = {"pixels": draw_photo(0, 5, SMALL)[0]}
-    exec(compile(example_of_the_docstring(), "example", "exec"), names)
+    exec(compile(docstring_example(), "example", "exec"), names)
     assert names["mask"].shape == (128, 192)
     assert names["mask"].dtype == np.bool_
     assert isinstance(names["result"], Prediction | Failure)
 
 
-def test_a_folder_gives_a_prediction_or_a_failure_for_each_file(masker, photos):
+def test_mask_folder_gives_one_result_per_file(masker, photos):
     results = list(masker.mask_folder(photos))
     assert len(results) == 4
     failures = [result for result in results if isinstance(result, Failure)]
@@ -56,7 +56,7 @@ def test_a_folder_gives_a_prediction_or_a_failure_for_each_file(masker, photos):
     assert sorted(keys) == ["a.b", "a/c", "b"]
     assert keys == sorted(keys)
     for prediction, seed in zip(
-        sorted(predictions, key=lambda one: one.photo.ref.key), (3, 2, 1), strict=True
+        sorted(predictions, key=lambda prediction: prediction.photo.ref.key), (3, 2, 1), strict=True
     ):
         pixels = draw_photo(seed, 5, SMALL)[0]
         np.testing.assert_array_equal(prediction.photo.pixels, pixels)
@@ -65,12 +65,12 @@ def test_a_folder_gives_a_prediction_or_a_failure_for_each_file(masker, photos):
         assert prediction.probability is None
 
 
-def test_one_photo_is_a_folder_too(masker, photos):
+def test_mask_folder_accepts_a_single_photo(masker, photos):
     (result,) = masker.mask_folder(str(photos / "b.png"))
     assert result.photo.ref.path == photos / "b.png"
 
 
-def test_a_folder_left_halfway_does_not_disturb_the_next_image(photos):
+def test_an_abandoned_folder_does_not_affect_the_next_image(photos):
     masker = carvana_batch.Masker(device="cpu", precision="fp32", batch=2)
     pixels = draw_photo(0, 5, SMALL)[0]
     expected = masker.mask(pixels)
@@ -80,13 +80,13 @@ def test_a_folder_left_halfway_does_not_disturb_the_next_image(photos):
     np.testing.assert_array_equal(masker.mask(pixels), expected)
 
 
-def test_the_probability_comes_along_where_it_is_asked_for(photos):
+def test_results_contain_the_probability_on_request(photos):
     masker = carvana_batch.Masker(device="cpu", precision="fp32", extras=("prob",), threshold=0.25)
     (result,) = masker.mask_folder(photos / "b.png")
     np.testing.assert_array_equal(result.mask.to_bool(), result.probability > 0.25)
 
 
-def test_a_mask_is_what_the_network_says_of_the_normalised_pixels(masker):
+def test_masks_are_the_thresholded_logits(masker):
     model = load_model("segunet-s")
     pixels = draw_photo(2, 5, SMALL)[0]
     images = torch.from_numpy((pixels / 255 - model.mean) / model.deviation).permute(2, 0, 1)[None].float()
@@ -97,7 +97,7 @@ def test_a_mask_is_what_the_network_says_of_the_normalised_pixels(masker):
     np.testing.assert_array_equal(masker.mask(pixels)[clear], logits[clear] > 0)
 
 
-def test_an_image_as_pillow_and_opencv_give_it(masker, photos):
+def test_images_from_pillow_and_opencv(masker, photos):
     with Image.open(photos / "b.png") as image:
         pixels = np.asarray(image)  # read-only
     expected = masker.mask(pixels.copy())
@@ -117,12 +117,12 @@ def test_an_image_as_pillow_and_opencv_give_it(masker, photos):
     ],
     ids=lambda pixels: f"{pixels.shape} {pixels.dtype}",
 )
-def test_images_of_another_shape_or_dtype_are_refused(masker, pixels):
+def test_images_of_another_shape_or_dtype_are_rejected(masker, pixels):
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
         masker.mask(pixels)
 
 
-def test_what_cannot_be_used_is_refused(masker, tmp_path):
+def test_unusable_arguments_are_rejected(masker, tmp_path):
     with pytest.raises(ModelError, match="no-such-model"):
         carvana_batch.Masker("no-such-model")
     with pytest.raises(UsageError, match="--device tpu"):

@@ -1,4 +1,4 @@
-"""The console script: help, what is imported when, and how errors end."""
+"""The console script: help, imports, and exit codes and messages of errors."""
 
 import os
 import pkgutil
@@ -13,10 +13,10 @@ import click
 import pytest
 
 import carvana_batch
-from carvana_batch import errors as error_tree
 from carvana_batch.commands import COMMANDS, group, main
+from carvana_batch.errors import CarvanaBatchError
 
-LONG = "x" * 300
+LONG_NAME = "x" * 300
 
 MODULES = {module.name for module in pkgutil.walk_packages(carvana_batch.__path__, "carvana_batch.")}
 MODULES.remove("carvana_batch.__main__")
@@ -28,7 +28,7 @@ TORCH_FREE = {
     for name in MODULES
     if not any(f"{name}.".startswith(f"carvana_batch.{room}.") for room in TORCH_ROOMS)
 } | {"carvana_batch.inference.tiles"}
-"""Modules that must stay free of torch: the ground floor, and what help and a refusal need."""
+"""Modules that must not import torch: the ground floor, and what help and usage errors need."""
 
 
 def run_python(code, *arguments, **options):
@@ -37,7 +37,7 @@ def run_python(code, *arguments, **options):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"]])
-def test_help_does_not_import_what_takes_long(arguments):
+def test_help_does_not_import_heavy_packages(arguments):
     code = """
         import sys
         from carvana_batch.commands import main
@@ -71,8 +71,8 @@ def test_every_option_has_help(name):
     assert [each.name for each in command.params if isinstance(each, click.Option) and not each.help] == []
 
 
-def test_what_must_be_free_of_torch_imports_in_fresh_interpreters():
-    """Each in a fork of an interpreter that has imported nothing."""
+def test_some_modules_do_not_import_torch():
+    """Each is imported in a fork of an interpreter that has imported nothing."""
     code = """
         import importlib, os, sys
         failed = []
@@ -91,7 +91,7 @@ def test_what_must_be_free_of_torch_imports_in_fresh_interpreters():
 
 
 def test_every_module_imports_in_a_fresh_interpreter():
-    """Each in a fork of an interpreter that has imported torch and nothing of the package."""
+    """Each is imported in a fork of an interpreter that has imported torch but nothing of the package."""
     code = """
         import importlib, os, sys, torch, numpy
         failed = []
@@ -110,21 +110,22 @@ def test_every_module_imports_in_a_fresh_interpreter():
 
 
 def run_main(monkeypatch, *arguments):
-    """The exit code of ``carvana-batch ARGUMENTS``."""
+    """Run ``carvana-batch ARGUMENTS``, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["carvana-batch", *arguments])
     with pytest.raises(SystemExit) as caught:
         main()
     return caught.value.code or 0
 
 
-def errors():
-    found = [error_tree.CarvanaBatchError]
+def all_errors():
+    """The base class of the package's errors, and all classes derived from it."""
+    found = [CarvanaBatchError]
     for error in found:
         found.extend(error.__subclasses__())
     return found
 
 
-def test_the_exit_codes_of_the_error_tree(monkeypatch, capsys):
+def test_each_error_has_an_exit_code_and_prints_one_line(monkeypatch, capsys):
     expected = {
         "CarvanaBatchError": 1,
         "UsageError": 2,
@@ -134,9 +135,9 @@ def test_the_exit_codes_of_the_error_tree(monkeypatch, capsys):
         "QualityGateError": 4,
         "FolderInUseError": 11,
     }
-    codes = {error.__name__: error.exit_code for error in errors()}
+    codes = {error.__name__: error.exit_code for error in all_errors()}
     assert codes.items() >= expected.items()
-    for error in errors():
+    for error in all_errors():
 
         def fail(*_arguments, error=error, **_options):
             raise error("what went wrong")
@@ -146,7 +147,7 @@ def test_the_exit_codes_of_the_error_tree(monkeypatch, capsys):
         assert capsys.readouterr() == ("", "Error: what went wrong\n")
 
 
-def test_wrong_usage(monkeypatch, capsys):
+def test_usage_errors(monkeypatch, capsys):
     for arguments in (("predict", "--none"), ("none",), ("predict", "in", "out", "more")):
         assert run_main(monkeypatch, *arguments) == 2
         printed = capsys.readouterr()
@@ -156,7 +157,7 @@ def test_wrong_usage(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("Error: Give IN and OUT")
 
 
-def test_ctrl_c_before_the_work_has_begun(monkeypatch, capsys):
+def test_ctrl_c_before_a_run_starts(monkeypatch, capsys):
     def interrupt(*_arguments, **_options):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -165,7 +166,7 @@ def test_ctrl_c_before_the_work_has_begun(monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == "Interrupted."
 
 
-def test_a_mistake_in_the_program_is_not_hidden(monkeypatch):
+def test_unexpected_exceptions_are_not_hidden(monkeypatch):
     def fail(*_arguments, **_options):
         raise ZeroDivisionError
 
@@ -175,7 +176,7 @@ def test_a_mistake_in_the_program_is_not_hidden(monkeypatch):
         main()
 
 
-def test_the_exit_code_of_a_command(monkeypatch, zygote, drawn, tmp_path):
+def test_exit_codes_of_commands(monkeypatch, zygote, drawn, tmp_path):
     assert run_main(monkeypatch, "--version") == 0
     (tmp_path / "bad.jpg").write_text("text")
     assert zygote.run(tmp_path, "predict", "bad.jpg", "out").code == 3
@@ -184,8 +185,8 @@ def test_the_exit_code_of_a_command(monkeypatch, zygote, drawn, tmp_path):
     assert zygote.run(tmp_path, "predict", drawn / "images", "out", "--tta", "flip").code == 2
 
 
-def test_names_that_the_output_cannot_show(tmp_path):
-    """As on a terminal that is not UTF-8; without torch, as a dry run does."""
+def test_names_that_the_output_cannot_encode(tmp_path):
+    """The output is not UTF-8, and the dry run does not import torch."""
     name = os.fsdecode("日本".encode() + b"\xff")
     (tmp_path / f"{name}.jpg").touch()
     code = "from carvana_batch.commands import main; main()"
@@ -195,7 +196,7 @@ def test_names_that_the_output_cannot_show(tmp_path):
     assert r"out/\u65e5\u672c\udcff.png" in result.stdout
 
 
-def test_a_reader_that_goes_away_is_no_reason_for_a_stack_trace(tmp_path):
+def test_a_closed_pipe_gives_no_stack_trace(tmp_path):
     (tmp_path / "a.jpg").touch()
     read, write = os.pipe()
     os.close(read)
@@ -217,10 +218,15 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_stack_trace(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["predict", LONG, "out"], ["score", LONG, "--gt", "."], ["submit", LONG], ["models", "show", LONG]],
+    [
+        ["predict", LONG_NAME, "out"],
+        ["score", LONG_NAME, "--gt", "."],
+        ["submit", LONG_NAME],
+        ["models", "show", LONG_NAME],
+    ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_name_that_no_disk_takes_is_one_line(tmp_path, arguments):
+def test_a_name_too_long_for_the_disk_gives_one_line(tmp_path, arguments):
     result = subprocess.run(
         [sys.executable, "-m", "carvana_batch", *arguments],
         cwd=tmp_path,

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from click.testing import CliRunner
 from helpers import names_in, results_in, write_photo
 from PIL import Image
 
-from carvana_batch.commands import group, predict
+from carvana_batch.commands import group, predict, reporting
 from carvana_batch.errors import FolderInUseError, ModelError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
 from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.writer import Sinks
+from carvana_batch.run import Progress
 
 FAST = ("--precision", "fp32", "--workers", "0")
 
@@ -32,8 +35,8 @@ def here(tmp_path, drawn, monkeypatch):
 
 @pytest.fixture
 def run(model):
-    """``run("in", "out")`` is ``carvana-batch predict in out`` with the small network in float32."""
-    assert model
+    """``run("in", "out")`` is ``carvana-batch predict in out`` with the bundled network in float32."""
+    assert model  # loaded once, on one thread
 
     def invoke(*arguments, **options):
         return CliRunner().invoke(group, ["predict", *FAST, *map(str, arguments)], **options)
@@ -41,8 +44,8 @@ def run(model):
     return invoke
 
 
-def refusal(result):
-    """The message of a run that is refused as wrong usage, before a model is loaded."""
+def usage_error(result):
+    """The message of a run that ended with a usage error and printed nothing."""
     assert isinstance(result.exception, UsageError), result.output
     assert result.output == ""
     return str(result.exception)
@@ -50,15 +53,15 @@ def refusal(result):
 
 @pytest.fixture
 def without_model(monkeypatch):
-    """Whoever asks for a model now has not looked at the options first."""
+    """Fail the test if a model is loaded, because arguments must be checked first."""
 
-    def refuse(name):
-        raise AssertionError(f"the model {name} was asked for")
+    def fail(name):
+        raise AssertionError(f"the model {name} was loaded")
 
-    monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", refuse)
+    monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", fail)
 
 
-def test_a_folder(run, here):
+def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output
     assert list(find_masks(here / "out")) == ["car0", "car1", "car2", "car3"]
@@ -74,7 +77,7 @@ def test_a_folder(run, here):
     assert json.loads((here / "out" / "run.json").read_text())["done"] == 4
 
 
-def test_again(run, here):
+def test_a_second_run_has_nothing_to_do(run, here):
     assert here
     run("in", "out")
     result = run("in", "out")
@@ -126,7 +129,7 @@ def test_one_bad_photo_into_a_file(run, here):
 
 
 @pytest.mark.usefixtures("without_model")
-def test_one_photo_into_a_file_that_cannot_be(run, here):
+def test_unusable_mask_files_are_rejected(run, here):
     write_photo(here / "a.png")
     (here / "link.png").symlink_to("a.png")
     for arguments, message in (
@@ -137,7 +140,7 @@ def test_one_photo_into_a_file_that_cannot_be(run, here):
         (("a.png", "none/b.png"), "Cannot write none/b.png: there is no folder none"),
         (("a.png", "b.png", "--save", "overlay"), "--save needs a folder as OUT, not the file b.png"),
     ):
-        assert re.search(message, refusal(run(*arguments)))
+        assert re.search(message, usage_error(run(*arguments)))
     assert sorted(path.name for path in here.iterdir()) == ["a.png", "in", "link.png", "truth"]
 
 
@@ -181,26 +184,26 @@ def test_a_list_on_standard_input_with_any_name(run, here):
         (("in", "truth/car0_mask.gif"), "Cannot write into truth/car0_mask.gif: .* is not a folder"),
     ],
 )
-def test_what_is_refused(run, arguments, message):
-    assert re.search(message, refusal(run(*arguments)))
+def test_wrong_arguments_are_rejected(run, arguments, message):
+    assert re.search(message, usage_error(run(*arguments)))
 
 
 @pytest.mark.usefixtures("without_model")
-def test_photos_that_cannot_share_an_out_folder_are_refused(run, here):
+def test_photos_with_conflicting_masks_are_rejected(run, here):
     shutil.copytree(here / "in", here / "in" / "_prob")
-    assert "would lie in the folder _prob of OUT" in refusal(run("in", "out"))
+    assert "would lie in the folder _prob of OUT" in usage_error(run("in", "out"))
     shutil.rmtree(here / "in" / "_prob")
     write_photo(here / "in" / "car0.png")
-    message = refusal(run("in", "out"))
+    message = usage_error(run("in", "out"))
     assert "in/car0.jpg and in/car0.png would write the same mask" in message
     assert not (here / "out").exists()
 
 
 @pytest.mark.usefixtures("without_model")
-def test_an_out_folder_that_is_not_open_to_writing_is_refused(run, here, monkeypatch):
+def test_an_out_folder_without_write_permission_is_rejected(run, here, monkeypatch):
     assert here
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)  # the tests may run as root
-    assert "is not open to writing" in refusal(run("in", "out"))
+    assert "is not open to writing" in usage_error(run("in", "out"))
 
 
 @pytest.mark.usefixtures("here")
@@ -231,7 +234,7 @@ def test_an_out_folder_that_is_not_open_to_writing_is_refused(run, here, monkeyp
         ("--pixel-limit", "0"),
     ],
 )
-def test_options_that_are_none(run, arguments):
+def test_invalid_option_values_are_rejected(run, arguments):
     result = run("in", "out", *arguments)
     assert result.exit_code == 2
     assert f"Invalid value for '{arguments[0]}'" in result.stderr
@@ -253,42 +256,39 @@ def test_options_that_are_none(run, arguments):
         ("threshold", "1", 1.0),
     ],
 )
-def test_options_with_values_of_their_own(option, text, value):
+def test_option_values_are_converted(option, text, value):
     (parameter,) = (parameter for parameter in predict.command.params if parameter.name == option)
     assert parameter.type.convert(text, parameter, None) == value
 
 
 @pytest.mark.usefixtures("here")
 def test_options_reach_the_run(monkeypatch):
-    seen = []
+    calls = []
 
-    def note(refs, root, model, options, listener, stop):
+    def record(refs, root, model, options, listener, stop):
         del listener, stop
-        seen.append((len(refs), root, model, options))
-        raise ModelError("enough")
+        calls.append((len(refs), root, model, options))
+        raise ModelError("recorded")
 
-    monkeypatch.setattr("carvana_batch.run.run", note)
-    monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", lambda name: Named(name))
+    monkeypatch.setattr("carvana_batch.run.run", record)
+    monkeypatch.setattr(
+        "carvana_batch.network.checkpoints.load_model", lambda name: SimpleNamespace(name=name)
+    )
     arguments = (
         "--model m --device cpu --precision bf16 --memory 1GB --tile 64x32 --overlap 8 --batch 3 --tta flip"
         " --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv --gt truth"
         " --exif apply --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
     )
     result = CliRunner().invoke(group, ["predict", "in", "out", *arguments.split()])
-    assert str(result.exception) == "enough", result.output
-    ((count, root, model, options),) = seen
+    assert str(result.exception) == "recorded", result.output
+    ((count, root, model, options),) = calls
     assert (count, str(root), model.name) == (3, "out", "m")
     assert (options.device, options.precision, options.memory) == ("cpu", "bf16", 10**9)
     assert (options.tile, options.overlap, options.batch, options.flip) == ((64, 32), 8, 3, True)
     assert (options.threshold, options.mask_bits, options.extras) == (0.25, 8, ("overlay", "prob"))
-    assert (str(options.runs_file), str(options.truth)) == ("r.csv", "truth")
+    assert (str(options.rle_file), str(options.truth)) == ("r.csv", "truth")
     assert (options.apply_exif, options.pixel_limit, options.workers) == (True, 99, 5)
     assert (options.shard, options.overwrite) == ((1, 2), False)
-
-
-class Named:
-    def __init__(self, name):
-        self.name = name
 
 
 def test_follow_links(run, here):
@@ -339,7 +339,9 @@ def test_a_dry_run_writes_nothing(run, here):
         "to_do": 4,
     }
     assert run("in", "out", "--dry-run", "--quiet").output == ""
-    assert "same mask" in refusal(run("--files-from", "-", "out", "--dry-run", input="in/a.jpg\nin/a.png"))
+    assert "same mask" in usage_error(
+        run("--files-from", "-", "out", "--dry-run", input="in/a.jpg\nin/a.png")
+    )
     assert names_in(here) == before
 
 
@@ -360,7 +362,7 @@ def test_a_dry_run_after_a_run(run, here):
     assert {name: (here / name).stat().st_mtime_ns for name in names_in(here)} == before
 
 
-def test_quiet(run, here):
+def test_quiet_prints_failures_only(run, here):
     assert run("in", "out", "--quiet").output == ""
     (here / "in" / "bad.jpg").write_text("text")
     result = run("in", "out", "--quiet")
@@ -370,26 +372,26 @@ def test_quiet(run, here):
     ]
 
 
-def test_json(run, here):
+def test_json_prints_the_report(run, here):
     (here / "in" / "bad.jpg").write_text("text")
     result = run("in", "out", "--json", "--gt", "truth")
     assert result.exit_code == 3
     assert result.stdout.count("\n") == 1
-    told = json.loads(result.stdout)
-    assert (told["exit_code"], told["done"], told["failed"]) == (3, 4, 1)
-    assert told["failures"][0]["image"] == "in/bad.jpg"
-    assert "is not an image" in told["failures"][0]["reason"]
-    assert told["dice"].keys() == {"mean", "p05", "p50", "p95"}
-    assert told == json.loads((here / "out" / "run.json").read_text())
+    report = json.loads(result.stdout)
+    assert (report["exit_code"], report["done"], report["failed"]) == (3, 4, 1)
+    assert report["failures"][0]["image"] == "in/bad.jpg"
+    assert "is not an image" in report["failures"][0]["reason"]
+    assert report["dice"].keys() == {"mean", "p05", "p50", "p95"}
+    assert report == json.loads((here / "out" / "run.json").read_text())
     assert "4 masked, 1 failed -> out" in result.stderr
     result = run("in", "out", "--json", "--quiet", "--gt", "truth")
-    again = json.loads(result.stdout)
-    assert again["already_done"] == 4
-    assert again["failures"] == told["failures"]
+    resumed = json.loads(result.stdout)
+    assert resumed["already_done"] == 4
+    assert resumed["failures"] == report["failures"]
     assert result.stderr.count("\n") == 1
 
 
-def test_many_failures_are_not_all_named(run, here):
+def test_many_failures_are_not_all_printed(run, here):
     for number in range(13):
         (here / "in" / f"x{number:02}\x1b[31m\n.jpg").write_text("text")
     result = run("in", "out")
@@ -400,7 +402,7 @@ def test_many_failures_are_not_all_named(run, here):
     assert lines[10] == "failed: 3 more, all in out/report.csv"
 
 
-def test_dice_in_the_report_and_on_the_screen(run, here):
+def test_dice_and_missing_true_masks_are_printed(run, here):
     result = run("in", "out", "--gt", "truth")
     assert re.search(
         r"^Dice: mean 0\.\d{4}, 5 % 0\.\d{4}, 50 % 0\.\d{4}, 95 % 0\.\d{4}$", result.stdout, re.M
@@ -417,7 +419,7 @@ def test_dice_in_the_report_and_on_the_screen(run, here):
     assert lines[10] == "not scored: 2 more"
 
 
-def test_run_length_rows(run, here):
+def test_rle_file_is_that_of_submit(run, here):
     assert run("in", "out", "--rle", "rows.csv.gz").exit_code == 0
     result = CliRunner().invoke(group, ["submit", "--size", "any", "-o", "submitted.csv.gz"])
     assert result.exit_code == 0
@@ -434,7 +436,7 @@ def test_extras_and_mask_bits(run, here):
         assert np.array_equal(np.asarray(mask), np.asarray(cutout)[..., 3])
 
 
-def test_exif(run, here):
+def test_exif_orientation(run, here):
     photo = Image.open(here / "in" / "car0.jpg")
     exif = photo.getexif()
     exif[0x0112] = 6
@@ -445,7 +447,7 @@ def test_exif(run, here):
     assert sizes == [(64, 96), (96, 64)]
 
 
-def test_other_settings_and_overwrite(run, here):
+def test_other_settings_need_overwrite(run, here):
     run("in", "out")
     before = results_in(here / "out")
     result = run("in", "out", "--threshold", "0.25")
@@ -463,17 +465,14 @@ def test_a_folder_in_use(run, here):
     assert f"process {os.getpid()} on" in str(result.exception)
 
 
-def test_a_model_that_is_not_there(run, here):
+def test_an_unknown_model_is_rejected(run, here):
     result = run("in", "out", "--model", "none")
     assert isinstance(result.exception, ModelError)
     assert not (here / "out").exists()
 
 
-def test_stopped_the_way_to_go_on_is_told_without_overwrite(run, here, monkeypatch):
-    from carvana_batch import run as pipeline
-    from carvana_batch.output import writer as sinks
-
-    write = sinks.Sinks.write
+def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
+    write = Sinks.write
 
     def write_and_signal(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
@@ -481,10 +480,10 @@ def test_stopped_the_way_to_go_on_is_told_without_overwrite(run, here, monkeypat
 
     arguments = ["predict", "in", "out", "--overwrite", "--model", "a b"]
     monkeypatch.setattr("sys.argv", ["/usr/bin/carvana-batch", *arguments])
-    monkeypatch.setattr(sinks.Sinks, "write", write_and_signal)
-    monkeypatch.setattr(pipeline, "WRITER_THREADS", 1)
-    monkeypatch.setattr(pipeline, "MOST_UNWRITTEN", 0)
-    monkeypatch.setattr("os._exit", lambda code: None)  # the second signal
+    monkeypatch.setattr(Sinks, "write", write_and_signal)
+    monkeypatch.setattr("carvana_batch.run.WRITER_THREADS", 1)
+    monkeypatch.setattr("carvana_batch.run.MOST_UNWRITTEN", 0)
+    monkeypatch.setattr("os._exit", lambda code: None)  # which the second signal calls
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     result = run("in", "out", "--overwrite")
     assert result.exit_code == 130
@@ -497,9 +496,7 @@ def test_stopped_the_way_to_go_on_is_told_without_overwrite(run, here, monkeypat
     assert f"{masked} masked, 0 failed, {4 - masked} left -> out" in lines
 
 
-def test_in_a_pipe_lines_are_plain_and_progress_is_told_now_and_then(run, here, monkeypatch):
-    from carvana_batch.commands import reporting
-
+def test_progress_in_a_pipe_is_printed_as_plain_lines(run, here, monkeypatch):
     assert here
     monkeypatch.setattr(reporting, "SECONDS_BETWEEN_LINES", 0)
     result = run("in", "out", "--workers", "1")
@@ -509,9 +506,8 @@ def test_in_a_pipe_lines_are_plain_and_progress_is_told_now_and_then(run, here, 
     assert re.fullmatch(r"3 of 4 photos, \d+\.\d/s, 0:00:0\d left", lines[2])
 
 
-def test_the_time_that_is_left_may_be_days(monkeypatch, capsys):
+def test_remaining_time_of_more_than_a_day(monkeypatch, capsys):
     from carvana_batch.commands import reporting
-    from carvana_batch.run import Progress
 
     now = [1000.0]
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
@@ -526,7 +522,7 @@ def test_the_time_that_is_left_may_be_days(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_mask_file_that_is_no_png_is_refused(drawn, tmp_path):
+def test_a_mask_file_must_be_a_png(drawn, tmp_path):
     photo = next((drawn / "images").glob("*.jpg"))
     result = CliRunner().invoke(group, ["predict", str(photo), str(tmp_path / "mask.jpg")])
     assert isinstance(result.exception, UsageError)
@@ -535,7 +531,7 @@ def test_a_mask_file_that_is_no_png_is_refused(drawn, tmp_path):
 
 
 @pytest.mark.usefixtures("here")
-def test_a_dry_run_refuses_what_the_run_would_refuse(run):
+def test_a_dry_run_rejects_what_a_run_rejects(run):
     run("in", "out")
     result = run("in", "out", "--dry-run", "--threshold", "0.7")
     assert isinstance(result.exception, UsageError)
@@ -543,7 +539,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(run):
     assert run("in", "out", "--dry-run", "--threshold", "0.7", "--overwrite").exit_code == 0
 
 
-def test_an_amount_of_memory_without_a_unit_is_asked_for(run, here):
+def test_memory_without_a_unit_is_rejected_with_advice(run, here):
     result = run("in", "out", "--memory", "6")
     assert (result.exit_code, "such as 6GB" in result.stderr) == (2, True)
     assert not (here / "out").exists()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -5,8 +7,9 @@ from hypothesis import strategies as st
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inference.tiles import (
-    FAINT,
+    SMALLEST_WEIGHT,
     TilePlan,
+    Tiling,
     align,
     blend_weights,
     plan_fewest_tiles,
@@ -15,18 +18,21 @@ from carvana_batch.inference.tiles import (
     weight_sums,
 )
 
+# Plans
+
 
 @st.composite
 def tile_requests(draw):
-    """(height, width, tile_height, tile_width, overlap, stride) that leave room for a step."""
+    """(height, width, tile_height, tile_width, overlap, stride); the overlap leaves room for a step."""
     stride = draw(st.sampled_from([1, 2, 8, 32]))
     height, width = (draw(st.integers(1, 30 * stride)) for _ in range(2))
     tile_height, tile_width = (draw(st.integers(1, 12 * stride)) for _ in range(2))
-    most = round_up(min(tile_height, tile_width), stride) - stride
-    return height, width, tile_height, tile_width, draw(st.integers(0, most)), stride
+    most_overlap = round_up(min(tile_height, tile_width), stride) - stride
+    return height, width, tile_height, tile_width, draw(st.integers(0, most_overlap)), stride
 
 
-def covered(starts: tuple[int, ...], tile: int, length: int) -> bool:
+def is_covered(starts: tuple[int, ...], tile: int, length: int) -> bool:
+    """Whether tiles of one axis cover each of ``length`` pixels."""
     pixels = np.zeros(length, bool)
     for start in starts:
         pixels[start : start + tile] = True
@@ -35,19 +41,19 @@ def covered(starts: tuple[int, ...], tile: int, length: int) -> bool:
 
 @settings(deadline=None)
 @given(tile_requests())
-def test_windows_cover_the_image_evenly_on_the_stride_grid_and_end_with_it(request):
+def test_windows_cover_the_image_evenly_on_the_stride_grid(request):
     height, width, tile_height, tile_width, overlap, stride = request
     plan = plan_tiles(height, width, tile_height, tile_width, overlap, stride)
-    for length, asked, starts, tile in (
+    for length, wanted, starts, tile in (
         (height, tile_height, plan.tops, plan.tile_height),
         (width, tile_width, plan.lefts, plan.tile_width),
     ):
         assert starts[-1] + tile == length
-        assert tile == length or round_up(asked, stride) <= tile < round_up(asked, stride) + stride
-        assert tile < length or round_up(asked, stride) > length - stride
+        assert tile == length or round_up(wanted, stride) <= tile < round_up(wanted, stride) + stride
+        assert tile < length or round_up(wanted, stride) > length - stride
         assert all(start % stride == 0 for start in starts)
         assert starts[0] == 0
-        assert covered(starts, tile, length)
+        assert is_covered(starts, tile, length)
         steps = np.diff(starts)
         if len(steps):
             assert steps.min() > 0
@@ -57,7 +63,7 @@ def test_windows_cover_the_image_evenly_on_the_stride_grid_and_end_with_it(reque
 
 @settings(deadline=None)
 @given(tile_requests())
-def test_no_fewer_windows_of_the_size_would_do(request):
+def test_fewer_windows_of_this_size_would_not_suffice(request):
     height, width, tile_height, tile_width, overlap, stride = request
     plan = plan_tiles(height, width, tile_height, tile_width, overlap, stride)
     assert len(plan.tops) == fewest_windows(plan.padded_height, plan.tile_height, overlap, stride)
@@ -66,7 +72,7 @@ def test_no_fewer_windows_of_the_size_would_do(request):
 
 @settings(deadline=None)
 @given(tile_requests())
-def test_the_plan_counts_what_it_lists(request):
+def test_counts_and_redundancy_are_those_of_the_windows(request):
     plan = plan_tiles(*request)
     windows = list(plan.windows())
     assert windows == [(top, left) for top in plan.tops for left in plan.lefts]
@@ -92,9 +98,9 @@ def test_align(size, length, stride):
 
 
 def fewest_windows(length: int, tile: int, overlap: int, stride: int) -> int | None:
-    """How many windows it takes if each lies as far from the one before as it may; None: no end.
+    """The number of windows if each is as far from the previous one as possible; None if they cannot advance.
 
-    Where the last one has to be moved back to end with the image, it stays on the grid.
+    The last one may reach beyond the image; moved back so that it ends with the image, it stays on the grid.
     """
     assert (length - tile) % stride == 0
     count, end = 1, tile
@@ -107,7 +113,7 @@ def fewest_windows(length: int, tile: int, overlap: int, stride: int) -> int | N
 
 
 def brute_force(height: int, width: int, most_pixels: int, overlap: int, stride: int):
-    """(tiles, pixels of a tile) of the best plan among all tile sizes on the grid, None if none fits."""
+    """(tile count, pixels of a tile) of the best plan of all tile sizes on the grid, None if none fits."""
     found = []
     for tile_height in range(height, 0, -stride):
         for tile_width in range(width, 0, -stride):
@@ -120,7 +126,7 @@ def brute_force(height: int, width: int, most_pixels: int, overlap: int, stride:
 
 @st.composite
 def memory_requests(draw):
-    """(height, width, most_pixels, overlap, stride), of which some fit no tile at all."""
+    """(height, width, most_pixels, overlap, stride); for some, no tile fits."""
     stride = draw(st.sampled_from([1, 4, 32]))
     height, width = (draw(st.integers(1, 14 * stride)) for _ in range(2))
     return height, width, draw(st.integers(1, 2 * height * width)), draw(st.integers(0, 4 * stride)), stride
@@ -128,7 +134,7 @@ def memory_requests(draw):
 
 @settings(deadline=None, max_examples=300)
 @given(memory_requests())
-@example((32, 384, 32 * 192, 40, 32))  # the overlap, no multiple of the stride, once cost a column more
+@example((32, 384, 32 * 192, 40, 32))  # the overlap is no multiple of the stride
 @example((32, 384, 32 * 96, 64, 32))
 @example((320, 384, 1, 40, 32))
 def test_no_plan_with_fewer_tiles_fits(request):
@@ -145,12 +151,12 @@ def test_no_plan_with_fewer_tiles_fits(request):
         (plan.lefts, plan.tile_width, width),
     ):
         assert starts[-1] + tile == length
-        assert covered(starts, tile, length)
+        assert is_covered(starts, tile, length)
         assert all(tile - step >= overlap for step in np.diff(starts))
 
 
-# By hand, for 1920x1280 pixels: two columns share 192, so each is (1920 + 192) / 2 = 1056 wide, and two rows
-# are (1280 + 192) / 2 = 736 tall.
+# By hand, for 1920x1280 pixels and an overlap of 192: two columns are (1920 + 192) / 2 = 1056 wide, two rows
+# (1280 + 192) / 2 = 736 high.
 @pytest.mark.parametrize(
     ("most_pixels", "plan", "redundancy"),
     [
@@ -160,14 +166,14 @@ def test_no_plan_with_fewer_tiles_fits(request):
         (1056 * 736, TilePlan((0, 544), (0, 864), 736, 1056), 1.265),
     ],
 )
-def test_the_plans_of_a_carvana_photo(most_pixels, plan, redundancy):
+def test_plans_of_a_carvana_photo_by_hand(most_pixels, plan, redundancy):
     assert plan_fewest_tiles(1280, 1920, most_pixels, 192, 32) == plan
     assert plan.redundancy == pytest.approx(redundancy)
 
 
-def test_tiles_end_where_a_photo_ends_that_is_no_multiple_of_the_stride():
-    # 1918 is 30 more than a multiple of 32, and so is 222, the least that two columns can share. The next
-    # such number after (1918 + 222) / 2 = 1070 is 1086.
+def test_the_last_tile_ends_with_the_photo():
+    # 1918 is 30 more than a multiple of 32, and so is 222, the smallest possible overlap of two columns. The
+    # next such number after (1918 + 222) / 2 = 1070 is 1086.
     assert plan_fewest_tiles(1280, 1918, 1280 * 1100, 192, 32) == TilePlan((0,), (0, 832), 1280, 1086)
 
 
@@ -179,54 +185,57 @@ def test_redundancy_of_small_tiles_of_a_carvana_photo():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(256, 256), (256, 300), (256, 225), (240, 230)])
-def test_an_overlap_that_leaves_no_step_is_refused(tile, overlap):
+def test_an_overlap_without_room_for_a_step_is_rejected(tile, overlap):
     with pytest.raises(UsageError, match=f"--overlap {overlap} .* 256 .*at most 224"):
         plan_tiles(1280, 1918, tile, tile, overlap, 32)
     assert plan_tiles(1280, 1918, tile, tile, 224, 32).tops[1] == 32
 
 
-def test_the_overlap_does_not_matter_where_one_tile_is_enough():
+def test_the_overlap_does_not_matter_for_a_single_tile():
     assert plan_tiles(100, 200, 128, 256, 1000, 32) == TilePlan((0,), (0,), 100, 200)
 
 
-def test_weights_by_hand():
+# Weights
+
+
+def test_blend_weights_by_hand():
     np.testing.assert_array_equal(blend_weights((0,), 3, 0), [1, 1, 1])
-    # Two pixels shared: (2 x 7) // 16 = 0 of them count for nothing.
+    # Of an overlap of two pixels, (2 x 7) // 16 = 0 have practically no weight.
     np.testing.assert_array_equal(blend_weights((0, 2), 4, 0), [1, 0.75, 0.5, 0.25])
     np.testing.assert_array_equal(blend_weights((0, 2), 4, 2), [0.25, 0.5, 0.75, 1])
     np.testing.assert_array_equal(blend_weights((0, 2, 4), 4, 2), [0.25, 0.5, 0.5, 0.25])
     np.testing.assert_array_equal(weight_sums((0, 2), 4), [1, 0.75, 0.75, 0.75, 0.75, 1])
-    # Three shared: one counts for nothing, the other two for 1 and 2 pixels.
-    faint = np.float32(FAINT) / 4
-    np.testing.assert_array_equal(blend_weights((0, 1), 4, 1), [faint, 0.25, 0.5, 0.75])
+    # Of an overlap of three, one has; the other two have the weights of 1 and 2 pixels.
+    smallest = np.float32(SMALLEST_WEIGHT) / 4
+    np.testing.assert_array_equal(blend_weights((0, 1), 4, 1), [smallest, 0.25, 0.5, 0.75])
     assert blend_weights((0, 1), 4, 1).dtype == weight_sums((0, 2), 4).dtype == np.float32
 
 
 @settings(deadline=None)
 @given(tile_requests())
-def test_each_pixel_is_told_by_tiles_that_see_enough_around_it(request):
+def test_windows_with_too_little_context_have_no_weight(request):
     plan = plan_tiles(*request)
     for starts, tile in ((plan.tops, plan.tile_height), (plan.lefts, plan.tile_width)):
         length = starts[-1] + tile
         weights = np.zeros((len(starts), length))
-        sight = np.full((len(starts), length), -1)
+        context = np.full((len(starts), length), -1)
         for window, start in enumerate(starts):
             weights[window, start : start + tile] = blend_weights(starts, tile, start)
             before = np.arange(tile) if start > 0 else np.full(tile, length)
             after = np.arange(tile)[::-1] if start < starts[-1] else np.full(tile, length)
-            sight[window, start : start + tile] = np.minimum(before, after)
+            context[window, start : start + tile] = np.minimum(before, after)
         assert weights.max() <= 1
         assert (weights.sum(0) > 0).all()
         shares = weights / weights.sum(0)
         most_needed = min((tile - step for step in np.diff(starts)), default=length) * 7 // 16
-        assert shares[sight < most_needed].max(initial=0) <= FAINT
-        # What is seen best counts most, and weights fall towards the edges.
-        np.testing.assert_array_equal(weights.max(0), weights[sight.argmax(0), np.arange(length)])
+        assert shares[context < most_needed].max(initial=0) <= SMALLEST_WEIGHT
+        # The window with the most context has the largest weight.
+        np.testing.assert_array_equal(weights.max(0), weights[context.argmax(0), np.arange(length)])
 
 
 @settings(deadline=None)
 @given(tile_requests())
-def test_sums_are_those_of_the_weight_maps_of_all_windows(request):
+def test_weight_sums_are_those_of_all_weight_maps(request):
     plan = plan_tiles(*request)
     sums = np.zeros((plan.padded_height, plan.padded_width))
     for top, left in plan.windows():
@@ -236,3 +245,39 @@ def test_sums_are_those_of_the_weight_maps_of_all_windows(request):
     product = np.outer(weight_sums(plan.tops, plan.tile_height), weight_sums(plan.lefts, plan.tile_width))
     assert product.min() > 0
     np.testing.assert_allclose(product, sums, rtol=1e-5)
+
+
+# Tiles of a photo
+
+
+def test_tiles_are_width_by_height():
+    plan = Tiling((64, 16), 0, 0).plan(32, 128, stride=4, unit=4)
+    assert (plan.tile_width, plan.tile_height) == (64, 16)
+    assert (len(plan.lefts), len(plan.tops)) == (2, 2)
+
+
+def test_a_whole_photo_is_padded_to_the_unit_not_the_stride():
+    plan = Tiling(None, 10**6, 0).plan(13, 6, stride=16, unit=4)
+    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 8, 1)
+
+
+def test_tiles_are_cut_from_the_photo_padded_to_the_unit():
+    plan = Tiling(None, 16 * 24, 0).plan(13, 38, stride=16, unit=4)
+    assert (plan.padded_height, plan.padded_width) == (16, 40)
+    assert (plan.tile_height, plan.tile_width, plan.tile_count) == (16, 24, 2)
+
+
+def test_large_maps_reduce_the_tiles():
+    tiling = Tiling(None, 1_000_000, 64, map_share=0.05)
+
+    def tile_pixels(height, width, limit=None):
+        plan = tiling.plan(height, width, 4, 4, limit)
+        return plan.tile_height * plan.tile_width
+
+    assert tile_pixels(1000, 1000) == 1_000_000  # a photo of a single tile needs no maps in addition
+    assert 350_000 < tile_pixels(3000, 4000) <= 1_000_000 - 600_000
+    # Tiles are not smaller than sensible unless memory or a limit demands it.
+    assert 200_000 < tile_pixels(10_000, 10_000) <= 512**2
+    assert tile_pixels(10_000, 10_000, limit=100_000) <= 100_000
+    small = dataclasses.replace(tiling, most_pixels=80_000).plan(5000, 5000, 4, 4)
+    assert 50_000 < small.tile_height * small.tile_width <= 80_000

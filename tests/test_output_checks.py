@@ -100,7 +100,7 @@ def test_the_true_masks_are_not_written_over(tmp_path):
 
 def test_a_run_length_file_that_cannot_be(tmp_path):
     with pytest.raises(UsageError, match="a submission is named"):
-        check_request(refs("a"), tmp_path / "out", Options(runs_file=tmp_path / "rows.txt"))
+        check_request(refs("a"), tmp_path / "out", Options(rle_file=tmp_path / "rows.txt"))
 
 
 def test_an_out_folder_that_cannot_be_made(tmp_path, monkeypatch):

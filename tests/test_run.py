@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,19 +17,20 @@ import tifffile
 from helpers import names_in, results_in, write_photo
 from PIL import Image
 
-from carvana_batch import run as pipeline
 from carvana_batch.decode import loader
 from carvana_batch.decode.photo import read_image
-from carvana_batch.errors import OutOfSpaceError, UsageError
+from carvana_batch.errors import FolderInUseError, OutOfSpaceError, UsageError
+from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
 from carvana_batch.options import Options
 from carvana_batch.output import extras
-from carvana_batch.output import folder as store
-from carvana_batch.output import writer as sinks
-from carvana_batch.output.report import rank_correlation
-from carvana_batch.run import Listener, run
+from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.lock import is_locked
+from carvana_batch.output.report import rank_correlation, write_table
+from carvana_batch.output.writer import Sinks
+from carvana_batch.run import MOST_UNWRITTEN, Listener, run
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.stopping import StopFlag
 from carvana_batch.submission.write import write_submission
@@ -37,7 +39,7 @@ from carvana_batch.values import ImageRef
 
 @pytest.fixture
 def predict(model):
-    """``predict(photos, out, ...)`` masks a folder with the small network in float32."""
+    """``predict(photos, out, ...)`` masks a folder with the bundled network in float32."""
 
     def predict_folder(photos, out, listener=None, stop=None, refs=None, **options):
         options = Options(**{"precision": "fp32", "workers": 0, **options})
@@ -49,7 +51,7 @@ def predict(model):
 
 @pytest.fixture
 def photos(tmp_path, drawn):
-    """Nine small photos in ``in``, some in folders of their own."""
+    """The folder ``in`` with nine small photos, some of them in subfolders."""
     folder = tmp_path / "in"
     for number in range(9):
         target = folder / "abc"[number % 3] / f"{number}.jpg" if number % 2 else folder / f"{number}.jpg"
@@ -69,18 +71,19 @@ def report_rows(out):
 
 
 def rows_of(path):
+    """The text of a CSV file, which may be compressed."""
     data = path.read_bytes()
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "surrogateescape")
 
 
-def test_workers_keep_sharing_memory_while_a_run_goes_on_and_no_longer(predict, photos, out):
-    frozen = []
-    predict(photos, out, Listener(on_progress=lambda _: frozen.append(gc.get_freeze_count())))
-    assert min(frozen) > 0
+def test_memory_is_shared_with_workers_during_a_run_only(predict, photos, out):
+    frozen_objects = []
+    predict(photos, out, Listener(on_progress=lambda _: frozen_objects.append(gc.get_freeze_count())))
+    assert min(frozen_objects) > 0
     assert gc.get_freeze_count() == 0
 
 
-def test_the_tree_is_mirrored_and_masks_have_the_photos_sizes(predict, photos, out):
+def test_masks_mirror_the_tree_and_the_sizes_of_photos(predict, photos, out):
     write_photo(photos / "other" / "size.png", seed=5, size=(37, 23))
     report = predict(photos, out)
     assert (report.exit_code, report.found, report.done, report.already_done) == (0, 10, 10, 0)
@@ -99,7 +102,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(predict, photos, tmp_path)
     results = []
     for workers in (0, 1, 2):
         out = tmp_path / f"out{workers}"
-        options = {"extras": ("overlay", "prob"), "runs_file": out / "rows.csv"}
+        options = {"extras": ("overlay", "prob"), "rle_file": out / "rows.csv"}
         assert predict(photos, out, workers=workers, **options).exit_code == 3
         results.append(results_in(out))
     assert results[0] == results[1] == results[2]
@@ -117,7 +120,7 @@ def test_a_mask_does_not_depend_on_the_other_photos(predict, photos, tmp_path):
 
 @pytest.fixture
 def odd_photos(tmp_path):
-    """Photos that are odd but good in ``odd``: name -> size."""
+    """Unusual but valid photos in the folder ``odd``; returns key -> size (width, height)."""
     folder = tmp_path / "odd"
     write_photo(folder / "plain.jpg")
     photo = Image.open(folder / "plain.jpg")
@@ -134,7 +137,7 @@ def odd_photos(tmp_path):
     return {ref.key: sizes.get(ref.key, (96, 64)) for ref in find_images(folder).refs}
 
 
-def test_bad_photos_cost_a_line_each_and_odd_ones_nothing(predict, odd_photos, tmp_path, out):
+def test_bad_photos_are_reported_and_odd_ones_masked(predict, odd_photos, tmp_path, out):
     folder = tmp_path / "odd"
     whole = (folder / "plain.jpg").read_bytes()
     (folder / "bad").mkdir()
@@ -165,33 +168,33 @@ def test_bad_photos_cost_a_line_each_and_odd_ones_nothing(predict, odd_photos, t
     }
 
 
-def test_a_rerun_does_what_failed_or_changed_and_nothing_else(predict, photos, out, monkeypatch):
+def test_a_rerun_masks_only_what_failed_or_changed(predict, photos, out, monkeypatch):
     for name in ("bad1", "bad2"):
         (photos / f"{name}.jpg").write_text("text")
     assert predict(photos, out).exit_code == 3
     expected = results_in(out)
-    asked = []
-    read = loader.read_image
+    decoded = []
+    read_image = loader.read_image
 
-    def note(path, **options):
-        asked.append(path.relative_to(photos).as_posix())
-        return read(path, **options)
+    def record(path, **options):
+        decoded.append(path.relative_to(photos).as_posix())
+        return read_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", note)
+    monkeypatch.setattr(loader, "read_image", record)
     report = predict(photos, out)
     assert (report.exit_code, report.already_done, report.done) == (3, 9, 0)
-    assert asked == ["bad1.jpg", "bad2.jpg"]
+    assert decoded == ["bad1.jpg", "bad2.jpg"]
     assert results_in(out) == expected
 
-    asked.clear()
-    shutil.copy2(photos / "0.jpg", photos / "bad1.jpg")  # mended
+    decoded.clear()
+    shutil.copy2(photos / "0.jpg", photos / "bad1.jpg")  # repaired
     shutil.copy(photos / "a" / "3.jpg", photos / "2.jpg")  # changed
     (out / "4.png").unlink()
     (out / "b" / "1.png").write_bytes(expected["b/1.png"][:-1])
-    (photos / "8.jpg").write_text("bad by now")
+    (photos / "8.jpg").write_text("broken since")
     report = predict(photos, out)
     assert (report.exit_code, report.already_done, report.done) == (3, 5, 4)
-    assert asked == ["2.jpg", "4.jpg", "8.jpg", "b/1.jpg", "bad1.jpg", "bad2.jpg"]
+    assert decoded == ["2.jpg", "4.jpg", "8.jpg", "b/1.jpg", "bad1.jpg", "bad2.jpg"]
     results = results_in(out)
     changed = {name for name in results.keys() | expected.keys() if results.get(name) != expected.get(name)}
     assert changed == {"bad1.png", "2.png", "8.png", "report.csv"}
@@ -201,10 +204,10 @@ def test_a_rerun_does_what_failed_or_changed_and_nothing_else(predict, photos, o
 
 
 def test_a_photo_that_changes_while_it_is_masked_is_masked_again(predict, photos, out, monkeypatch):
-    read = loader.read_image
+    read_image = loader.read_image
 
     def read_and_change(path, **options):
-        pixels = read(path, **options)
+        pixels = read_image(path, **options)
         if path.name == "4.jpg":
             shutil.copy(photos / "2.jpg", path)
         if path.name == "6.jpg":
@@ -219,7 +222,7 @@ def test_a_photo_that_changes_while_it_is_masked_is_masked_again(predict, photos
     assert (out / "4.png").read_bytes() == (out / "2.png").read_bytes()
 
 
-def test_other_settings_are_refused_and_overwrite_starts_afresh(predict, photos, out):
+def test_other_settings_are_rejected_without_overwrite(predict, photos, out):
     predict(photos, out)
     before = results_in(out)
     with pytest.raises(UsageError, match=r"threshold: 0\.5 before, 0\.25 now"):
@@ -232,7 +235,7 @@ def test_other_settings_are_refused_and_overwrite_starts_afresh(predict, photos,
     assert len(changed) == 9 + 2
 
 
-def test_what_is_refused_after_overwrite_was_asked_for_destroys_nothing(predict, photos, out):
+def test_a_rejected_run_with_overwrite_removes_nothing(predict, photos, out):
     predict(photos, out)
     before = names_in(out), results_in(out)
     for options in ({"device": "cuda:99"}, {"tile": (32, 32), "overlap": 256}, {"truth": photos / "none"}):
@@ -241,41 +244,39 @@ def test_what_is_refused_after_overwrite_was_asked_for_destroys_nothing(predict,
     assert (names_in(out), results_in(out)) == before
 
 
-def test_what_auto_chose_is_chosen_again(predict, photos, out, monkeypatch):
-    chosen = []
-    make = pipeline.make_predictor
+def test_the_automatic_choice_is_used_again(predict, photos, out, monkeypatch):
+    choices = []
 
-    def note(model, options, earlier):
-        chosen.append(dict(earlier))
-        return make(model, options, earlier)
+    def record(model, options, earlier, **arguments):
+        choices.append(earlier and asdict(earlier))
+        return make_predictor(model, options, earlier, **arguments)
 
-    monkeypatch.setattr(pipeline, "make_predictor", note)
+    monkeypatch.setattr("carvana_batch.run.make_predictor", record)
     report = predict(photos, out)
     (out / "4.png").unlink()
     assert predict(photos, out).chosen == report.chosen
-    assert chosen == [{}, report.chosen]
+    assert choices == [None, report.chosen]
     assert report.chosen["precision"] == "fp32"
 
 
-def test_what_another_shard_chose_in_the_meantime_holds(predict, photos, out, monkeypatch):
-    make = pipeline.make_predictor
-    earlier = []
+def test_the_choice_of_a_shard_that_started_earlier_is_used(predict, photos, out, monkeypatch):
+    batches = []
 
-    def make_late(model, options, chosen):
-        earlier.append(dict(chosen))
-        if len(earlier) == 1:  # another shard starts, makes its choice and ends
+    def make_late(model, options, earlier, **arguments):
+        batches.append(earlier and earlier.batch)
+        if len(batches) == 1:  # meanwhile another shard starts, makes its choice and ends
             predict(photos, out, shard=(2, 2))
             settings = out / ".carvana-batch" / "settings.json"
             settings.write_text(settings.read_text().replace('"batch": 1', '"batch": 3'))
-        return make(model, options, chosen)
+        return make_predictor(model, options, earlier, **arguments)
 
-    monkeypatch.setattr(pipeline, "make_predictor", make_late)
+    monkeypatch.setattr("carvana_batch.run.make_predictor", make_late)
     report = predict(photos, out, shard=(1, 2))
     assert report.chosen["batch"] == 3
-    assert [chosen.get("batch") for chosen in earlier] == [None, None, 3]
+    assert batches == [None, None, 3]
 
 
-def test_shards_together_make_what_one_run_makes(predict, photos, tmp_path):
+def test_shards_together_give_the_results_of_one_run(predict, photos, tmp_path):
     predict(photos, tmp_path / "whole")
     reports = [predict(photos, tmp_path / "parts", shard=(i, 4)) for i in (1, 2, 3, 4)]
     assert [report.found for report in reports] == [3, 2, 2, 2]
@@ -283,16 +284,15 @@ def test_shards_together_make_what_one_run_makes(predict, photos, tmp_path):
     assert predict(photos, tmp_path / "parts").already_done == 9
 
 
-def test_shards_write_the_report_one_after_the_other(predict, photos, out, monkeypatch):
-    """Each reads all journals before; otherwise an older state could be written over a newer one."""
+def test_the_report_is_written_under_the_shared_lock(predict, photos, out, monkeypatch):
+    """Otherwise a shard could replace a newer report by one from journals that it read earlier."""
     locked = []
-    write = pipeline.write_table
 
-    def write_table(path, entries):
-        locked.append(store.is_locked(out / ".carvana-batch" / "shared.lock", patience=0))
-        write(path, entries)
+    def write_locked(path, entries):
+        locked.append(is_locked(out / ".carvana-batch" / "shared.lock", patience=0))
+        write_table(path, entries)
 
-    monkeypatch.setattr(pipeline, "write_table", write_table)
+    monkeypatch.setattr("carvana_batch.run.write_table", write_locked)
     predict(photos, out, shard=(1, 2))
     assert locked == [True]
 
@@ -303,11 +303,11 @@ def test_more_shards_than_photos(predict, photos, out):
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
-def test_run_length_rows_are_those_of_submit(predict, photos, out, tmp_path, name):
+def test_rle_rows_are_those_of_submit(predict, photos, out, tmp_path, name):
     (photos / "bad.jpg").write_text("text")
     shutil.copy2(photos / "0.jpg", photos / "b" / "z_mask.jpg")
     shutil.copy2(photos / "0.jpg", photos / "b" / "z1.jpg")  # after z, but before z_mask
-    predict(photos, out, runs_file=tmp_path / name)
+    predict(photos, out, rle_file=tmp_path / name)
     write_submission(out, tmp_path / f"submit-{name}", None)
     assert (tmp_path / name).read_bytes() == (tmp_path / f"submit-{name}").read_bytes()
     text = rows_of(tmp_path / name)
@@ -315,15 +315,15 @@ def test_run_length_rows_are_those_of_submit(predict, photos, out, tmp_path, nam
     assert "b/z.jpg" in text
 
 
-def test_run_length_rows_after_interruptions_and_runs_without_them(predict, photos, out, tmp_path):
+def test_rle_rows_after_interruptions_and_runs_without_rle(predict, photos, out, tmp_path):
     rows, submitted = tmp_path / "rows.csv", tmp_path / "submitted.csv"
 
     def check(**options):
-        predict(photos, out, runs_file=rows, **options)
+        predict(photos, out, rle_file=rows, **options)
         write_submission(out, submitted, None)
         assert rows_of(rows) == rows_of(submitted)
 
-    stopped = predict(photos, out, **stop_after(3), runs_file=rows)
+    stopped = predict(photos, out, **stop_after(3), rle_file=rows)
     assert stopped.exit_code == 130
     assert not rows.exists()
     stopped = predict(photos, out, **stop_after(2))
@@ -339,37 +339,35 @@ def test_run_length_rows_after_interruptions_and_runs_without_them(predict, phot
     check()
 
 
-def test_run_length_rows_of_masks_that_were_overwritten_meanwhile(predict, photos, out, tmp_path):
-    predict(photos, out, runs_file=tmp_path / "rows.csv")
+def test_rle_rows_of_masks_that_were_overwritten_since(predict, photos, out, tmp_path):
+    predict(photos, out, rle_file=tmp_path / "rows.csv")
     predict(photos, out, threshold=0.25, overwrite=True)
-    predict(photos, out, threshold=0.25, runs_file=tmp_path / "rows.csv")
+    predict(photos, out, threshold=0.25, rle_file=tmp_path / "rows.csv")
     write_submission(out, tmp_path / "submitted.csv", None)
     assert rows_of(tmp_path / "rows.csv") == rows_of(tmp_path / "submitted.csv")
 
 
-def test_a_run_length_file_that_cannot_be_written_is_refused_before_work_starts(
-    predict, photos, out, tmp_path
-):
+def test_an_unusable_rle_file_is_rejected_before_any_work(predict, photos, out, tmp_path):
     for target, problem in (("rows.txt", "a submission is named"), ("none/rows.csv", "there is no folder")):
         with pytest.raises(UsageError, match=problem):
-            predict(photos, out, runs_file=tmp_path / target)
+            predict(photos, out, rle_file=tmp_path / target)
     assert not list(out.rglob("*.png"))
-    predict(photos, out, runs_file=out / "rows.csv")
+    predict(photos, out, rle_file=out / "rows.csv")
     assert (out / "rows.csv").exists()
 
 
 def stop_after(photos):
-    """Options that make a run stop as soon as so many photos are done or have failed."""
+    """Arguments of ``predict`` that stop a run as soon as so many photos are done or have failed."""
     stop = StopFlag()
 
-    def show(progress):
+    def check(progress):
         if progress.done + progress.failed >= photos:
             stop.signal = signal.SIGINT
 
-    return {"listener": Listener(on_progress=show), "stop": stop}
+    return {"listener": Listener(on_progress=check), "stop": stop}
 
 
-def test_stopped_it_finishes_what_is_in_flight_and_goes_on_later(predict, photos, tmp_path):
+def test_a_stopped_run_finishes_started_photos_and_is_resumed(predict, photos, tmp_path):
     predict(photos, tmp_path / "undisturbed")
     out = tmp_path / "out"
     report = predict(photos, out, **stop_after(2))
@@ -381,11 +379,11 @@ def test_stopped_it_finishes_what_is_in_flight_and_goes_on_later(predict, photos
     assert results_in(out) == results_in(tmp_path / "undisturbed")
 
 
-def test_a_signal_that_comes_when_all_is_done_changes_nothing(predict, photos, out):
+def test_a_signal_after_the_last_photo_changes_nothing(predict, photos, out):
     assert predict(photos, out, **stop_after(9)).exit_code == 0
 
 
-def test_dice_is_that_of_score(predict, drawn, tmp_path, out):
+def test_dice_is_that_of_the_score_command(predict, drawn, tmp_path, out):
     photos, truth = tmp_path / "in", tmp_path / "truth"
     shutil.copytree(drawn / "images", photos)
     shutil.copytree(drawn / "masks", truth)
@@ -404,7 +402,7 @@ def test_dice_is_that_of_score(predict, drawn, tmp_path, out):
     assert report.correlation == pytest.approx(rank_correlation(*zip(*pairs, strict=True)))
 
 
-def test_photos_without_a_true_mask_are_named(predict, drawn, tmp_path, out):
+def test_photos_without_a_true_mask_are_reported(predict, drawn, tmp_path, out):
     truth = tmp_path / "truth"
     shutil.copytree(drawn / "masks", truth)
     (truth / "car1_mask.gif").unlink()
@@ -419,7 +417,7 @@ def test_photos_without_a_true_mask_are_named(predict, drawn, tmp_path, out):
     assert {row["status"] for row in report_rows(out).values()} == {"done"}
 
 
-def test_true_masks_that_come_or_change_later_count(predict, drawn, tmp_path, out):
+def test_added_and_changed_true_masks_are_compared_again(predict, drawn, tmp_path, out):
     truth = tmp_path / "truth"
     shutil.copytree(drawn / "masks", truth)
     (truth / "car1_mask.gif").rename(tmp_path / "later.gif")
@@ -446,7 +444,7 @@ def test_comparing_again_can_be_stopped(predict, drawn, out):
 
 
 @pytest.mark.parametrize("mask_bits", [1, 8])
-def test_extras_never_get_in_the_way(predict, drawn, tmp_path, out, mask_bits):
+def test_extras_agree_with_masks_and_are_not_taken_for_masks(predict, drawn, tmp_path, out, mask_bits):
     extras = ("cutout", "overlay", "panel", "prob")
     predict(drawn / "images", out, extras=extras, mask_bits=mask_bits, threshold=0.3)
     summary = write_submission(out, tmp_path / "rows.csv", None)
@@ -466,7 +464,7 @@ def test_extras_never_get_in_the_way(predict, drawn, tmp_path, out, mask_bits):
                 assert picture.size == (width, 64)
 
 
-def test_an_extra_that_cannot_be_made_is_a_failure_of_its_photo(predict, photos, out, monkeypatch):
+def test_an_extra_that_cannot_be_made_is_a_failure(predict, photos, out, monkeypatch):
     monkeypatch.setattr(extras, "JPEG_LONGEST_SIDE", 100)
     write_photo(photos / "wide.png", size=(101, 64))
     report = predict(photos, out, extras=("cutout", "overlay"))
@@ -477,44 +475,44 @@ def test_an_extra_that_cannot_be_made_is_a_failure_of_its_photo(predict, photos,
     assert not (out / "wide.png").exists()
 
 
-def failing_from(number, call, error):
-    """``call``, but from the ``number``-th time on it raises ``error``; and a list of the times."""
-    lock, times = threading.Lock(), []
+def failing_from(number, function, error):
+    """A function that raises ``error`` from the ``number``-th call on, and the thread names of its calls.
 
-    def fail(*arguments, **options):
+    Earlier calls are passed on to ``function``.
+    """
+    lock, callers = threading.Lock(), []
+
+    def call(*arguments, **options):
         with lock:
-            times.append(threading.current_thread().name)
-            failed = len(times) >= number
-        if failed:
+            callers.append(threading.current_thread().name)
+            fails = len(callers) >= number
+        if fails:
             raise error
-        return call(*arguments, **options)
+        return function(*arguments, **options)
 
-    return fail, times
+    return call, callers
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 9, 10, 17, 18])
-def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
-    predict, photos, tmp_path, monkeypatch, number
-):
-    """From the first file of the writers on, or a later one."""
-    options = {"extras": ("overlay",), "runs_file": tmp_path / "rows.csv"}
+def test_a_full_disk_stops_the_run_which_can_be_resumed(predict, photos, tmp_path, monkeypatch, number):
+    """The disk is full from the ``number``-th file of the writers on."""
+    options = {"extras": ("overlay",), "rle_file": tmp_path / "rows.csv"}
     predict(photos, tmp_path / "undisturbed", **options)
     expected = rows_of(tmp_path / "rows.csv")
     (tmp_path / "rows.csv").unlink()
     out = tmp_path / "out"
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    fail, _ = failing_from(number, os.replace, full)
+    fail, _ = failing_from(number, os.replace, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def fail_for_masks(source, target, **keywords):
-        call = fail if ".carvana-batch/" not in str(target) else os.rename
-        return call(source, target, **keywords)
+    def fail_for_results(source, target, **keywords):
+        replace = fail if ".carvana-batch/" not in str(target) else os.rename
+        return replace(source, target, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail_for_masks)
+        patch.setattr(os, "replace", fail_for_results)
         with pytest.raises(OutOfSpaceError, match=r"No space left for .*\. Free some"):
             predict(photos, out, **options)
     assert not list(out.rglob("*.tmp"))
-    assert results_in(out).items() <= results_in(tmp_path / "undisturbed").items()  # what is there is whole
+    assert results_in(out).items() <= results_in(tmp_path / "undisturbed").items()  # complete files only
     report = predict(photos, out, **options)
     assert report.exit_code == 0
     assert results_in(out) == results_in(tmp_path / "undisturbed")
@@ -523,60 +521,62 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
-    fail, times = failing_from(number, sinks.Sinks.write, RuntimeError("a mistake"))
-    read, photos_read = loader.read_image, []
+    fail, callers = failing_from(number, Sinks.write, RuntimeError("a mistake"))
+    read_image, photos_read = loader.read_image, []
 
     def wait_for_writer(path, **options):
-        """Read the photo after the one that is not written only when that is certain."""
-        while len(photos_read) >= number > len(times):
+        """Read the photo after the one that is not written only once writing it has failed."""
+        while len(photos_read) >= number > len(callers):
             threading.Event().wait(0.001)
         if len(photos_read) == number:
             threading.Event().wait(0.1)
         photos_read.append(path)
-        return read(path, **options)
+        return read_image(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sinks.Sinks, "write", fail)
+        patch.setattr(Sinks, "write", fail)
         patch.setattr(loader, "read_image", wait_for_writer)
         with pytest.raises(RuntimeError, match="a mistake"):
             predict(photos, out)
     assert number <= len(photos_read) <= number + 1
-    assert all(name.startswith("writer") for name in times)
+    assert all(name.startswith("writer") for name in callers)
     assert predict(photos, out).exit_code == 0
 
 
-def test_an_error_leaves_no_worker_and_no_thread(predict, photos, out, monkeypatch):
-    fail, _ = failing_from(1, sinks.Sinks.write, RuntimeError("a mistake"))
-    monkeypatch.setattr(sinks.Sinks, "write", fail)
+def test_an_error_leaves_no_worker_and_no_thread_behind(predict, photos, out, monkeypatch):
+    fail, _ = failing_from(1, Sinks.write, RuntimeError("a mistake"))
+    monkeypatch.setattr(Sinks, "write", fail)
     with pytest.raises(RuntimeError, match="a mistake") as caught:
         predict(photos, out, workers=1)
-    assert caught.tb is not None  # which keeps all that was in use from being collected
+    assert caught.tb is not None  # the traceback keeps everything in use from being collected
     assert multiprocessing.active_children() == []
     assert not any(thread.name.startswith("writer") for thread in threading.enumerate())
 
 
-def test_a_slow_writer_holds_the_network_back(predict, drawn, out, monkeypatch):
+def test_the_network_waits_for_slow_writers(predict, drawn, out, monkeypatch):
     refs = [ImageRef(f"{number:02}", drawn / "images" / "car0.jpg") for number in range(30)]
-    waiting, most = [0], [0]
-    decode, write = loader.read_image, sinks.Sinks.write
+    waiting = most_waiting = 0
+    read_image, write = loader.read_image, Sinks.write
 
-    def count_up(*arguments, **options):
-        waiting[0] += 1
-        most[0] = max(most[0], waiting[0])
-        return decode(*arguments, **options)
+    def counting_read(*arguments, **options):
+        nonlocal waiting, most_waiting
+        waiting += 1
+        most_waiting = max(most_waiting, waiting)
+        return read_image(*arguments, **options)
 
-    def slow(*arguments):
+    def slow_write(*arguments):
+        nonlocal waiting
         threading.Event().wait(0.05)
-        waiting[0] -= 1
+        waiting -= 1
         return write(*arguments)
 
-    monkeypatch.setattr(loader, "read_image", count_up)
-    monkeypatch.setattr(sinks.Sinks, "write", slow)
+    monkeypatch.setattr(loader, "read_image", counting_read)
+    monkeypatch.setattr(Sinks, "write", slow_write)
     assert predict(None, out, refs=refs).done == 30
-    assert most[0] <= pipeline.MOST_UNWRITTEN + 4
+    assert most_waiting <= MOST_UNWRITTEN + 4
 
 
-def test_masks_of_photos_that_are_not_asked_for_are_counted(predict, photos, out):
+def test_masks_of_photos_outside_the_job_are_counted(predict, photos, out):
     (photos / "bad.jpg").write_text("text")
     predict(photos, out)
     report = predict(photos, out, refs=find_images(photos).refs[:2])
@@ -584,7 +584,7 @@ def test_masks_of_photos_that_are_not_asked_for_are_counted(predict, photos, out
     assert len(report_rows(out)) == 10
 
 
-def test_the_bottleneck_and_the_throughput_are_told(predict, photos, out):
+def test_the_report_contains_bottleneck_and_throughput(predict, photos, out):
     report = predict(photos, out)
     assert report.stages.keys() == {"decode", "predict", "write"}
     assert sum(report.stages.values()) == pytest.approx(report.seconds)
@@ -593,23 +593,21 @@ def test_the_bottleneck_and_the_throughput_are_told(predict, photos, out):
     assert min(report.decode_seconds, report.write_seconds, report.peak_memory) > 0
 
 
-def test_the_listener_hears_of_every_photo(predict, photos, out):
+def test_the_listener_is_called_for_every_photo(predict, photos, out):
     (photos / "bad.jpg").write_text("text")
-    heard = []
+    calls = []
     listener = Listener(
-        on_start=lambda line, progress: heard.append((line.split(",")[0], progress.total)),
-        on_progress=lambda progress: heard.append((progress.done, progress.failed)),
+        on_start=lambda line, progress: calls.append((line.split(",")[0], progress.total)),
+        on_progress=lambda progress: calls.append((progress.done, progress.failed)),
     )
     predict(photos, out, listener)
-    assert heard[0] == ("1 CPU threads", 10)
-    assert heard[-1] == (9, 1)
-    assert len(heard) == 11
+    assert calls[0] == ("1 CPU threads", 10)
+    assert calls[-1] == (9, 1)
+    assert len(calls) == 11
 
 
-def test_a_second_run_leaves_the_first_ones_lock_alone(predict, photos, out):
-    from carvana_batch.errors import FolderInUseError
-
-    with store.OutFolder(out, {}, (1, 1), False):
+def test_a_second_run_does_not_release_the_first_ones_lock(predict, photos, out):
+    with OutFolder(out, {}, (1, 1), False):
         with pytest.raises(FolderInUseError):
             predict(photos, out)
         with pytest.raises(FolderInUseError):
@@ -617,17 +615,17 @@ def test_a_second_run_leaves_the_first_ones_lock_alone(predict, photos, out):
     assert predict(photos, out).done == 9
 
 
-def test_a_mask_that_was_damaged_since_is_named_and_stops_nothing(predict, drawn, out):
+def test_a_damaged_mask_is_reported_and_stops_nothing(predict, drawn, out):
     predict(drawn / "images", out)
     mask = out / "car1.png"
-    mask.write_bytes(bytes(len(mask.read_bytes())))  # of the size that the journal says
+    mask.write_bytes(bytes(len(mask.read_bytes())))  # the size in the journal
     report = predict(drawn / "images", out, truth=drawn / "masks")
     assert len(report.dice) == 3
     assert [entry.key for entry in report.without_truth] == ["car1"]
     assert "car1.png" in report.without_truth[0].reason
 
 
-def test_the_peak_of_memory_is_that_of_the_run_alone_not_of_what_started_it():
+def test_peak_memory_does_not_include_the_parent_process():
     child = """
 from carvana_batch.main_memory import peak_memory
 before = peak_memory()
@@ -639,7 +637,8 @@ import subprocess, sys
 held = b"x" * 1_500_000_000
 subprocess.run([sys.executable, "-c", {child!r}], check=True)
 """
-    told = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
-    before, after = (int(word) for word in told.split())
+    command = [sys.executable, "-c", parent]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, after = (int(word) for word in printed.split())
     assert after < 1_000_000_000
     assert 150_000_000 < after - before < 250_000_000

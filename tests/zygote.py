@@ -45,7 +45,7 @@ def become(order):
         Faults(**order["fault"]).install()
 
 
-make_predictor(load_model("segunet-s"), Options(precision="fp32"), {})  # imports what is imported late
+make_predictor(load_model("segunet-s"), Options(precision="fp32"))  # imports what is imported late
 while line := sys.stdin.readline():
     order = json.loads(line)
     if "poll" in order:

@@ -1,4 +1,4 @@
-"""The command line: Click and Rich live in this folder and nowhere else, one file a command."""
+"""The command line, one file per command; Click and Rich are only used in this folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module only when that command runs, so that --help stays fast."""
+    """Imports the module of a command only when that command runs, so that --help stays fast."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,22 +53,22 @@ def group() -> None:
 
 
 def main() -> None:
-    """The console script: a known error is one message and its exit code, never a traceback."""
+    """The console script: a known error prints one message without a traceback, and sets the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no run
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(group(prog_name="carvana-batch", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:  # Ctrl-C where nothing is under way that could be finished first
+    except click.Abort:  # Ctrl-C while there is nothing in flight to finish first
         click.echo("Interrupted.", err=True)
         sys.exit(128 + signal.SIGINT)
     except CarvanaBatchError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # such as a name that no disk takes
+    except OSError as error:  # for example a name that is too long for any disk
         if not isinstance(error.filename, str | bytes):
             raise
         click.echo(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)

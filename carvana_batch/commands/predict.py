@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,6 +24,7 @@ from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
     DEFAULT_OVERLAP,
     DEFAULT_PIXEL_LIMIT,
+    DEFAULT_THRESHOLD,
     EXTRA_FILES,
     PRECISION_NAMES,
     Options,
@@ -97,7 +97,7 @@ from carvana_batch.values import ImageRef
 @click.option(
     "--threshold",
     type=Finite(0, 1),
-    default=0.5,
+    default=DEFAULT_THRESHOLD,
     show_default=True,
     help="Probability above which a pixel is car.",
 )
@@ -118,7 +118,7 @@ from carvana_batch.values import ImageRef
 )
 @click.option(
     "--rle",
-    "runs_file",
+    "rle_file",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Also write the competition's run-length rows: .csv, .csv.gz or .zip; those of this --shard.",
@@ -179,14 +179,28 @@ def command(
     files_from: str | None,
     follow_links: bool,
     model: str,
+    device: str,
+    precision: str,
+    memory: int | None,
+    tile: tuple[int, int] | None,
+    overlap: int,
+    batch: int | None,
+    tta: str,
+    threshold: float,
+    mask_bits: str,
+    extras: tuple[str, ...],
+    rle_file: Path | None,
+    truth: Path | None,
+    exif: str,
+    pixel_limit: int,
+    workers: int | None,
+    decode_timeout: float,
     limit: int | None,
+    shard: tuple[int, int],
+    overwrite: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
-    tta: str,
-    exif: str,
-    mask_bits: str,
-    **values: Any,
 ) -> None:
     """Mask the photos in IN (a folder or one photo) and write a PNG mask for each into OUT.
 
@@ -202,10 +216,24 @@ def command(
             "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT."
         )
     options = Options(
+        device=device,
+        precision=precision,
+        memory=memory,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        threshold=threshold,
         flip=tta == "flip",
-        apply_exif=exif == "apply",
+        extras=tuple(sorted(set(extras))),
         mask_bits=int(mask_bits),
-        **{**values, "extras": tuple(sorted(set(values["extras"])))},
+        apply_exif=exif == "apply",
+        pixel_limit=pixel_limit,
+        workers=workers,
+        decode_timeout=decode_timeout,
+        rle_file=rle_file,
+        truth=truth,
+        shard=shard,
+        overwrite=overwrite,
     )
     found = _find(source, out, files_from, follow_links)
     refs = found.refs[:limit]
@@ -223,7 +251,7 @@ def command(
         print_plan(refs, out, mask_file, options, reporter)
         return
 
-    # torch takes seconds to import: not before the input is known to be there
+    # Importing torch takes seconds: only do it once the input is known to exist.
     from carvana_batch.network.checkpoints import load_model
     from carvana_batch.run import run
 
@@ -237,7 +265,7 @@ def command(
         click.echo(json.dumps(report.describe()))
     print_report(report, out, reporter)
     if report.stopped_by is not None:
-        # Not with --overwrite, which would throw away what was done until now.
+        # Without --overwrite, which would discard what has been done so far.
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
         reporter.say(f"Stopped. To go on: {shown(shlex.join(['carvana-batch', *same]))}")
     context.exit(report.exit_code)
@@ -256,7 +284,7 @@ def _find(source: Path | None, out: Path, files_from: str | None, follow_links: 
 
 
 def _is_mask_file(source: Path | None, out: Path) -> bool:
-    """Whether OUT names the mask of the one photo IN rather than a folder."""
+    """Whether OUT is the file of the mask of a single photo IN, rather than a folder."""
     suffix = out.suffix.lower()
     if source is None or not source.is_file() or suffix not in IMAGE_SUFFIXES or out.is_dir():
         return False
@@ -279,7 +307,7 @@ def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
 
 @contextlib.contextmanager
 def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
-    """An out folder for a single mask file, beside it, that lasts as long as the run."""
+    """A temporary out folder beside a single mask file, from which the mask is moved at the end."""
     target = Path(os.path.realpath(out))
     with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=target.parent) as folder:
         yield Path(folder)

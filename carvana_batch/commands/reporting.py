@@ -1,4 +1,4 @@
-"""A run on the screen: a progress bar on a terminal, plain lines elsewhere, and the last word."""
+"""What `predict` prints: a progress bar on a terminal, plain lines elsewhere, and the final summary."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ STAGE_WORDS = {"decode": "waiting for photos", "predict": "network", "write": "w
 
 
 class Screen:
-    """Lines, and a bar on stderr that makes way for them; use as a context manager, which ends the bar.
+    """Prints lines above a progress bar on stderr; a context manager that removes the bar at its end.
 
     Args:
-        quiet: say nothing but errors.
-        to_stderr: keep stdout free, for JSON.
+        quiet: print nothing but errors.
+        to_stderr: print lines to stderr, so that stdout only holds JSON.
     """
 
     def __init__(self, quiet: bool, to_stderr: bool = False) -> None:
@@ -58,6 +58,7 @@ class Screen:
         self._end_bar()
 
     def say(self, line: str) -> None:
+        """Print a line."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -66,7 +67,7 @@ class Screen:
             click.echo(line, err=self.to_stderr)
 
     def restore_terminal(self) -> None:
-        """Give back the cursor that the progress bar hides, for a process that ends without further ado."""
+        """Show the cursor, which the progress bar hides, before the process exits at once."""
         if self._bar is not None:
             os.write(sys.stderr.fileno(), SHOW_CURSOR)
 
@@ -77,7 +78,7 @@ class Screen:
 
 
 class Reporter(Screen):
-    """Tells the user how a run of `predict` goes."""
+    """Prints the progress of a run of `predict`."""
 
     def __init__(self, quiet: bool, to_stderr: bool) -> None:
         super().__init__(quiet, to_stderr)
@@ -85,6 +86,7 @@ class Reporter(Screen):
 
     @property
     def listener(self) -> Listener:
+        """Callbacks that print the progress of a run."""
         from carvana_batch.run import Listener
 
         return Listener(on_start=self._start, on_progress=self._show)
@@ -102,7 +104,7 @@ class Reporter(Screen):
             TextColumn("{task.fields[failures]}"),
             console=Console(stderr=True),
             expand=True,
-            auto_refresh=False,  # a thread that draws could hold a lock while a worker is forked
+            auto_refresh=False,  # a drawing thread could hold a lock while a worker is forked
         )
         self._task = self._bar.add_task("", total=progress.total, rate="", failures="")
         self._bar.start()
@@ -128,7 +130,7 @@ class Reporter(Screen):
 def print_plan(
     refs: Sequence[ImageRef], out: Path, mask_file: bool, options: Options, reporter: Reporter
 ) -> None:
-    """What a run would do, without loading a model or writing anything."""
+    """Print what a run would do, without loading a model or writing anything."""
     own = take_shard(refs, *options.shard)
     folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
     if not (mask_file or options.overwrite):
@@ -147,7 +149,7 @@ def print_plan(
 
 
 def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
-    """The last lines of a run; the names of failed photos are said even to those who asked for quiet."""
+    """Print the summary of a run. The names of failed photos are printed even with --quiet."""
     for warning in report.warnings:
         reporter.say(f"Warning: {warning}")
     for entry in report.failures[:NAMES_SHOWN]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks to stop in good order, the second leaves at once."""
+"""Ctrl-C and SIGTERM: the first one stops a run in an orderly way, the second one exits at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def stop_on_signals(screen: Screen, line: str) -> Iterator[StopFlag]:
-    """A flag that the first signal sets, after which ``line`` is said."""
+    """A with block with a flag that the first signal sets; then ``line`` is printed."""
     from carvana_batch.stopping import StopFlag
 
     stop = StopFlag()
@@ -28,9 +28,9 @@ def stop_on_signals(screen: Screen, line: str) -> Iterator[StopFlag]:
         stop.signal = number
         screen.say(line)
 
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in earlier.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,8 +1,10 @@
-"""Tiles back to photos: blending, and the probability map of the photo as it was decoded."""
+"""Stitching: the tiles of a photo are blended into its probability map."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +15,23 @@ from carvana_batch.inference.transfer import upload
 from carvana_batch.values import Photo
 
 
+class Window(NamedTuple):
+    """One tile of a photo, by its top left corner in pixels."""
+
+    canvas: Canvas
+    top: int
+    left: int
+
+
 @dataclass(eq=False)
 class Canvas:
-    """A photo on its way: its tiles come back one by one and are blended into ``total``.
+    """A photo on the device, into which its tiles are blended one by one.
 
     Attributes:
-        pixels: (H, W, 3) uint8 on the device, the photo in the size that the network wants.
-        missing: tiles that have not come back yet.
-        total: (h, w) float32 on the device, h and w at least H and W: the sum of the weighted probabilities.
-        finite: of each tile that came back, whether its logits are finite: () bool on the device.
+        pixels: (H, W, 3) uint8 on the device: the photo in the size that the network wants.
+        missing: number of tiles that have not been blended yet.
+        total: (h, w) float32 on the device, h >= H and w >= W: the sum of the weighted probabilities.
+        finite: for each blended tile, whether all its logits are finite, as a () bool tensor on the device.
     """
 
     photo: Photo
@@ -34,8 +44,13 @@ class Canvas:
     def __post_init__(self) -> None:
         self.missing = self.plan.tile_count
 
+    def windows(self) -> Iterator[Window]:
+        """All tiles of the photo, row by row."""
+        for top, left in self.plan.windows():
+            yield Window(self, top, left)
+
     def blend(self, top: int, left: int, probability: Tensor, finite: Tensor) -> None:
-        """Add the (h, w) float32 probabilities of the tile that begins there."""
+        """Add the (h, w) float32 probabilities of the tile at ``top`` and ``left``."""
         plan = self.plan
         self.missing -= 1
         self.finite.append(finite)
@@ -51,7 +66,10 @@ class Canvas:
         window.addcmul_(probability * rows[:, None], columns)
 
     def probability(self) -> Tensor:
-        """The map of the photo as it was decoded, once no tile is missing; ``total`` is used up."""
+        """The (H, W) float32 map at the size of the decoded photo, once no tile is missing.
+
+        It is computed in place: call it once.
+        """
         if self.total is None:
             raise RuntimeError(f"{self.photo.ref.path}: no tile was run")
         total, plan = self.total, self.plan

@@ -1,4 +1,4 @@
-"""Which device runs the network."""
+"""The device that runs the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from carvana_batch.errors import UsageError
 
 FEW_THREADS = 3
-"""Up to so many, one alone does the work beside the network; only two of a CPU were measured."""
+"""Up to this number of threads, a single one does the work beside the network; measured with two."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,25 +39,26 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def one_of_few_threads(device: torch.device) -> Iterator[None]:
-    """A with block in which torch takes one thread of a CPU, if it has two or three otherwise.
+def single_thread_on_small_cpus(device: torch.device) -> Iterator[None]:
+    """A with block in which torch uses one thread on a CPU where it otherwise uses two or three.
 
-    It is for work beside the network, during which the next photo is decoded: a thread that has to wait for
-    the core of the decoder holds up the others, which wait for it without leaving theirs. Of many threads
-    those left would be too few, and torch would make some of them anew each time.
+    It is for work beside the network, during which the next photo is decoded. There, a thread that waits for
+    the core of the decoder delays the other threads, which busily wait for it on their own cores. On a CPU
+    with many threads, one would be too few, and torch would start some of its threads anew each time.
     """
     count = torch.get_num_threads()
-    is_taken = device.type == "cpu" and 1 < count <= FEW_THREADS
-    if is_taken:
+    use_one = device.type == "cpu" and 1 < count <= FEW_THREADS
+    if use_one:
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        if is_taken:
+        if use_one:
             torch.set_num_threads(count)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The name of the device for the user."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else platform.machine()

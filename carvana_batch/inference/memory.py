@@ -1,4 +1,4 @@
-"""The memory of a device: how much there is, and how to notice that it ran out."""
+"""The memory of a device: how much of it may be used, and how to notice that it ran out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from carvana_batch.main_memory import free_main_memory, keep_freed_memory, trim_main_memory
 
 GPU_BUDGET = 6_000_000_000
-"""Bytes that a run takes of a GPU at most unless told otherwise: a laptop's card."""
+"""Most bytes of a GPU that a run uses by default: the memory of a laptop's card."""
 
 CPU_SHARE = 0.5
-"""Share of the free main memory that a run takes at most unless told otherwise."""
+"""Largest share of the free main memory that a run uses by default."""
 
 OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -28,9 +28,9 @@ OUT_OF_MEMORY_TEXTS = (
     "MPS backend out of memory",
     "Invalid buffer size",  # Metal has a limit for one tensor
 )
-"""What torch says where it raises a plain RuntimeError although memory ran out.
+"""Parts of the messages of plain RuntimeErrors that torch raises when memory runs out.
 
-Some of it can have other causes, so whoever gives up quotes the error.
+Some of them can have other causes, so an error that ends a run is quoted.
 """
 
 
@@ -46,27 +46,31 @@ def memory_budget(device: torch.device, asked: int | None) -> int:
     if asked is not None:
         return asked
     if device.type == "cpu":
-        release_unused_memory(device)  # it would count as taken
+        release_unused_memory(device)  # it would not count as free
     if device.type == "cuda":
         return min(GPU_BUDGET, free_memory(device))
     return int(free_memory(device) * CPU_SHARE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory ran out, rather than anything else that torch reports alike."""
+    """Whether an exception means that memory ran out.
+
+    torch has a class for this, OutOfMemoryError, but its CPU allocator, oneDNN, cuDNN and Metal raise a plain
+    RuntimeError; those are told apart by their messages, as seen in torch 2.6 to 2.13.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 class OutOfMemoryGuard:
-    """A with block that ends where memory runs out; other errors pass.
+    """A with block that swallows errors of running out of memory; all other errors pass.
 
-    After the block, and not before, the tensors of the failed attempt are gone: as long as an error is being
-    handled its traceback keeps them.
+    The tensors of the failed attempt are freed only after the block: while an error is being handled, its
+    traceback refers to them.
 
     Attributes:
-        error: what the error said, or None if there was none.
+        error: the first line of the error's message, None if there was no error.
     """
 
     error: str | None = None
@@ -84,9 +88,9 @@ class OutOfMemoryGuard:
 
 
 class FreedMemory:
-    """Main memory that is kept as long as the same shapes come one after the other.
+    """Lets the process keep freed main memory as long as consecutive inputs have the same shape.
 
-    Kept for other shapes it would fall into pieces that fit none, and the process would grow without end.
+    With changing shapes, kept memory becomes fragmented, and the process would grow without limit.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -95,7 +99,7 @@ class FreedMemory:
         self._is_kept = device.type == "cpu"
 
     def prepare_for(self, shape: tuple[int, ...]) -> None:
-        """Keep what is freed from now on if the work before was of this ``shape`` too."""
+        """Keep freed memory from now on if the previous input had this ``shape`` as well."""
         if self._is_kept:
             if shape != self._shape:
                 self.give_back()
@@ -104,21 +108,22 @@ class FreedMemory:
             self._shape = shape
 
     def give_back(self) -> None:
+        """Return freed memory to the system."""
         if self.device.type == "cpu":
             keep_freed_memory(False)
             release_unused_memory(self.device)
 
     def stop(self) -> None:
-        """Keep nothing any more: memory is short."""
+        """Keep no memory from now on, because it is short."""
         self._is_kept = False
         self.give_back()
 
 
 def release_unused_memory(device: torch.device) -> None:
-    """Give back what is kept for later tensors: it lies in pieces of the wrong sizes."""
+    """Return the memory that torch or the C library keeps for later tensors."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; torch 2.6 has no such call
+        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; missing in torch 2.6
             torch.accelerator.empty_host_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()

@@ -1,69 +1,84 @@
-"""The photos between arrival and mask, and their tiles that wait for a batch."""
+"""The photos of one stream between their arrival and their masks."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from carvana_batch.inference.canvas import Canvas
-from carvana_batch.inference.tiles import Tiling
+from carvana_batch.inference.canvas import Canvas, Window
+from carvana_batch.inference.recovery import Recovery
 from carvana_batch.inference.transfer import Download
 from carvana_batch.values import Photo
 
 
-class _Queue:
-    """The photos of one stream between arrival and mask.
+class TilePool:
+    """The photos of one stream, and their tiles that are waiting for a batch.
 
-    Each stream has its own, so that one left halfway does not leave its photos to the next.
+    Each stream has its own pool, so that a stream abandoned halfway does not leave its photos to the next.
 
     Attributes:
         waiting: photos that are not on the device yet.
-        canvases: those that are, in the order in which they came.
-        unread: photos that are done there, with their packed masks on the way into main memory.
-        pools: their windows (canvas, top, left) that wait for a batch, by (height, width).
-        limit: most pixels of a tile of the first photo, if memory ran out for it.
-        last_try: whether memory ran out for the first photo in the smallest tiles.
-        before: batch, tiling and number of warnings before anything gave way for the first photo.
+        canvases: photos on the device, in the order of arrival.
+        finished: photos whose packed masks are on their way to main memory.
+        windows: windows waiting for a batch, by tile size (height, width).
+        recovery: what has been reduced for the first photo because memory ran out.
     """
 
-    def __init__(self, photo: Photo | None = None) -> None:
-        self.waiting = deque([] if photo is None else [photo])
+    def __init__(self) -> None:
+        self.waiting: deque[Photo] = deque()
         self.canvases: list[Canvas] = []
-        self.unread: deque[tuple[Photo, Download]] = deque()
-        self.pools: dict[tuple[int, int], deque[tuple[Canvas, int, int]]] = {}
-        self.forget_troubles()
-
-    def forget_troubles(self) -> None:
-        self.limit: int | None = None
-        self.last_try = False
-        self.before: tuple[int, Tiling, int] | None = None
-
-    @property
-    def is_in_trouble(self) -> bool:
-        """Whether memory ran out for the first photo, and it has not been masked since."""
-        return self.limit is not None or self.last_try or self.before is not None
+        self.finished: deque[tuple[Photo, Download]] = deque()
+        self.windows: dict[tuple[int, int], deque[Window]] = {}
+        self.recovery = Recovery()
 
     @property
     def photo_pixels(self) -> int:
-        """Pixels of the photos on the device."""
+        """Number of pixels of all photos on the device."""
         return sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in self.canvases)
 
-    def add(self, canvas: Canvas) -> None:
-        self.canvases.append(canvas)
-        pool = self.pools.setdefault((canvas.plan.tile_height, canvas.plan.tile_width), deque())
-        pool.extend((canvas, top, left) for top, left in canvas.plan.windows())
+    @property
+    def largest_tile(self) -> int:
+        """Number of pixels of the largest tile that is waiting, 0 if none is."""
+        return max((height * width for height, width in self.windows), default=0)
 
-    def remove(self, canvas: Canvas) -> None:
+    def add(self, canvas: Canvas) -> None:
+        """Add a photo that is on the device now, with all its windows."""
+        self.canvases.append(canvas)
+        size = canvas.plan.tile_height, canvas.plan.tile_width
+        self.windows.setdefault(size, deque()).extend(canvas.windows())
+
+    def next_batch(self, size: int, allow_partial: bool) -> list[Window]:
+        """Up to ``size`` waiting windows of one tile size, none if too few; they stay in the pool."""
+        enough = 1 if allow_partial else size
+        for windows in self.windows.values():
+            if len(windows) >= enough:
+                return [windows[index] for index in range(min(size, len(windows)))]
+        return []
+
+    def remove_window(self, window: Window) -> None:
+        """Remove a window, the first one of its tile size, after it was run."""
+        size = window.canvas.plan.tile_height, window.canvas.plan.tile_width
+        self.windows[size].popleft()
+        if not self.windows[size]:
+            del self.windows[size]
+
+    def finish(self, canvas: Canvas, mask: Download) -> None:
+        """Move a photo from the device to those whose masks are on their way."""
+        self.finished.append((canvas.photo, mask))
         self.canvases.remove(canvas)
-        canvas.total = None  # not to be kept while the caller is busy with the mask
+        canvas.total = None  # free its memory while the caller is busy with the mask
 
     def clear_device(self) -> None:
-        """Photos that are not done begin again."""
+        """Take all unfinished photos off the device; they start again from the beginning."""
         self.waiting.extendleft(canvas.photo for canvas in reversed(self.canvases))
         self.canvases.clear()
-        self.pools.clear()
+        self.windows.clear()
 
     def start_again(self) -> None:
-        """All photos begin again, also those whose masks could not be read."""
+        """Let all photos start again, also those whose masks could not be read."""
         self.clear_device()
-        self.waiting.extendleft(photo for photo, _ in reversed(self.unread))
-        self.unread.clear()
+        self.waiting.extendleft(photo for photo, _ in reversed(self.finished))
+        self.finished.clear()
+
+    def reset_recovery(self) -> None:
+        """Start anew after the first photo was masked or has failed."""
+        self.recovery = Recovery()

@@ -1,4 +1,4 @@
-"""From a probability map to what leaves the device: packed bits and the expected Dice."""
+"""Where the threshold acts: a probability map becomes a packed mask and its expected Dice."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 CPU_BAND_PIXELS = 2**17
-"""Pixels that are thresholded at a time on a CPU: as many as the cache of a core holds."""
+"""Pixels that a CPU thresholds at a time, so that they stay in the cache of a core."""
 
 BAND_PIXELS = 2**22
-"""The same elsewhere, so that a large photo needs little memory beside its map."""
+"""The same on other devices, so that a large photo needs little memory in addition to its map."""
 
 
 def threshold_and_pack(probability: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The packed mask, (H, ceil(W / 8)) uint8, of a (H, W) float32 map in [0, 1], and what
-    :func:`expected_dice` has to know of the map: (n, 2) float32. Both stay on the device of the map."""
+    """Threshold a (H, W) float32 map in [0, 1].
+
+    Returns:
+        The packed mask, (H, ceil(W / 8)) uint8, and the sums that :func:`expected_dice` needs, (n, 2)
+        float32. Both stay on the device of the map.
+    """
     band_pixels = CPU_BAND_PIXELS if probability.device.type == "cpu" else BAND_PIXELS
     packed, sums = [], []
     for band in probability.split(max(1, band_pixels // probability.shape[1])):
@@ -29,17 +33,19 @@ def threshold_and_pack(probability: Tensor, threshold: float) -> tuple[Tensor, T
 
 
 def expected_dice(mask: NDArray[np.uint8], sums: Tensor) -> float:
-    """The Dice that a packed mask may expect if its pixels m are car with the probability p of their map:
-    2 sum(mp) / sum(m + p).
+    """The expected Dice of a mask m if each pixel is car with its probability p: 2 sum(mp) / sum(m + p).
 
     Numerator and denominator of Dice are replaced by their expectations, as in Lipton, Elkan and
-    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014 (arXiv:1402.1892); with
-    the hundred thousands of pixels of a car the ratio of expectations is close to the expected ratio.
-    It is high where the network is sure, so it warns of doubt, not of confident mistakes. It is in [0, 1],
-    and 1 for an empty mask where no pixel has any probability.
+    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014 (arXiv:1402.1892). With
+    the hundreds of thousands of pixels of a car, the ratio of expectations is close to the expected ratio.
+    It is high if the network is confident, so it reveals doubt but not confident mistakes.
 
     Args:
-        mask, sums: those of :func:`threshold_and_pack`, in main memory.
+        mask: packed mask from :func:`threshold_and_pack`, in main memory.
+        sums: sums from the same call, in main memory.
+
+    Returns:
+        A number in [0, 1]; 1 for an empty mask if all probabilities are 0.
     """
     shared, expected = sums.sum(dim=0, dtype=torch.float64).tolist()
     both = int(np.bitwise_count(mask).sum()) + expected
@@ -47,15 +53,18 @@ def expected_dice(mask: NDArray[np.uint8], sums: Tensor) -> float:
 
 
 def pack_above(values: Tensor, threshold: float) -> Tensor:
-    """Which of (H, W) values exceed the threshold, as (H, ceil(W / 8)) uint8 with the leftmost pixel in the
-    highest bit; packed on their device."""
-    if values.device.type == "cpu":  # numpy takes half the time of torch
+    """Pack which of (H, W) values exceed the threshold, on their device.
+
+    Returns:
+        (H, ceil(W / 8)) uint8, the leftmost pixel in the highest bit.
+    """
+    if values.device.type == "cpu":  # NumPy takes half as long as torch
         return torch.from_numpy(np.packbits(values.numpy() > threshold, axis=1))
     return pack_bits_on_device(values > threshold)
 
 
 def pack_bits_on_device(mask: Tensor) -> Tensor:
-    """(H, W) bool packed by torch operations alone, so that an eighth of the bytes leaves the device."""
+    """Pack (H, W) bool with torch operations, so that only an eighth of the bytes leaves the device."""
     missing = -mask.shape[1] % 8
     bits = functional.pad(mask.to(torch.uint8), (0, missing)).reshape(mask.shape[0], -1, 8)
     return (bits * _values_of_bits(mask.device)).sum(dim=2, dtype=torch.uint8)
@@ -63,14 +72,14 @@ def pack_bits_on_device(mask: Tensor) -> Tensor:
 
 @cache
 def _values_of_bits(device: torch.device) -> Tensor:
-    """Made once: to bring them there, the device would have to get done with all else."""
+    """Cached, because copying them to the device would wait for all its pending work."""
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
 
 
 def enlarge_probability(probability: Tensor, height: int, width: int) -> Tensor:
-    """(h, w) to (height, width) float32 in [0, 1], by bilinear interpolation of the logits.
+    """Enlarge (h, w) to (height, width) float32 in [0, 1] by bilinear interpolation of the logits.
 
-    The logits are nearly linear across an outline, the probabilities are not.
+    Across an outline, logits are nearly linear and probabilities are not.
     """
     logits = torch.logit(probability.float(), eps=1e-6)
     enlarged = functional.interpolate(logits[None, None], (height, width), mode="bilinear")

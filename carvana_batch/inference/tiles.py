@@ -1,4 +1,4 @@
-"""How photos are cut: where tiles lie, how many they are, and how their overlaps are blended."""
+"""How photos are cut into tiles, and how the overlaps of tiles are blended."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from carvana_batch.errors import UsageError
 
-FAINT = 1e-4
-"""Weight, in pixels, of what lies so near the edge of a tile that its neighbour sees more around it."""
+SMALLEST_WEIGHT = 1e-4
+"""Weight of pixels near the edge of a tile, where the neighbouring tile has more context."""
 
 SENSIBLE_SIDE = 512
-"""Pixels, or three times the overlap: large maps do not make tiles smaller than this square."""
+"""Pixels. Large maps do not make tiles smaller than a square of this side, or of three overlaps."""
 
 
 def round_up(size: int, stride: int) -> int:
@@ -26,7 +26,7 @@ def round_up(size: int, stride: int) -> int:
 
 
 def align(size: int, length: int, stride: int) -> int:
-    """The smallest number from ``size`` on that differs from ``length`` by a multiple of ``stride``."""
+    """The smallest number >= ``size`` that differs from ``length`` by a multiple of ``stride``."""
     return size + (length - size) % stride
 
 
@@ -34,8 +34,13 @@ def align(size: int, length: int, stride: int) -> int:
 class TilePlan:
     """Windows of one size that cover an image padded at the bottom and on the right.
 
-    All numbers are pixels. ``tops`` and ``lefts`` are multiples of the network's stride; they span a grid of
-    windows of ``tile_height`` x ``tile_width``, and the last window ends where the padded image ends.
+    The windows form a grid, and the last one ends where the padded image ends.
+
+    Attributes:
+        tops: top edges of the rows of windows, in pixels, multiples of the network's stride.
+        lefts: left edges of the columns of windows.
+        tile_height: height of all windows in pixels.
+        tile_width: width of all windows in pixels.
     """
 
     tops: tuple[int, ...]
@@ -57,7 +62,7 @@ class TilePlan:
 
     @property
     def redundancy(self) -> float:
-        """Pixels that the network sees over pixels of the padded image; 1 for the whole image at once."""
+        """Pixels of all windows divided by the pixels of the padded image; 1 for a single window."""
         seen = self.tile_count * self.tile_height * self.tile_width
         return seen / (self.padded_height * self.padded_width)
 
@@ -71,11 +76,18 @@ class TilePlan:
 def plan_tiles(
     height: int, width: int, tile_height: int, tile_width: int, overlap: int, stride: int
 ) -> TilePlan:
-    """Evenly spaced tiles on the stride grid, neighbours sharing at least ``overlap`` pixels.
+    """Evenly spaced tiles of a given size on the stride grid.
 
-    ``height`` and ``width`` are those of the padded image. Tile sizes are rounded up to the stride, then to a
-    size with which the last tile ends with the image, so that the network sees there what it sees of a whole
-    one; where the image is smaller they are its own.
+    Tile sizes are rounded up to the stride, and then so that the last tile ends where the image ends: there
+    the network sees the same as in a whole image. In smaller images, tiles have the size of the image.
+
+    Args:
+        height: of the padded image, in pixels.
+        width: of the padded image, in pixels.
+        tile_height: wanted height of the tiles.
+        tile_width: wanted width of the tiles.
+        overlap: pixels that neighbouring tiles share at least.
+        stride: see :class:`AnySizeNetwork`.
 
     Raises:
         UsageError: the overlap leaves no room for a step of one stride.
@@ -86,7 +98,7 @@ def plan_tiles(
 
 
 def _plan(height: int, width: int, tile_height: int, tile_width: int, overlap: int, stride: int) -> TilePlan:
-    """The same for tiles of which the last one ends with the image."""
+    """The same for tile sizes with which the last tile ends where the image ends."""
     tops, tile_height = _axis(height, tile_height, overlap, stride)
     lefts, tile_width = _axis(width, tile_width, overlap, stride)
     return TilePlan(tops, lefts, tile_height, tile_width)
@@ -108,12 +120,18 @@ def _axis(length: int, tile: int, overlap: int, stride: int) -> tuple[tuple[int,
 
 @lru_cache(maxsize=1024)
 def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, stride: int) -> TilePlan:
-    """The plan with the fewest tiles of at most ``most_pixels`` each; of equals, the least redundant one.
+    """The plan with the fewest tiles; among equals, the one with the least redundancy.
 
-    ``height`` and ``width`` are those of the padded image. Where not even the smallest tile with the wanted
-    overlap fits, that smallest tile is used.
+    If not even the smallest tile with the wanted overlap fits, that tile is used all the same.
+
+    Args:
+        height: of the padded image, in pixels.
+        width: of the padded image, in pixels.
+        most_pixels: most pixels of a tile.
+        overlap: pixels that neighbouring tiles share at least.
+        stride: see :class:`AnySizeNetwork`.
     """
-    # What neighbours can share differs from the length by a multiple of the stride, as tiles do.
+    # Like tile sizes, possible overlaps differ from the length by a multiple of the stride.
     row_overlap, column_overlap = align(overlap, height, stride), align(overlap, width, stride)
 
     def cost(plan: TilePlan) -> tuple[int, int, float]:
@@ -129,7 +147,7 @@ def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, s
 
     best = plan_columns(1)
     for columns in range(2, width // stride + 2):
-        # No further where tiles get too narrow, or a plan that fits has fewer tiles than these have columns.
+        # Stop if tiles get too narrow, or if a plan that fits has fewer tiles than this one has columns.
         too_narrow = _even_tile(width, columns, column_overlap, stride) < column_overlap + stride
         if too_narrow or cost(best) < (0, columns):
             break
@@ -138,26 +156,34 @@ def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, s
 
 
 def _even_tile(length: int, count: int, overlap: int, stride: int) -> int:
-    """The shortest tile of which ``count`` cover the length with the overlap."""
+    """The length of the shortest tile so that ``count`` of them cover ``length`` with the overlap."""
     if count == 1:
         return length
     return align(math.ceil((length + (count - 1) * overlap) / count), length, stride)
 
 
 def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
-    """The shortest tile that needs no more rows than the ``longest`` one would."""
+    """The length of the shortest tile that needs no more tiles than the ``longest`` one."""
     tops, tile = _axis(length, longest, overlap, stride)
     return min(tile, _even_tile(length, len(tops), overlap, stride))
 
 
 @lru_cache(maxsize=1024)
 def blend_weights(starts: tuple[int, ...], length: int, start: int) -> NDArray[np.float32]:
-    """Weights (length,) in (0, 1] along one side of the window at ``start``, which is one of ``starts``.
+    """Weights along one axis of a window; the weight of a pixel is that of its row times that of its column.
 
-    They grow with the distance from the edges that lie within the image. Nearer to one than seven sixteenths
-    of the overlap a tile counts for next to nothing, as it lacks context that its neighbour has. So tiles
-    give what the whole image gives if the network looks no further than that in any direction. A pixel of a
-    window weighs the product of its row's and its column's weight, so the maps themselves need not be kept.
+    Weights increase with the distance from those edges of the window that lie inside the image. Closer to
+    such an edge than 7/16 of the overlap, a weight is practically 0, because the neighbouring tile has more
+    context there. So tiles give the same as the whole image if the network looks no further than that in any
+    direction.
+
+    Args:
+        starts: where the windows of this axis start, in pixels.
+        length: of a window along this axis.
+        start: that of this window, one of ``starts``.
+
+    Returns:
+        (length,) float32 in (0, 1].
     """
     steps = [following - before for before, following in itertools.pairwise(starts)]
     margin = (length - max(steps, default=length)) * 7 // 16
@@ -166,15 +192,16 @@ def blend_weights(starts: tuple[int, ...], length: int, start: int) -> NDArray[n
         distance = np.minimum(distance, np.arange(1, length + 1) - margin)
     if start < starts[-1]:
         distance = np.minimum(distance, np.arange(length, 0, -1) - margin)
-    weights: NDArray[np.float32] = np.maximum(distance, FAINT).astype(np.float32) / np.float32(length)
+    distance = np.maximum(distance, SMALLEST_WEIGHT).astype(np.float32)
+    weights: NDArray[np.float32] = distance / np.float32(length)
     return weights
 
 
 @lru_cache(maxsize=64)
 def weight_sums(starts: tuple[int, ...], length: int) -> NDArray[np.float32]:
-    """The sum of the weights of all windows along one side of the padded image, (starts[-1] + length,).
+    """The sums of the weights of all windows along one axis, (starts[-1] + length,) float32.
 
-    For the whole image it is the product of both sides' sums, because the windows lie on a grid.
+    Because windows form a grid, the sum at a pixel is that of its row times that of its column.
     """
     sums = np.zeros(starts[-1] + length, np.float32)
     for start in starts:
@@ -184,12 +211,18 @@ def weight_sums(starts: tuple[int, ...], length: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How photos are cut: tiles of ``tile`` (width, height) pixels, or the fewest of ``most_pixels``.
+    """How photos are cut into tiles.
 
-    A photo that is cut has maps as large as itself beside its tiles. They share the memory: each of its
-    pixels takes ``map_share`` from ``most_pixels``. Where they leave less than a sensible tile, that is
-    used all the same: a very large photo takes more memory than planned rather than being refused, or cut
-    into so small tiles that overlaps are nearly all that is computed.
+    A photo that is cut needs maps of its full size in addition to its tiles, and they share the memory. If
+    the maps leave less than a tile of sensible size, a sensible tile is used all the same: a very large photo
+    takes more memory than planned rather than being refused, or cut into tiles that consist mostly of
+    overlaps.
+
+    Attributes:
+        tile: (width, height) of the tiles in pixels; None for the fewest tiles of at most ``most_pixels``.
+        most_pixels: most pixels of a tile of automatic size.
+        overlap: pixels that neighbouring tiles share at least.
+        map_share: by how much each pixel of a photo that is cut reduces ``most_pixels``.
     """
 
     tile: tuple[int, int] | None
@@ -201,8 +234,11 @@ class Tiling:
         """The tiles of one photo.
 
         Args:
-            stride, unit: as in ``AnySizeNetwork``; the photo is padded to ``unit``.
-            limit: most pixels of a tile of this photo, if memory ran out for it and tiles have no fixed size.
+            height: of the photo as the network sees it, in pixels.
+            width: the same.
+            stride: see :class:`AnySizeNetwork`.
+            unit: see :class:`AnySizeNetwork`; the photo is padded to multiples of it.
+            limit: most pixels of a tile of this photo, None for no limit; ignored if tiles have a fixed size.
         """
         height, width = round_up(height, unit), round_up(width, unit)
         if self.tile is not None:
@@ -216,9 +252,9 @@ class Tiling:
         return plan
 
     def maps_of(self, pixels: int) -> int:
-        """What the maps of a photo of so many pixels take from ``most_pixels``."""
+        """By how much the maps of a photo of so many pixels reduce ``most_pixels``."""
         return int(self.map_share * pixels)
 
     def for_float32(self) -> Tiling:
-        """The same memory for numbers of twice the size; tiles of a fixed size stay."""
+        """The same memory for values of twice the size; tiles of a fixed size keep it."""
         return replace(self, most_pixels=self.most_pixels // 2, map_share=self.map_share / 2)

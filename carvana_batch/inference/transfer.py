@@ -1,4 +1,4 @@
-"""The way to the device and back, without waiting where the device works ahead."""
+"""Copies to the device and back, which do not wait where the device works asynchronously."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from carvana_batch.inference.memory import OutOfMemoryGuard
 
 
 def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device. CUDA fetches it from page-locked memory when its turn comes; from any other it
-    would wait until all work before is done, which it does where there is no such memory left."""
+    """Copy an array to the device.
+
+    CUDA copies page-locked memory asynchronously. Where no page-locked memory is left, the copy waits until
+    all earlier work on the device is done.
+    """
     tensor = torch.from_numpy(array)
     if works_ahead(device):
         with OutOfMemoryGuard():
@@ -21,7 +24,7 @@ def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 class Download:
-    """Tensors of one device on their way into main memory; nothing waits for them before :meth:`read`."""
+    """An asynchronous copy of tensors of one device to main memory; only :meth:`read` waits for it."""
 
     def __init__(self, *tensors: Tensor) -> None:
         device = tensors[0].device
@@ -30,14 +33,16 @@ class Download:
         self._copied = torch.cuda.current_stream(device).record_event() if ahead else None
 
     def read(self) -> list[Tensor]:
-        """They, once they have come."""
+        """Wait for the copies and return them."""
         if self._copied is None:
             return self._copies
         self._copied.synchronize()
-        return [copy.clone() for copy in self._copies]  # page-locked memory is not to be held for long
+        return [copy.clone() for copy in self._copies]  # do not hold on to page-locked memory
 
 
 def works_ahead(device: torch.device) -> bool:
-    """Whether the device is given work that it does later, while the caller goes on; MPS can do so as well,
-    but torch does not make sure there that memory is not used before its time."""
+    """Whether the device works asynchronously, while the caller goes on.
+
+    MPS can as well, but there torch does not guard memory against being read before the copy is complete.
+    """
     return device.type == "cuda"

@@ -28,8 +28,8 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
             "--overwrite would remove what the other shards wrote. Choose another OUT, or use --overwrite"
             " without --shard."
         )
-    if options.runs_file is not None:
-        check_submission_name(options.runs_file)
+    if options.rle_file is not None:
+        check_submission_name(options.rle_file)
     if options.truth is not None and options.truth.resolve() == root.resolve():
         raise UsageError(
             f"OUT and --gt are both {shown(root)}: the true masks would be lost. Choose another OUT."

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer
 from carvana_batch.masks.counts import SizeError
+from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window, cell_starts
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
-
-if TYPE_CHECKING:
-    pass
-from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, _cell_starts, busiest_window
 
 GAP = 6
 
@@ -186,7 +183,7 @@ def _shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 def _count_in_cells(flags: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.int32]:
     """How many of ``flags`` (H, W) bool lie below each pixel of a picture of ``size`` (width, height)."""
-    rows, columns = _cell_starts(flags.shape[0], size[1]), _cell_starts(flags.shape[1], size[0])
+    rows, columns = cell_starts(flags.shape[0], size[1]), cell_starts(flags.shape[1], size[0])
     counts: NDArray[np.int32] = np.add.reduceat(flags, rows, axis=0, dtype=np.int32)
     return np.add.reduceat(counts, columns, axis=1, dtype=np.int32)
 

@@ -38,7 +38,7 @@ def predict_pairs(
     model: Model, pairs: Sequence[Pair], device: torch.device, precision: str
 ) -> Generator[tuple[Pair, Prediction]]:
     """Each pair with what the model makes of its photo; raises ImageError for one that cannot be masked."""
-    predictor, _ = make_predictor(model, Options(device=str(device), precision=precision), {})
+    predictor, _ = make_predictor(model, Options(device=str(device), precision=precision))
     by_id = {pair.id: pair for pair in pairs}
     refs = [ImageRef(pair.id, pair.image) for pair in pairs]
     decoding = DecodeOptions(DEFAULT_PIXEL_LIMIT, apply_exif=False)

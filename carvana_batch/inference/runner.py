@@ -1,0 +1,128 @@
+"""The network on its device: photos are uploaded, tiles are run, masks are downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carvana_batch.inference.canvas import Canvas, Window
+from carvana_batch.inference.devices import single_thread_on_small_cpus
+from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard
+from carvana_batch.inference.network_input import NetworkInput, area_average
+from carvana_batch.inference.recovery import Limits
+from carvana_batch.inference.thresholding import expected_dice, threshold_and_pack
+from carvana_batch.inference.tiles import TilePlan, Tiling
+from carvana_batch.inference.transfer import Download, upload
+from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.cpu_fusion import prepare_network
+from carvana_batch.options import DEFAULT_THRESHOLD
+from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """What a mask depends on besides the network.
+
+    Attributes:
+        threshold: probability above which a pixel is car.
+        flip: also run the mirrored photo, and average.
+        keep_probability: put the probability map into predictions.
+    """
+
+    threshold: float = DEFAULT_THRESHOLD
+    flip: bool = False
+    keep_probability: bool = False
+
+
+class NetworkRunner:
+    """One network on one device in one number format, and what happens to a photo there.
+
+    Args:
+        model: the network and what its input must look like.
+        device: where it runs.
+        dtype: number format of the network.
+        options: what masks depend on besides.
+        fused: let convolutions compute what follows them, where the CPU can do that.
+    """
+
+    def __init__(
+        self, model: Model, device: torch.device, dtype: torch.dtype, options: MaskOptions, fused: bool = True
+    ) -> None:
+        self.model, self.device, self.dtype, self.options = model, device, dtype, options
+        self.input = NetworkInput(model.mean, model.deviation, device)
+        self.freed_memory = FreedMemory(device)
+        self._network = prepare_network(model.network, device, dtype, fused)
+
+    def network_size(self, photo: Photo) -> tuple[int, int]:
+        """(height, width) of the photo as the network sees it."""
+        width, height = self.model.size or photo.pixels.shape[1::-1]
+        return height, width
+
+    def plan(self, photo: Photo, tiling: Tiling, tile_limit: int | None = None) -> TilePlan:
+        """The tiles of a photo; ``tile_limit``: most pixels of one of them, None for no limit."""
+        network = self.model.network
+        return tiling.plan(*self.network_size(photo), network.stride, network.unit, tile_limit)
+
+    def load(self, photo: Photo, plan: TilePlan) -> Canvas:
+        """Put a photo on the device, in the size that the network wants."""
+        resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
+        return Canvas(photo, plan, upload(resized, self.device))
+
+    def run(self, windows: Sequence[Window], batch: int) -> tuple[Tensor, Tensor]:
+        """Run up to ``batch`` windows of one tile size.
+
+        Returns:
+            Probabilities (batch, 1, h, w) float32, and whether the logits are finite, (batch,) bool. Both are
+            on the device.
+        """
+        plan = windows[0].canvas.plan
+        self.freed_memory.prepare_for((plan.tile_height, plan.tile_width))
+        with single_thread_on_small_cpus(self.device):
+            images = self.input.normalise(windows, batch, self.dtype)
+        return self.probabilities(images)
+
+    def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (N, 1, h, w) float32 of normalised (N, 3, h, w) images, and if they are finite."""
+        logits = self._network(images).float()
+        probabilities = torch.sigmoid(logits)
+        # A sum is finite only if every summand is; it takes one number per tile instead of a map.
+        finite = torch.isfinite(logits.sum(dim=(1, 2, 3)))
+        if self.options.flip:
+            mirrored = self._network(images.flip(3)).float().flip(3)
+            probabilities = (probabilities + torch.sigmoid(mirrored)) / 2
+            finite = finite & torch.isfinite(mirrored.sum(dim=(1, 2, 3)))
+        return probabilities, finite
+
+    def download(self, canvas: Canvas) -> Download:
+        """Threshold the map of a photo and start to download its packed mask; see :meth:`read`."""
+        with single_thread_on_small_cpus(self.device):
+            probability = canvas.probability()
+            packed, sums = threshold_and_pack(probability, self.options.threshold)
+        kept = [probability] if self.options.keep_probability else []
+        return Download(packed, sums, torch.stack(canvas.finite), *kept)
+
+    def read(self, photo: Photo, download: Download) -> Prediction | None:
+        """The prediction of a photo once its download is complete; None if its logits are not finite."""
+        packed, sums, finite, *kept = download.read()
+        if not finite.all():
+            return None
+        mask = PackedMask(packed.numpy(), photo.pixels.shape[1])
+        return Prediction(photo, mask, expected_dice(mask.rows, sums), kept[0].numpy() if kept else None)
+
+    def fits(self, plan: TilePlan, limits: Limits) -> bool:
+        """Whether a photo of one tile of this plan could be masked with nothing else on the device."""
+        width, height = self.model.size or (plan.tile_width, plan.tile_height)
+        blank = Photo(ImageRef("blank", Path("blank")), np.zeros((height, width, 3), np.uint8))
+        with OutOfMemoryGuard() as guard:
+            tile_limit = plan.tile_height * plan.tile_width
+            canvas = self.load(blank, self.plan(blank, limits.tiling, tile_limit))
+            for window in canvas.windows():
+                probabilities, finite = self.run([window], limits.batch)
+                canvas.blend(window.top, window.left, probabilities[0, 0], finite[0])
+            self.download(canvas).read()
+        return guard.error is None

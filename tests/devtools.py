@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over the pipe of its DevTools protocol: no driver, no port, no library.
+"""Drive headless Chromium through the pipe of its DevTools protocol, without driver, port or library.
 
 https://chromedevtools.github.io/devtools-protocol/
 """
@@ -21,7 +21,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 SWITCHES = (
     "--headless=new",
     "--remote-debugging-pipe",
-    "--no-sandbox",  # which needs more rights than a container gives
+    "--no-sandbox",  # the sandbox needs privileges that containers lack
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -45,15 +45,15 @@ KEYS = {
 
 
 def find_chromium():
-    """The program, or None where there is none."""
+    """Return the path of the program, or None if it is not installed."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 class Chromium:
-    """A browser with a profile of its own in ``folder``; it ends with its pipe."""
+    """A browser with its own profile in ``folder``; it exits when its pipe is closed."""
 
     def __init__(self, program, folder):
-        # The browser reads from its descriptor 3 and writes to 4. Ours are moved away from those numbers.
+        # The browser reads from descriptor 3 and writes to 4, so the pipes here must not use those numbers.
         (commands, self._to), (self._from, answers) = (
             map(self._move_away, os.pipe()),
             map(self._move_away, os.pipe()),
@@ -89,7 +89,7 @@ class Chromium:
             self._process.wait()
 
     def call(self, method, session=None, **parameters):
-        """The result of a command, of a page where ``session`` is given; events that come first are kept."""
+        """Run a command, of a page if ``session`` is given; store events that arrive before the result."""
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": parameters}
@@ -119,7 +119,7 @@ class Chromium:
         return json.loads(message)
 
     def open(self, path, *, width=1000, height=700, dark=False, still=False, scripts=True):
-        """A page with a file in it, loaded."""
+        """Open a file in a new page and wait until it is loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session)
@@ -140,7 +140,11 @@ class Chromium:
 
 
 class Page:
-    """``events`` is everything that the page reported, in order."""
+    """A page of the browser.
+
+    Attributes:
+        events: everything that the page has reported, in order.
+    """
 
     def __init__(self, browser, session):
         self._browser, self._session = browser, session
@@ -153,7 +157,7 @@ class Page:
         self.call("Page.close")
 
     def wait_for_frame(self):
-        """Until all that was asked for so far is drawn."""
+        """Wait until everything requested so far has been drawn."""
         self.evaluate(
             "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
         )
@@ -168,7 +172,7 @@ class Page:
         )
 
     def evaluate(self, expression):
-        """The value of a JavaScript expression."""
+        """Evaluate a JavaScript expression."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
         )
@@ -176,19 +180,19 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception']['description']}")
         return answer["result"].get("value")
 
-    def wait_for(self, ask):
-        """What ``ask`` returns, as soon as that is true; an expression is evaluated."""
+    def wait_for(self, condition):
+        """Wait for a true result of a function or of a JavaScript expression, and return it."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
-            answer = self.evaluate(ask) if isinstance(ask, str) else ask()
+            answer = self.evaluate(condition) if isinstance(condition, str) else condition()
             if answer:
                 return answer
-            self.call("Runtime.evaluate", expression="0")  # so that events come in
+            self.call("Runtime.evaluate", expression="0")  # receives events
             time.sleep(0.02)
-        raise TimeoutError(f"not within {TIMEOUT} s: {ask}")
+        raise TimeoutError(f"not within {TIMEOUT} s: {condition}")
 
     def box(self, selector):
-        """Left, top, width and height of an element in the window, which is scrolled to it."""
+        """Scroll to an element and return its left, top, width and height in the window."""
         return self.evaluate(
             f"(() => {{ const it = document.querySelector({json.dumps(selector)});"
             " it.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -202,7 +206,7 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, **where)
 
     def press(self, *keys, modifiers=0):
-        """Press keys one after the other: names as in KeyboardEvent.key, or single characters."""
+        """Press keys one after the other: values of KeyboardEvent.key, or single characters."""
         for key in keys:
             code, text = KEYS.get(key, (ord(key.upper()) if len(key) == 1 and key.isalnum() else 0, key))
             common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
@@ -210,7 +214,7 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def screenshot(self, selector=None, path=None):
-        """The window, or an element of it, as (H, W, 3) uint8; and as PNG at ``path``."""
+        """Capture the window or an element as (H, W, 3) uint8; also write it as PNG to ``path``, if given."""
         clip = {}
         if selector:
             left, top, width, height = self.box(selector)
@@ -223,15 +227,15 @@ class Page:
             return np.asarray(image.convert("RGB"))
 
     @property
-    def complaints(self):
-        """What the page wrote on the console, exceptions, and what the browser says about it."""
+    def log(self):
+        """Console output, exceptions, and log entries of the browser."""
         self.call("Runtime.evaluate", expression="0")
         kinds = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
         return [event["params"] for event in self.events if event["method"] in kinds]
 
     @property
     def requests(self):
-        """The addresses that were asked for, except data in the page itself."""
+        """The requested URLs, except data URIs."""
         self.call("Runtime.evaluate", expression="0")
         sent = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
         addresses = [event["params"]["request"]["url"] for event in sent]

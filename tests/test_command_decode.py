@@ -19,7 +19,7 @@ def run(*arguments):
     return CliRunner().invoke(group, [str(argument) for argument in arguments])
 
 
-def test_there_and_back(here):
+def test_round_trip(here):
     write_mask(here / "out" / "a_01.png", [[1, 0, 1]])
     write_mask(here / "out" / "b" / "c.png", [[0, 0, 0]])
     assert run("submit", "--size", "3x1", "-o", "one.csv").exit_code == 0
@@ -31,7 +31,7 @@ def test_there_and_back(here):
     assert run("score", "masks", "--gt", "out").exit_code == 0
 
 
-def test_bad_rows_are_named_ten_at_most(here):
+def test_at_most_ten_bad_rows_are_named(here):
     rows = "".join(f"{number}.jpg,4 {number}\n" for number in range(14))
     (here / "s.csv").write_text(f"img,rle_mask\n{rows}[red]\x1b.jpg,1 1\n../x.jpg,1 1\n")
     result = run("decode", "s.csv", "out", "--size", "3x2")
@@ -50,7 +50,7 @@ def test_bad_rows_are_named_ten_at_most(here):
     assert result.stdout == "0 decoded, 1 failed -> out\n"
 
 
-def test_masks_that_are_there(here):
+def test_existing_masks_need_overwrite(here):
     (here / "s.csv").write_text("img,rle_mask\na.jpg,1 1\n")
     assert run("decode", "s.csv", "out", "--size", "2x1").exit_code == 0
     result = run("decode", "s.csv", "out", "--size", "2x1")
@@ -62,13 +62,13 @@ def test_masks_that_are_there(here):
 
 @pytest.mark.parametrize("size", ["any", "full", "1918", "0x5", ""])
 @pytest.mark.usefixtures("here")
-def test_a_size_that_is_none(size):
+def test_invalid_sizes_are_refused(size):
     result = run("decode", "s.csv", "out", "--size", size)
     assert result.exit_code == 2
     assert "--size" in result.stderr
 
 
-def test_in_a_pipe(here):
+def test_output_to_a_pipe(here):
     (here / "s.csv").write_text("img,rle_mask\na.jpg,1 1\nb.jpg,9 9\n")
     command = [sys.executable, "-W", "error", "-m", "carvana_batch", "decode", "s.csv", "out", "--size=2x1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -14,12 +14,12 @@ from PIL import Image
 from carvana_batch.commands import group
 from carvana_batch.errors import QualityGateError, UsageError
 from carvana_batch.scoring import sources as mask_sources
-from carvana_batch.scoring.scores import COLUMNS, WITHOUT_PHOTO
+from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """``out`` and ``gt`` with five pairs, whose Dice is 1, 0.8, 2/3, 0.5 and 0."""
+    """Folders ``out`` and ``gt`` with five pairs, whose Dice is 1, 0.8, 2/3, 0.5 and 0."""
     monkeypatch.chdir(tmp_path)
     for name, predicted, true in [
         ("a", [[1, 0, 0, 0]], [[1, 0, 0, 0]]),
@@ -42,7 +42,7 @@ def read_table(path="scores.csv"):
 
 
 def paragraphs(text):
-    """The paragraphs that a command printed, each a list of its lines."""
+    """Split what a command printed into paragraphs, each a list of its lines."""
     return [paragraph.splitlines() for paragraph in text.split("\n\n")]
 
 
@@ -75,11 +75,11 @@ def test_summary_worst_five_and_table():
     assert last == ["Each image's scores: scores.csv"]
     rows = read_table()
     assert [row["image"] for row in rows] == ["a", "b", "c", "d", "e"]
-    assert tuple(rows[0]) == WITHOUT_PHOTO
+    assert tuple(rows[0]) == MASK_COLUMNS
 
 
 def draw(folder, name, shift=0, antenna=False):
-    """A dark car before a light wall and a dark floor; its mask is ``shift`` columns off."""
+    """Draw a dark car in front of a light wall on a dark floor; its mask is shifted by ``shift`` columns."""
     true = np.zeros((60, 90), bool)
     true[20:50, 20:70] = True
     true[2:20, 40:43] = antenna
@@ -93,7 +93,7 @@ def draw(folder, name, shift=0, antenna=False):
 
 @pytest.fixture
 def cars(tmp_path, monkeypatch):
-    """Seven cars from two sides each: masks shifted by 0 to 6 columns, and an antenna on the last car."""
+    """Two views each of seven cars, with masks shifted by 0 to 6 columns and an antenna on the last car."""
     monkeypatch.chdir(tmp_path)
     for number in range(7):
         for view in ("01", "02"):
@@ -116,7 +116,7 @@ def test_outlines_views_and_cars():
         "Dice within 5 px of the outline",
     ]
 
-    def weighed(name, part):
+    def weighted_mean(name, part):
         total = sum(float(row[name]) * int(row[part]) for row in rows.values() if row[name])
         return total / sum(int(row[part]) for row in rows.values())
 
@@ -125,11 +125,12 @@ def test_outlines_views_and_cars():
     similar = sum(int(row["similar_pixels"]) for row in rows.values()) / outline
     thin = sum(int(row["thin_pixels"]) for row in rows.values())
     assert errors == [
-        f"{'error along the true outline':<34}{weighed('outline_error', 'outline_pixels'):>5.2f} px",
-        f"{'  lower outline':<34}{weighed('lower_error', 'lower_pixels'):>5.2f} px  ({lower:.0%} of it)",
-        f"{'  similar colours':<34}{weighed('similar_error', 'similar_pixels'):>5.2f} px"
+        f"{'error along the true outline':<34}{weighted_mean('outline_error', 'outline_pixels'):>5.2f} px",
+        f"{'  lower outline':<34}{weighted_mean('lower_error', 'lower_pixels'):>5.2f} px"
+        f"  ({lower:.0%} of it)",
+        f"{'  similar colours':<34}{weighted_mean('similar_error', 'similar_pixels'):>5.2f} px"
         f"  ({similar:.0%} of it)",
-        f"{'recall of thin structures':<34}{weighed('thin_recall', 'thin_pixels'):>8.4f}"
+        f"{'recall of thin structures':<34}{weighted_mean('thin_recall', 'thin_pixels'):>8.4f}"
         f"  ({thin} px, in 2 of 14 images)",
     ]
     assert 0.3 < lower < 0.5
@@ -145,7 +146,7 @@ def test_outlines_views_and_cars():
     assert worst[1] == f"  {float(rows['car6_01']['dice']):.6f}  car6_01"
 
 
-def test_many_views_are_cut_to_the_worst(cars):
+def test_only_the_worst_of_many_views_are_printed(cars):
     for number in range(25):
         for car in "xy":
             draw(cars, f"{car}_{number}", shift=number % 13)
@@ -156,7 +157,7 @@ def test_many_views_are_cut_to_the_worst(cars):
     assert "12" in views[2].split()
 
 
-def test_photos_that_cannot_be_used_are_named_and_exit_3(cars):
+def test_unusable_photos_are_named_with_exit_code_3(cars):
     for number in range(3, 7):
         (cars / "in" / f"car{number}_01.png").unlink()
         Image.new("RGB", (9, 9)).save(cars / "in" / f"car{number}_02.png")
@@ -175,34 +176,38 @@ def test_photos_that_cannot_be_used_are_named_and_exit_3(cars):
     assert content["summary"]["defined_for"]["similar_error"] == 6
 
 
-@pytest.mark.parametrize("sides", [("ours.csv", "gt"), ("out", "true.csv.gz"), ("ours.csv", "true.csv.gz")])
+@pytest.mark.parametrize(
+    "sides", [("predicted.csv", "gt"), ("out", "true.csv.gz"), ("predicted.csv", "true.csv.gz")]
+)
 def test_run_length_rows(cars, sides):
-    CliRunner().invoke(group, ["submit", "out", "-o", "ours.csv", "--size", "90x60"], catch_exceptions=False)
+    CliRunner().invoke(
+        group, ["submit", "out", "-o", "predicted.csv", "--size", "90x60"], catch_exceptions=False
+    )
     CliRunner().invoke(
         group, ["submit", "gt", "-o", "true.csv.gz", "--size", "90x60"], catch_exceptions=False
     )
     expected = score("--gt", "gt").stdout
     table = (cars / "scores.csv").read_bytes()
     predicted, truth = sides
-    both = predicted.endswith(".csv") and truth.endswith(".gz")
-    result = score(predicted, "--gt", truth, *(["--size", "90x60"] if both else []))
+    both_rows = predicted.endswith(".csv") and truth.endswith(".gz")
+    result = score(predicted, "--gt", truth, *(["--size", "90x60"] if both_rows else []))
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == expected
     assert (cars / "scores.csv").read_bytes() == table
-    if not both:
+    if not both_rows:
         result = score(predicted, "--gt", truth, "--size", "90x60")
         assert isinstance(result.exception, UsageError)
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("size", ["0x3", "3", "3x", "axb", "any"])
-def test_a_size_is_width_by_height(size):
+def test_invalid_sizes_are_refused(size):
     result = score("--gt", "gt", "--size", size)
     assert result.exit_code == 2
     assert "--size" in result.stderr
 
 
-def test_a_row_that_is_no_mask_is_named_with_its_position(cars):
+def test_invalid_row_is_named_with_the_bad_pair(cars):
     (cars / "rows.csv").write_text("img,rle_mask\ncar0_01.jpg,1 2 2 2\ncar0_02.jpg,1 2\n")
     result = score("rows.csv", "--gt", "gt")
     assert result.exit_code == 3
@@ -211,7 +216,7 @@ def test_a_row_that_is_no_mask_is_named_with_its_position(cars):
     assert "Pair 2 (2 2) overlaps" in result.stdout
 
 
-def test_what_cannot_be_compared_is_named_and_exits_3(here):
+def test_unscored_masks_are_named_with_exit_code_3(here):
     for number in range(7):
         write_mask(here / "gt" / f"true{number}.png", [[1]])
     write_mask(here / "out" / "predicted.png", [[1]])
@@ -229,7 +234,7 @@ def test_what_cannot_be_compared_is_named_and_exits_3(here):
     assert len((here / "s.csv").read_text().splitlines()) == 1 + 4
 
 
-def test_one_json_object(here):
+def test_json_output(here):
     write_mask(here / "gt" / "true.png", [[1]])
     write_mask(here / "gt" / "e_mask.gif", [[1, 0]])
     result = score("--gt", "gt", "--json")
@@ -260,18 +265,18 @@ def test_json_has_every_car_and_view():
     rows = read_table()
     for kind, part in (("cars", 0), ("views", 1)):
         for entry in content[kind]:
-            own = [row for row in rows if row["image"].split("_")[part] == entry[kind[:-1]]]
-            assert entry["images"] == len(own)
-            assert entry["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in own]), abs=1e-8)
+            members = [row for row in rows if row["image"].split("_")[part] == entry[kind[:-1]]]
+            assert entry["images"] == len(members)
+            assert entry["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in members]), abs=1e-8)
             assert entry["boundary_mean"] == pytest.approx(
-                np.mean([float(row["boundary_mean"]) for row in own]), abs=1e-8
+                np.mean([float(row["boundary_mean"]) for row in members]), abs=1e-8
             )
     assert content["cars"][0]["thin_recall"] is None
     assert content["cars"][0]["defined_for"]["thin_recall"] == 0
-    assert set(content["worst"][0]) == set(WITHOUT_PHOTO)
+    assert set(content["worst"][0]) == set(MASK_COLUMNS)
 
 
-def test_nothing_could_be_scored(here):
+def test_no_mask_could_be_scored(here):
     write_mask(here / "one" / "a.png", [[1, 0]])
     result = score("one", "--gt", "out", "--json")
     assert result.exit_code == 3
@@ -284,7 +289,7 @@ def test_nothing_could_be_scored(here):
 
 
 @pytest.mark.parametrize(("limit", "is_met"), [("0", True), ("0.59", True), ("0.6", False), ("nan", False)])
-def test_the_quality_gate_closes_after_everything_is_written(here, limit, is_met):
+def test_quality_gate_fails_after_writing_everything(here, limit, is_met):
     result = score("--gt", "gt", "--fail-under", limit)
     assert "mean Dice" in result.stdout
     assert (here / "scores.csv").exists()
@@ -295,7 +300,7 @@ def test_the_quality_gate_closes_after_everything_is_written(here, limit, is_met
         assert str(result.exception) == f"The mean Dice is 0.59333333, below --fail-under {limit}."
 
 
-def test_a_gate_that_is_missed_outweighs_missing_masks(here):
+def test_failed_quality_gate_outweighs_missing_masks(here):
     write_mask(here / "gt" / "true.png", [[1]])
     assert isinstance(score("--gt", "gt", "--fail-under", "1").exception, QualityGateError)
     assert score("--gt", "gt", "--fail-under", "0").exit_code == 3
@@ -303,13 +308,13 @@ def test_a_gate_that_is_missed_outweighs_missing_masks(here):
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("limit", ["1.5", "-1", "x"])
-def test_a_gate_outside_of_0_to_1_is_refused(limit):
+def test_quality_gate_outside_0_to_1_is_refused(limit):
     result = score("--gt", "gt", "--fail-under", limit)
     assert result.exit_code == 2
     assert "--fail-under" in result.stderr
 
 
-def test_wrong_usage_is_told_before_a_mask_is_read(here, monkeypatch):
+def test_wrong_usage_is_refused_before_reading_masks(here, monkeypatch):
     monkeypatch.setattr(mask_sources, "read_mask", lambda _: pytest.fail("read a mask"))
     result = score()
     assert result.exit_code == 2
@@ -343,7 +348,7 @@ def test_names_are_printed_literally_and_on_one_line(here):
     assert "\x1b" not in result.output
 
 
-def test_in_a_pipe(here):
+def test_output_to_a_pipe(here):
     write_mask(here / "gt" / ("long" * 30 + ".png"), [[1]])
     command = [sys.executable, "-W", "error", "-m", "carvana_batch", "score", "--gt", "gt"]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
@@ -359,7 +364,7 @@ def test_in_a_pipe(here):
     assert result.stderr == "Error: The mean Dice is 0.59333333, below --fail-under 0.9.\n"
 
 
-def test_a_page_is_written_beside_the_scores(tmp_path, monkeypatch):
+def test_page_is_written_with_the_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_mask(tmp_path / "out" / "car_01.png", [[1, 0], [0, 1]])
     write_mask(tmp_path / "gt" / "car_01_mask.png", [[1, 1], [0, 1]])
@@ -373,19 +378,19 @@ def test_a_page_is_written_beside_the_scores(tmp_path, monkeypatch):
     assert not (tmp_path / "report.txt").exists()
 
 
-@pytest.mark.parametrize("own", ["pred.csv", "gt.csv", "link.csv"])
-def test_scores_do_not_replace_what_is_scored(tmp_path, monkeypatch, own):
+@pytest.mark.parametrize("name", ["pred.csv", "gt.csv", "link.csv"])
+def test_scores_never_overwrite_their_inputs(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    for name in ("pred.csv", "gt.csv"):
-        (tmp_path / name).write_text("img,rle_mask\na_01.jpg,1 2\n")
+    for source in ("pred.csv", "gt.csv"):
+        (tmp_path / source).write_text("img,rle_mask\na_01.jpg,1 2\n")
     (tmp_path / "link.csv").symlink_to("gt.csv")
-    arguments = ["score", "pred.csv", "--gt", "gt.csv", "--size", "4x4", "-o", own]
+    arguments = ["score", "pred.csv", "--gt", "gt.csv", "--size", "4x4", "-o", name]
     result = CliRunner().invoke(group, arguments)
     assert isinstance(result.exception, UsageError)
-    assert (tmp_path / own).read_text() == "img,rle_mask\na_01.jpg,1 2\n"
+    assert (tmp_path / name).read_text() == "img,rle_mask\na_01.jpg,1 2\n"
 
 
-def test_rows_named_as_masks_are_paired(tmp_path, monkeypatch):
+def test_rows_named_like_mask_files_are_paired(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("img,rle_mask\ncar_01_mask.jpg,1 1 4 1\n")
     write_mask(tmp_path / "gt" / "car_01_mask.png", [[1, 0], [0, 1]])

@@ -25,7 +25,7 @@ def submit(*arguments):
     return CliRunner().invoke(group, ["submit", *arguments])
 
 
-def test_as_it_is_after_predict(here):
+def test_default_options_after_predict(here):
     write_mask(here / "out" / "a.png", np.ones((1280, 1918)))
     write_mask(here / "out" / "b.png", np.zeros((1280, 1918)))
     result = submit()
@@ -70,7 +70,7 @@ def test_many_empty_masks_are_counted_and_five_named(here):
     assert "empty masks  7 (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...)\n" in result.stdout
 
 
-def test_a_sample(here):
+def test_sample(here):
     write_mask(here / "out" / "a.png", [[1, 0]])
     write_mask(here / "out" / "b.png", [[0, 1]])
     (here / "sample.csv").write_text("img,rle_mask\nb.jpg,1 1\na.jpg,1 1\n")
@@ -85,7 +85,7 @@ def test_a_sample(here):
     assert names_below(here) == ["out", "s.csv", "sample.csv"]
 
 
-def test_a_run_that_is_not_finished_is_told_but_not_refused(here):
+def test_unfinished_run_is_accepted_with_a_warning(here):
     out = here / "out"
     with OutFolder(out, {}, (1, 2), overwrite=False) as folder:
         folder.start({})
@@ -110,13 +110,13 @@ def test_a_run_that_is_not_finished_is_told_but_not_refused(here):
 
 @pytest.mark.parametrize("size", ["1918", "1918x", "0x5", "-1x5", "5x5x5", "axb", "", "1918 x 1280"])
 @pytest.mark.usefixtures("here")
-def test_a_size_that_is_none(size):
+def test_invalid_sizes_are_refused(size):
     result = submit("--size", size)
     assert result.exit_code == 2
     assert "--size" in result.stderr
 
 
-def test_masks_that_were_deleted_since_are_told(here):
+def test_deleted_masks_are_warned_about(here):
     with OutFolder(here / "out", {}, (1, 1), overwrite=False) as out:
         out.start({})
         for name in "abc":
@@ -129,7 +129,7 @@ def test_masks_that_were_deleted_since_are_told(here):
     assert "Warning: out has 1 masks less than predict made. The same predict command" in result.stderr
 
 
-def test_errors_are_those_of_the_program(here):
+def test_errors_are_exceptions_of_the_package(here):
     result = submit()
     assert isinstance(result.exception, UsageError)
     assert "out does not exist" in str(result.exception)
@@ -149,7 +149,7 @@ def test_names_are_printed_literally(here):
     assert "\x1b" not in result.output
 
 
-def test_in_a_pipe(here):
+def test_output_to_a_pipe(here):
     write_mask(here / "out" / "a.png", [[1, 0]])
     command = [sys.executable, "-W", "error", "-m", "carvana_batch", "submit"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The README: its example runs, and no option of the main commands is missing from it."""
+"""The README: its example runs, and it mentions every option of the main commands."""
 
 from __future__ import annotations
 

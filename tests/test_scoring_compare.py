@@ -11,14 +11,14 @@ from PIL import Image
 from carvana_batch.errors import UsageError
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.scoring.outline import compare_outlines
-from carvana_batch.scoring.scores import COLUMNS, COUNTED, WITHOUT_PHOTO, Unusable
+from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, PIXEL_COUNT_COLUMNS
 from carvana_batch.submission.write import write_rows, write_submission
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two pairs that can be scored by hand, and one of everything that goes wrong."""
+    """Folders with two pairs that can be scored by hand, and one mask for each kind of problem."""
     predicted, truth = tmp_path / "out", tmp_path / "gt"
     write_mask(predicted / "b" / "half.png", [[1, 1, 0, 0], [0, 0, 0, 0]])
     write_mask(truth / "b" / "half_mask.gif", [[0, 1, 1, 1], [0, 0, 0, 0]])
@@ -41,16 +41,16 @@ def pick(row, columns):
 
 
 @pytest.mark.parametrize("workers", [None, 1, 2])
-def test_each_pair_and_what_cannot_be_paired(folders, workers):
+def test_pairs_are_scored_and_the_rest_is_named(folders, workers):
     steps = []
     scores = compare_masks(*folders, workers=workers, on_progress=lambda *step: steps.append(step))
-    right, half = scores.rows
-    assert pick(right, COUNTED) == {
+    perfect, half = scores.rows
+    assert pick(perfect, PIXEL_COUNT_COLUMNS) == {
         **dict.fromkeys(["dice", "iou", "pixel_accuracy", "precision", "recall"], 1),
         **dict.fromkeys(["area_true", "area_predicted"], 1),
         "image": "a",
     }
-    assert pick(half, COUNTED) == {
+    assert pick(half, PIXEL_COUNT_COLUMNS) == {
         "image": "b/half",
         "dice": 2 / 5,
         "iou": 1 / 4,
@@ -63,32 +63,32 @@ def test_each_pair_and_what_cannot_be_paired(folders, workers):
     assert scores.missing == ("only_true",)
     assert scores.extra == ("only_predicted",)
     size, torn = scores.unusable
-    assert size == Unusable("size", "The predicted mask is 2x1 pixels, the true one 1x2.")
-    assert torn.image == "torn"
+    assert size == Failure("size", "compare", "The predicted mask is 2x1 pixels, the true one 1x2.")
+    assert (torn.id, torn.stage) == ("torn", "read")
     assert "torn.png" in torn.reason
     assert not scores.complete
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_what_the_masks_alone_tell(folders):
+def test_metrics_from_the_masks_alone(folders):
     scores = compare_masks(*folders)
-    assert scores.columns == WITHOUT_PHOTO
-    right, half = scores.rows
-    assert (right.boundary_mean, right.boundary_p95, right.band_dice) == (0, 0, 1)
-    assert (right.outline_pixels, right.outline_error) == (1, 0)
-    # Outlines in columns 0, 1 and 1, 2, 3: distances 1, 0 and 0, 1, 2.
+    assert scores.columns == MASK_COLUMNS
+    perfect, half = scores.rows
+    assert (perfect.boundary_mean, perfect.boundary_p95, perfect.band_dice) == (0, 0, 1)
+    assert (perfect.outline_pixels, perfect.outline_error) == (1, 0)
+    # The outlines are in columns 0, 1 and 1, 2, 3: distances 1, 0 and 0, 1, 2.
     assert half.boundary_mean == pytest.approx(4 / 5)
     assert half.boundary_p95 == pytest.approx(1.8)
     assert half.band_dice == pytest.approx(2 / 5)
     assert (half.outline_pixels, half.outline_error) == (3, 1)
-    # One row high: all of it is thin, and all of it is the lower outline.
+    # The mask is one row high, so all of it is thin and part of the lower outline.
     assert (half.thin_pixels, half.thin_recall) == (3, pytest.approx(1 / 3))
     assert (half.lower_pixels, half.lower_error) == (3, 1)
     assert (half.similar_pixels, half.similar_share, half.similar_error) == (None, None, None)
 
 
 def draw_car(folder, photos, name="car_01"):
-    """A black car, of which the left half stands before a black wall; the mask has three columns too few."""
+    """Draw a black car whose left half is in front of a black wall; the prediction lacks three columns."""
     true = np.zeros((80, 120), bool)
     true[20:60, 20:100] = True
     predicted = true.copy()
@@ -101,7 +101,7 @@ def draw_car(folder, photos, name="car_01"):
     Image.fromarray(photo).save(photos / f"{name}.png")
 
 
-def test_what_takes_the_photo(tmp_path):
+def test_metrics_that_need_the_photo(tmp_path):
     draw_car(tmp_path, tmp_path / "in")
     scores = compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "in")
     assert scores.columns == COLUMNS
@@ -109,17 +109,17 @@ def test_what_takes_the_photo(tmp_path):
     (row,) = scores.rows
     assert all(value is not None for name, value in pick(row, COLUMNS).items() if name != "thin_recall")
     assert row.outline_pixels == 2 * 80 + 2 * 38
-    # The left edge, and the upper and lower one up to where white comes into the square of 11 pixels.
+    # The left edge, and the upper and lower ones up to where the 11x11 square reaches the white background.
     assert row.similar_pixels >= 38 + 2 * (60 - 20 - 5)
     assert row.similar_share == pytest.approx(row.similar_pixels / row.outline_pixels)
     assert row.similar_error == 0
     assert row.lower_error == pytest.approx(3 * 3 / 80, abs=0.1)
     assert row.outline_error == pytest.approx(3 * 40 / row.outline_pixels)
     without = compare_masks(tmp_path / "out", tmp_path / "gt").rows[0]
-    assert pick(without, WITHOUT_PHOTO) == pick(row, WITHOUT_PHOTO)
+    assert pick(without, MASK_COLUMNS) == pick(row, MASK_COLUMNS)
 
 
-def test_a_photo_that_cannot_be_used_costs_only_what_takes_it(tmp_path):
+def test_unusable_photo_leaves_only_its_metrics_undefined(tmp_path):
     photos = tmp_path / "in"
     for name in ("bare_01", "good_01", "small_01", "torn_01"):
         draw_car(tmp_path, photos, name)
@@ -131,15 +131,16 @@ def test_a_photo_that_cannot_be_used_costs_only_what_takes_it(tmp_path):
     assert [row.similar_pixels is None for row in scores.rows] == [True, False, True, True]
     assert len({row.outline_error for row in scores.rows}) == 1
     bare, small, torn = scores.unseen
-    assert bare == Unusable("bare_01", "There is no photo of this name.")
-    assert small == Unusable("small_01", f"{photos / 'small_01.png'} is 60x40 pixels, the masks 120x80.")
-    assert torn.image == "torn_01"
+    assert bare == Failure("bare_01", "decode", "There is no photo of this name.")
+    reason = f"{photos / 'small_01.png'} is 60x40 pixels, the masks 120x80."
+    assert small == Failure("small_01", "decode", reason)
+    assert torn.id == "torn_01"
     assert "torn_01.png" in torn.reason
     assert scores.averages["similar_error"].images == 1
     assert scores.averages["outline_error"].images == 4
 
 
-def test_photos_of_something_else_are_refused(tmp_path):
+def test_photos_without_a_common_name_are_refused(tmp_path):
     draw_car(tmp_path, tmp_path / "in")
     draw_car(tmp_path / "other", tmp_path / "other_in", "b_02")
     with pytest.raises(UsageError, match=r"--images .*other_in \(such as b_02\).*such as car_01\)"):
@@ -148,34 +149,34 @@ def test_photos_of_something_else_are_refused(tmp_path):
         compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "missing")
 
 
-def test_rows_score_like_the_masks_they_were_made_from(tmp_path):
+def test_rows_score_the_same_as_their_masks(tmp_path):
     draw_car(tmp_path, tmp_path / "in")
     draw_car(tmp_path, tmp_path / "in", "car_02")
     out, gt = tmp_path / "out", tmp_path / "gt"
-    ours, true = tmp_path / "ours.csv.gz", tmp_path / "true.zip"
-    write_submission(out, ours, size=None)
+    predicted, true = tmp_path / "predicted.csv.gz", tmp_path / "true.zip"
+    write_submission(out, predicted, size=None)
     write_submission(gt, true, size=None)
     expected = compare_masks(out, gt)
-    assert compare_masks(ours, gt) == compare_masks(out, true) == expected
-    assert compare_masks(ours, true, size=(120, 80)) == expected
-    for scores in (compare_masks(ours, gt), compare_masks(ours, true, size=(120, 80))):
-        predicted, again = scores.read_masks("car_02")
-        assert (predicted.to_bool().sum(), again.to_bool().sum()) == (77 * 40, 80 * 40)
+    assert compare_masks(predicted, gt) == compare_masks(out, true) == expected
+    assert compare_masks(predicted, true, size=(120, 80)) == expected
+    for scores in (compare_masks(predicted, gt), compare_masks(predicted, true, size=(120, 80))):
+        predicted_mask, true_mask = scores.read_masks("car_02")
+        assert (predicted_mask.to_bool().sum(), true_mask.to_bool().sum()) == (77 * 40, 80 * 40)
     with pytest.raises(UsageError, match=r"--size is for two files.*gt have their own size"):
-        compare_masks(ours, gt, size=(120, 80))
+        compare_masks(predicted, gt, size=(120, 80))
 
 
-def test_rows_have_the_size_of_the_competition_unless_told_otherwise(tmp_path):
+def test_rows_default_to_the_competition_size(tmp_path):
     write_rows(tmp_path / "rows.csv", [("a_01", f"1 {1918 * 1280}"), ("b_01", "1918 2"), ("c_01", "5 1 3 1")])
     scores = compare_masks(tmp_path / "rows.csv", tmp_path / "rows.csv")
     assert [row.area_true for row in scores.rows] == [1918 * 1280, 2]
     (unusable,) = scores.unusable
-    assert unusable.image == "c_01"
+    assert unusable.id == "c_01"
     assert "rows.csv" in unusable.reason
     assert "Pair 2 (3 1)" in unusable.reason
-    few = compare_masks(tmp_path / "rows.csv", tmp_path / "rows.csv", size=(1918, 2))
-    assert [row.image for row in few.rows] == ["b_01"]
-    assert "1918x2 = 3836 pixels" in few.unusable[0].reason
+    small = compare_masks(tmp_path / "rows.csv", tmp_path / "rows.csv", size=(1918, 2))
+    assert [row.image for row in small.rows] == ["b_01"]
+    assert "1918x2 = 3836 pixels" in small.unusable[0].reason
 
 
 def test_missing_and_extra_rows_are_named(tmp_path):
@@ -195,7 +196,7 @@ def test_masks_without_a_common_name_are_refused(tmp_path):
         compare_masks(tmp_path / "none.csv", tmp_path / "gt")
 
 
-def test_whose_masks_are_missing_is_told_with_the_right_advice(tmp_path):
+def test_missing_folder_is_named_with_the_right_advice(tmp_path):
     write_mask(tmp_path / "out" / "a.png", [[1]])
     with pytest.raises(UsageError, match=r"missing does not exist.*`carvana-batch predict`"):
         compare_masks(tmp_path / "missing", tmp_path / "out")
@@ -205,9 +206,10 @@ def test_whose_masks_are_missing_is_told_with_the_right_advice(tmp_path):
 
 
 def test_empty_masks_and_their_means(tmp_path):
-    none, some = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
-    some[5:25, 10:30] = True
-    for name, predicted, true in [("a", none, none), ("b", none, some), ("c", some, none), ("d", some, some)]:
+    empty, square = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
+    square[5:25, 10:30] = True
+    pairs = [("a", empty, empty), ("b", empty, square), ("c", square, empty), ("d", square, square)]
+    for name, predicted, true in pairs:
         write_mask(tmp_path / "out" / f"{name}.png", predicted)
         write_mask(tmp_path / "gt" / f"{name}.png", true)
     scores = compare_masks(tmp_path / "out", tmp_path / "gt")
@@ -221,7 +223,7 @@ def test_empty_masks_and_their_means(tmp_path):
     assert averages["thin_recall"].value is None
 
 
-def test_masks_are_read_again_on_demand(folders):
+def test_masks_can_be_read_again(folders):
     scores = compare_masks(*folders)
     predicted, true = scores.read_masks("b/half")
     np.testing.assert_array_equal(predicted.to_bool(), [[1, 1, 0, 0], [0, 0, 0, 0]])
@@ -229,7 +231,7 @@ def test_masks_are_read_again_on_demand(folders):
 
 
 def test_every_column_is_measured(tmp_path):
-    """So that a field added to Score is not forgotten where it is filled in."""
+    """Guards against adding a field to Score without computing it."""
     draw_car(tmp_path, tmp_path / "in")
     (row,) = compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "in").rows
     assert [each.name for each in fields(row) if getattr(row, each.name) is None] == ["thin_recall"]
@@ -241,8 +243,8 @@ needs_photos = pytest.mark.skipif(
 
 
 @pytest.fixture
-def some_real(tmp_path):
-    """Eight true masks by id, and a folder to put changed ones in."""
+def real_masks(tmp_path):
+    """Eight true masks, and an empty folder for predicted ones."""
     truth = Path(os.environ["CARVANA_DATA"]) / "val" / "masks"
     (tmp_path / "out").mkdir()
     return sorted(truth.glob("*.gif"))[::30], tmp_path / "out"
@@ -250,8 +252,8 @@ def some_real(tmp_path):
 
 @needs_photos
 @pytest.mark.real
-def test_truth_against_itself_as_files_and_as_rows(some_real):
-    paths, out = some_real
+def test_truth_scored_against_itself_as_files_and_rows(real_masks):
+    paths, out = real_masks
     for path in paths:
         (out / path.name).symlink_to(path)
     for truth in (paths[0].parent, paths[0].parent.parent / "masks.csv"):
@@ -262,8 +264,8 @@ def test_truth_against_itself_as_files_and_as_rows(some_real):
 
 @needs_photos
 @pytest.mark.real
-def test_real_masks_that_are_shifted(some_real):
-    paths, out = some_real
+def test_shifted_real_masks(real_masks):
+    paths, out = real_masks
     for path in paths:
         with Image.open(path) as image:
             mask = np.asarray(image) == 1
@@ -279,10 +281,10 @@ def test_real_masks_that_are_shifted(some_real):
 
 @needs_photos
 @pytest.mark.real
-def test_outlines_of_real_masks_against_a_distance_transform(some_real):
+def test_real_outlines_match_a_distance_transform(real_masks):
     from scipy import ndimage
 
-    for path in some_real[0][:3]:
+    for path in real_masks[0][:3]:
         with Image.open(path) as image:
             true = np.asarray(image) == 1
         predicted = ndimage.binary_opening(np.roll(true, (3, 5), axis=(0, 1)), iterations=4)

@@ -1,4 +1,4 @@
-"""The page of ``score --html``: what is in the file. What a browser makes of it is tested elsewhere."""
+"""The content of the HTML page of ``score --html``; how browsers show it is tested elsewhere."""
 
 import base64
 import hashlib
@@ -23,10 +23,10 @@ from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR
 from carvana_batch.scoring.page.charts import TICKS, DiceAxis, draw_histogram
 from carvana_batch.scoring.page.page import write_page
 from carvana_batch.scoring.page.pictures import WorstImage, encode_pictures, read_worst
-from carvana_batch.scoring.page.quantities import QUANTITIES, UNDEFINED, clean, describe
-from carvana_batch.scoring.scores import COLUMNS, COUNTED, MEANINGS, Score, Scores, Summary, Unusable
+from carvana_batch.scoring.page.quantities import QUANTITIES, UNDEFINED, describe, to_json_value
+from carvana_batch.scoring.scores import COLUMNS, MEANINGS, PIXEL_COUNT_COLUMNS, Score, Scores, Summary
 from carvana_batch.text import shown
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>_01",
@@ -46,7 +46,7 @@ VOID = {"meta", "link", "img", "input", "br"}
 
 
 class Document(HTMLParser):
-    """The elements of a page: (tag, attributes, text below it)."""
+    """The elements of a page: [tag, attributes, text in it and in its descendants]."""
 
     def __init__(self, path):
         super().__init__()
@@ -72,7 +72,10 @@ class Document(HTMLParser):
             element[2] += data
 
     def find(self, tag, **wanted):
-        """The elements with this tag and these attributes (``class_`` is one of the classes)."""
+        """Return (attributes, text) of the elements with this tag and these attributes.
+
+        ``class_`` must be one of the classes of the element.
+        """
         wanted_class = wanted.pop("class_", None)
         return [
             (attributes, text)
@@ -113,10 +116,10 @@ def decode(uri, kind):
         return np.asarray(image.convert("RGB"))
 
 
-# The whole
+# The page as a whole
 
 
-def test_nothing_but_its_own_scripts_can_run_and_nothing_is_fetched(tmp_path):
+def test_only_own_scripts_run_and_nothing_is_fetched(tmp_path):
     masks = np.eye(4), np.zeros((4, 4))
     page = render(
         tmp_path, make_scores(make_score()), [make_image(*masks, photo=np.zeros((4, 4, 3), np.uint8))]
@@ -145,15 +148,15 @@ def test_nothing_but_its_own_scripts_can_run_and_nothing_is_fetched(tmp_path):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_text_wherever_they_stand(tmp_path, name):
+def test_names_are_escaped_everywhere(tmp_path, name):
     car = name.rpartition("_")[0]
     rows = make_score(name), make_score(car + "_99"), make_score("other_01"), make_score("other_02")
     scores = make_scores(
         *rows,
         missing=(name,),
         extra=(name,),
-        unusable=(Unusable(name, name),),
-        unseen=(Unusable(name, name),),
+        unusable=(Failure(name, "read", name),),
+        unseen=(Failure(name, "decode", name),),
     )
     path = tmp_path / "report.html"
     worst = [make_image(np.eye(4), np.ones((4, 4)), name, without_photo=name)]
@@ -162,7 +165,7 @@ def test_names_are_text_wherever_they_stand(tmp_path, name):
     folder, plain = shown(tmp_path / name), shown(name)
     assert plain.isprintable()
     names = [text for _, text in page.find("bdi")]
-    # Four lists, two of them with reasons, and the picture.
+    # In four lists, two of them with reasons, and in the card of the picture.
     assert names.count(folder) == 2
     assert names.count(plain) == 7
     assert shown(car) in names
@@ -176,7 +179,7 @@ def test_names_are_text_wherever_they_stand(tmp_path, name):
         assert not re.search("[<>&\u2028\u2029]", text)
 
 
-def test_a_failure_leaves_the_old_page(tmp_path):
+def test_failure_leaves_the_old_page(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
 
@@ -190,8 +193,8 @@ def test_a_failure_leaves_the_old_page(tmp_path):
 
 
 @pytest.mark.slow
-def test_five_thousand_images_and_photos_of_noise_stay_small(tmp_path):
-    """Noise is what compresses worst: at the first quality twelve such photos would have 40 MB."""
+def test_page_of_5000_images_and_noisy_photos_is_small(tmp_path):
+    """Noise compresses worst: at the highest quality, twelve such photos would take 40 MB."""
     generator = np.random.default_rng(1)
     rows = [
         make_score(
@@ -215,7 +218,7 @@ def test_five_thousand_images_and_photos_of_noise_stay_small(tmp_path):
 # Figures
 
 
-def test_the_summary_has_every_mean(tmp_path):
+def test_summary_has_every_mean(tmp_path):
     rows = (
         make_score("a_01", 0.9, boundary_mean=1.5, thin_pixels=10, thin_recall=0.5),
         make_score("a_02", 1.0, boundary_mean=2.5),
@@ -227,15 +230,15 @@ def test_the_summary_has_every_mean(tmp_path):
     assert "Outline distance2.00 px" in texts
     assert "Recall of thin parts0.5000in 1 of 2 images" in texts
     assert f"Error at similar colours{UNDEFINED}in 0 of 2 images" in texts
-    # 0.9 and 1.0: the quantiles lie on the line between them.
+    # Percentiles are interpolated linearly between 0.9 and 1.0.
     assert "Dice at 5\u00a0%0.9050" in figures[0][1]
 
 
-def test_what_is_missing_is_named_but_not_without_end(tmp_path):
+def test_missing_images_are_named_up_to_a_limit(tmp_path):
     scores = make_scores(
         make_score(),
         missing=tuple(f"lost{number}" for number in range(1200)),
-        unusable=(Unusable("torn", "cannot be read"),),
+        unusable=(Failure("torn", "read", "cannot be read"),),
     )
     page = render(tmp_path, scores)
     items = [text for _, text in page.find("li")]
@@ -249,18 +252,20 @@ def test_what_is_missing_is_named_but_not_without_end(tmp_path):
     assert not render(tmp_path, make_scores(make_score())).find("section", class_="problems")
 
 
-def test_a_page_without_a_single_score(tmp_path):
+def test_page_without_any_score(tmp_path):
     page = render(tmp_path, make_scores(missing=("a",)))
     assert "No mask could be scored." in [text for _, text in page.find("p")]
     assert page.json("data") == {
-        "columns": [{"heading": QUANTITIES[n].heading, "kind": QUANTITIES[n].kind} for n in COUNTED],
+        "columns": [
+            {"heading": QUANTITIES[n].heading, "kind": QUANTITIES[n].kind} for n in PIXEL_COUNT_COLUMNS
+        ],
         "rows": [],
         "dice": 1,
     }
     assert not page.find("svg")
 
 
-def test_the_table_has_the_values_of_the_rows(tmp_path):
+def test_table_has_the_values_of_the_rows(tmp_path):
     row = make_score("a/b_01", 2 / 3, boundary_mean=float("inf"), thin_recall=0.25, thin_pixels=4)
     data = render(
         tmp_path, make_scores(row, columns=("image", "dice", "boundary_mean", "thin_recall", "area_true"))
@@ -295,7 +300,7 @@ def test_every_field_is_known_and_explained():
         ([None], "count"),
     ],
 )
-def test_an_unknown_field_is_shown_as_its_values_suggest(values, kind):
+def test_kind_of_unknown_field_follows_from_its_values(values, kind):
     quantity = describe("surface_dice", values)
     assert (quantity.heading, quantity.kind) == ("Surface dice", kind)
 
@@ -311,8 +316,8 @@ def test_an_unknown_field_is_shown_as_its_values_suggest(values, kind):
         (None, None),
     ],
 )
-def test_values_become_json(value, cleaned):
-    assert clean(value) == cleaned
+def test_values_are_converted_for_json(value, cleaned):
+    assert to_json_value(value) == cleaned
 
 
 # Charts
@@ -321,29 +326,29 @@ DICE = st.lists(st.floats(0, 1), min_size=1, max_size=60)
 
 
 @given(DICE, st.floats(4, 30))
-def test_every_dice_has_a_place_on_the_axis_and_no_two_ticks_collide(dice, gap):
+def test_axis_contains_all_dice_and_ticks_keep_their_gap(dice, gap):
     axis = DiceAxis.around(dice)
     assert axis.low <= min(dice) <= max(dice) <= axis.high
-    places = [axis.place(value) for value in sorted(dice)]
-    assert places == sorted(places)
-    assert 0 <= places[0] <= places[-1] <= 100
-    assert (axis.place(axis.low), axis.place(axis.high)) == (0, 100)
+    positions = [axis.position(value) for value in sorted(dice)]
+    assert positions == sorted(positions)
+    assert 0 <= positions[0] <= positions[-1] <= 100
+    assert (axis.position(axis.low), axis.position(axis.high)) == (0, 100)
     ticks = axis.ticks(gap)
     assert set(ticks) <= set(TICKS)
     assert (ticks[0], ticks[-1]) == (axis.low, axis.high)
-    assert all(axis.place(b) - axis.place(a) >= gap for a, b in pairwise(ticks))
+    assert all(axis.position(b) - axis.position(a) >= gap for a, b in pairwise(ticks))
 
 
-def test_the_axis_stretches_towards_one():
-    """Ten times the error, the same step, but for the ten-thousandth that gives 1 a place."""
+def test_axis_is_stretched_towards_one():
+    """Ten times the error takes the same distance, up to the offset that gives 1 a position."""
     axis = DiceAxis(0, 1)
-    assert axis.place(0.9) == pytest.approx(25, abs=0.1)
-    assert axis.place(0.99) == pytest.approx(50, abs=0.2)
-    assert axis.place(0.999) == pytest.approx(74, abs=0.2)
+    assert axis.position(0.9) == pytest.approx(25, abs=0.1)
+    assert axis.position(0.99) == pytest.approx(50, abs=0.2)
+    assert axis.position(0.999) == pytest.approx(74, abs=0.2)
 
 
 @given(DICE)
-def test_the_histogram_counts_every_image_once(dice):
+def test_histogram_counts_every_image_once(dice):
     html = draw_histogram(dice, DiceAxis.around(dice))
     counts = [int(number) for number in re.findall(r"</td><td>(\d+)</td>", html)]
     assert sum(counts) == len(dice)
@@ -354,7 +359,7 @@ def test_the_histogram_counts_every_image_once(dice):
         assert height == pytest.approx(max(138 * count / max(counts), 1.5), abs=0.06)
 
 
-def test_bars_lie_where_their_values_are():
+def test_bars_are_at_the_position_of_their_values():
     values = [0.991] * 3 + [0.9981] * 5
     axis = DiceAxis.around(values)
     bars = re.findall(
@@ -362,7 +367,7 @@ def test_bars_lie_where_their_values_are():
     )
     assert [int(count) for *_, count in bars] == [3, 5]
     for (left, width, _), value in zip(bars, (0.991, 0.9981), strict=True):
-        assert float(left) <= axis.place(value) <= float(left) + float(width)
+        assert float(left) <= axis.position(value) <= float(left) + float(width)
 
 
 def test_groups_are_listed_with_mean_and_lowest(tmp_path):
@@ -379,7 +384,7 @@ def test_groups_are_listed_with_mean_and_lowest(tmp_path):
     assert {attributes.get("data-filter") for attributes, _ in page.find("a")} >= {"view:1", "car:b"}
 
 
-def test_only_the_lowest_of_many_groups(tmp_path):
+def test_only_the_lowest_of_many_groups_are_listed(tmp_path):
     rows = [
         make_score(f"car{car:02}_{view}", 0.5 + car / 100) for car in reversed(range(30)) for view in (1, 2)
     ]
@@ -393,7 +398,7 @@ def test_only_the_lowest_of_many_groups(tmp_path):
     assert "The 12 lowest of 30 cars" in [text for _, text in page.find("p")]
 
 
-def test_no_groups_where_there_are_none(tmp_path):
+def test_no_table_of_groups_without_groups(tmp_path):
     page = render(tmp_path, make_scores(make_score("one"), make_score("two")))
     assert not page.find("table", class_="groups")
 
@@ -401,7 +406,7 @@ def test_no_groups_where_there_are_none(tmp_path):
 # Pictures
 
 
-def test_the_masks_of_a_picture_are_the_masks(tmp_path):
+def test_picture_contains_the_exact_masks(tmp_path):
     generator = np.random.default_rng(3)
     true, predicted = generator.random((2, 37, 53)) < 0.4
     page = render(tmp_path, make_scores(make_score()), [make_image(true, predicted)])
@@ -419,14 +424,14 @@ def test_the_masks_of_a_picture_are_the_masks(tmp_path):
     assert (card["data-picture"], card["data-row"]) == ("0", "0")
 
 
-def test_a_thumbnail_loses_no_mistake(tmp_path):
-    """Single pixels, in a picture that becomes three times smaller, keep their colour."""
+def test_thumbnail_shows_single_wrong_pixels(tmp_path):
+    """Single pixels keep their colour in a picture that is reduced to a third."""
     true, predicted = np.zeros((2, 1280, 1918), bool)
     true[100, 200] = predicted[1279, 1917] = True
     photo = np.full((1280, 1918, 3), 40, np.uint8)
     page = render(tmp_path, make_scores(make_score()), [make_image(true, predicted, photo=photo)])
-    ground, marks = (attributes["src"] for attributes, _ in page.find("img"))
-    pale = decode(ground, "jpeg").astype(int)
+    background, marks = (attributes["src"] for attributes, _ in page.find("img"))
+    pale = decode(background, "jpeg").astype(int)
     assert pale.shape == (427, 640, 3)
     assert np.abs(pale - (255 - 215 // 2)).max() <= 2
     start, _, content = marks.partition(",")
@@ -443,7 +448,7 @@ def test_a_thumbnail_loses_no_mistake(tmp_path):
         assert f"{name}: #{bytes(colour).hex()};" in style
 
 
-def test_the_worst_spot_holds_the_most_mistakes():
+def test_worst_spot_contains_the_most_mistakes():
     true = np.zeros((400, 600), bool)
     true[300:320, 500:520] = True
     true[10, 10] = True
@@ -455,7 +460,7 @@ def test_the_worst_spot_holds_the_most_mistakes():
     assert top <= 300 <= 320 <= top + height
 
 
-def test_photos_are_given_up_before_masks_and_all_alike():
+def test_all_photos_are_reduced_alike_before_masks_are_dropped():
     generator = np.random.default_rng(5)
     mask = np.zeros((160, 240), bool)
     mask[40:80, 60:120] = True
@@ -463,15 +468,15 @@ def test_photos_are_given_up_before_masks_and_all_alike():
         make_image(mask, ~mask, f"car_{n}", photo=generator.integers(0, 256, (160, 240, 3), np.uint8))
         for n in range(4)
     ]
-    most, complete = encode_pictures(worst, 10**7)
+    full, complete = encode_pictures(worst, 10**7)
     assert complete
-    assert decode(most[0].photo, "jpeg").shape == (160, 240, 3)
+    assert decode(full[0].photo, "jpeg").shape == (160, 240, 3)
 
     def total(pictures):
-        return sum(len(one.masks + one.photo + one.ground + one.marks) for one in pictures)
+        return sum(len(one.masks + one.photo + one.background + one.marks) for one in pictures)
 
     states = []
-    pictures, limit = most, total(most)
+    pictures, limit = full, total(full)
     while pictures:
         shapes = {decode(one.photo, "jpeg").shape[:2] if one.photo else None for one in pictures}
         assert len(shapes) == 1
@@ -481,28 +486,28 @@ def test_photos_are_given_up_before_masks_and_all_alike():
         assert total(pictures) <= limit
         assert complete == (len(pictures) == 4)
         assert [one.image for one in pictures] == [f"car_{n}" for n in range(len(pictures))]
-        assert {one.masks for one in pictures} <= {most[0].masks}
+        assert {one.masks for one in pictures} <= {full[0].masks}
     large, small = (160, 240), (80, 120)
     assert states == [
         (4, large), (4, large), (4, small), (4, (40, 60)), (4, None), (3, None), (2, None), (1, None)
     ]  # fmt: skip
 
 
-def test_a_page_that_is_full_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("carvana_batch.scoring.page.page.MOST_BYTES", 0)
+def test_full_page_says_that_pictures_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("carvana_batch.scoring.page.page.MAX_PAGE_BYTES", 0)
     page = render(tmp_path, make_scores(make_score()), [make_image([[1]], [[1]])])
     texts = [text for _, text in page.find("p")]
     assert "More pictures would have made this page too large." in texts
 
 
-def test_masks_and_photo_must_have_one_size():
+def test_masks_and_photo_must_have_the_same_size():
     with pytest.raises(SizeError, match="car_01"):
         make_image(np.ones((2, 3)), np.ones((3, 2)))
     with pytest.raises(SizeError, match="car_01"):
         make_image(np.ones((2, 3)), np.ones((2, 3)), photo=np.zeros((3, 2, 3), np.uint8))
 
 
-def test_the_worst_are_read_from_where_they_were_scored(tmp_path):
+def test_worst_images_are_read_from_the_scored_files(tmp_path):
     predicted, truth, photos = (tmp_path / name for name in ("out", "gt", "photos"))
     photos.mkdir()
     for name, row in (
@@ -534,20 +539,20 @@ def test_the_worst_are_read_from_where_they_were_scored(tmp_path):
     assert [image.without_photo for image in read_worst(scores, 9)] == [""] * 5
 
 
-def test_a_photo_that_could_not_be_used_is_explained(tmp_path):
+def test_unusable_photo_is_explained(tmp_path):
     page = render(
         tmp_path, make_scores(make_score()), [make_image([[1]], [[1]], without_photo="It is gone.")]
     )
     assert page.json("picture-0")["note"] == "Without photo. It is gone."
 
 
-def test_a_picture_that_is_not_among_the_rows_leads_nowhere(tmp_path):
+def test_picture_without_a_row_has_no_link(tmp_path):
     page = render(tmp_path, make_scores(make_score()), [make_image([[1]], [[1]], "other")])
     ((card, _),) = page.find("button", class_="card")
     assert card["data-row"] == ""
 
 
-def test_the_same_scores_give_the_same_page(tmp_path):
+def test_same_scores_give_the_same_page(tmp_path):
     row = replace(make_score(), dice=0.5)
     render(tmp_path, make_scores(row), [make_image([[1]], [[0]])])
     first = (tmp_path / "report.html").read_bytes()
@@ -555,7 +560,7 @@ def test_the_same_scores_give_the_same_page(tmp_path):
     assert (tmp_path / "report.html").read_bytes() == first
 
 
-def test_a_picture_has_exact_colours_where_there_is_no_photo(tmp_path):
+def test_mask_colours_are_exact_without_a_photo(tmp_path):
     true, predicted = np.zeros((2, 8, 8), bool)
     true[:4] = predicted[:, :4] = True
     page = render(tmp_path, make_scores(make_score()), [make_image(true, predicted)])

@@ -1,4 +1,4 @@
-"""The page of ``score --html`` in headless Chromium: clicked, typed at, and looked at."""
+"""The HTML page of ``score --html`` in headless Chromium: clicks, keys, and screenshots."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from helpers import is_colour
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR
 from carvana_batch.scoring.page.page import write_page
 from carvana_batch.scoring.page.pictures import WorstImage
-from carvana_batch.scoring.scores import WITHOUT_PHOTO, Score, Scores, Unusable
+from carvana_batch.scoring.scores import MASK_COLUMNS, Score, Scores
 from carvana_batch.text import shown
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,22 +24,22 @@ SHIFT, CONTROL = 8, 2
 
 
 def make_rows(number):
-    """Views of cars with all kinds of values; a third of the images have no thin parts."""
+    """Make rows of views of cars with various values; a third of the images have no thin parts."""
     generator = np.random.default_rng(11)
     rows = []
-    for place in range(number):
+    for index in range(number):
         dice = 1 - 10 ** -generator.uniform(1, 3)
         area = int(generator.integers(1000, 2000))
         row = Score(
-            f"{place // 16:04x}_{place % 16 + 1:02}", dice, dice / (2 - dice), 0.99, 0.98, 0.97, area, area
+            f"{index // 16:04x}_{index % 16 + 1:02}", dice, dice / (2 - dice), 0.99, 0.98, 0.97, area, area
         )
-        recall = generator.random() if place % 3 else None
+        recall = generator.random() if index % 3 else None
         rows.append(replace(row, outline_pixels=100, thin_pixels=10, thin_recall=recall, lower_pixels=50))
     return rows
 
 
 def make_masks(height, width, seed):
-    """Two masks of blocks, so that all four kinds of pixels come in all places."""
+    """Make two masks of random blocks, with all four combinations of pixels."""
     blocks = np.random.default_rng(seed).random((2, -(-height // 5), -(-width // 5))) < 0.3
     return blocks.repeat(5, axis=1).repeat(5, axis=2)[:, :height, :width]
 
@@ -50,12 +50,12 @@ def make_image(row, true, predicted, photo=None):
 
 @pytest.fixture(scope="module")
 def scores():
-    return Scores(tuple(make_rows(320)), ("lost_01",), (), (), columns=WITHOUT_PHOTO)
+    return Scores(tuple(make_rows(320)), ("lost_01",), (), (), columns=MASK_COLUMNS)
 
 
 @pytest.fixture(scope="module")
 def worst(scores):
-    """A small photo, small masks without one, and a photo of full size with three wrong pixels."""
+    """A small image with a photo, one without, and a large one with three wrong pixels."""
     first, second, third = scores.find_worst(3)
     colours = np.random.default_rng(2).integers(0, 256, (96, 150, 3), np.uint8)
     large, wrong = np.zeros((2, 1280, 1918), bool)
@@ -83,7 +83,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def show(chromium, path):
-    """Opens the page, or another one; none may write on the console or ask for another file."""
+    """Open the page, or another one; afterwards check that it logged nothing and requested no other file."""
     opened = []
 
     def open_page(file=path, **options):
@@ -92,7 +92,7 @@ def show(chromium, path):
 
     yield open_page
     for page, address in opened:
-        assert page.complaints == []
+        assert page.log == []
         assert page.requests == [address]
         assert not [event for event in page.events if event["method"] == "Page.javascriptDialogOpening"]
         page.close()
@@ -127,26 +127,26 @@ def open_picture(page, number):
 
 
 def zoom_level(page):
-    """In percent."""
+    """Return the zoom level in percent."""
     page.wait_for_frame()
     return int(page.evaluate("document.getElementById('zoom-level').textContent").split()[0])
 
 
 def crop(kinds):
-    """The part of (H, W) with what is not 0."""
+    """Crop (H, W) to the bounding box of its non-zero values."""
     rows, columns = np.flatnonzero(kinds.any(axis=1)), np.flatnonzero(kinds.any(axis=0))
     return kinds[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def see_errors(page):
-    """What the stage shows: 1 where a pixel has the colour of a missed one, 2 of an invented one."""
+    """Read the errors from a screenshot of the stage: 1 for a missed pixel, 2 for an invented one."""
     page.wait_for_frame()
     stage = page.screenshot("#stage")
     return is_colour(stage, MISSED_COLOUR) + 2 * is_colour(stage, INVENTED_COLOUR)
 
 
 def errors_of(image):
-    """The same from the masks."""
+    """Compute the errors from the masks: 1 for a missed pixel, 2 for an invented one."""
     true, predicted = image.true.to_bool(), image.predicted.to_bool()
     return (true & ~predicted) + 2 * (predicted & ~true)
 
@@ -158,7 +158,7 @@ def enlarge(kinds, factor):
 # The table
 
 
-def test_it_opens_with_a_page_of_the_lowest_dice(page, scores):
+def test_table_starts_with_the_lowest_dice(page, scores):
     assert texts(page, NAMES) == [row.image for row in scores.find_worst(50)]
     assert status(page) == "All 320 images, sorted by Dice, lowest first"
     cells = texts(page, "#table tbody tr:first-child > *")
@@ -169,7 +169,7 @@ def test_it_opens_with_a_page_of_the_lowest_dice(page, scores):
     ]  # fmt: skip
 
 
-def test_sorted_by_clicks(page, scores):
+def test_sorting_by_clicks(page, scores):
     sort_by(page, "Image")
     assert texts(page, NAMES) == [row.image for row in scores.rows[:50]]
     sort_by(page, "Image")
@@ -187,7 +187,7 @@ def test_sorted_by_clicks(page, scores):
     assert texts(page, NAMES) == [row.image for row in scores.find_worst(50)]
 
 
-def test_sorted_and_filtered_by_keys_alone(page, scores):
+def test_sorting_and_filtering_by_keyboard(page, scores):
     page.evaluate("document.getElementById('filter-name').focus()")
     page.press(*"00f_")
     assert texts(page, NAMES) == [row.image for row in scores.find_worst(320) if "00f_" in row.image][:50]
@@ -196,7 +196,7 @@ def test_sorted_and_filtered_by_keys_alone(page, scores):
     low = [row for row in scores.rows if "00f_" in row.image and row.dice < 0.97]
     assert len(low) > 3
     assert status(page) == f"{len(low)} of 320 images, sorted by Dice, lowest first"
-    page.press("Tab", "Tab", "Tab", "Tab", "Tab")  # "Show all", the box of the table, three of its columns
+    page.press("Tab", "Tab", "Tab", "Tab", "Tab")  # "Show all", the table, and three of its column headings
     assert page.evaluate("document.activeElement.textContent") == "IoU"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
@@ -209,7 +209,7 @@ def test_sorted_and_filtered_by_keys_alone(page, scores):
     assert texts(page, NAMES) == [row.image for row in low]
 
 
-def test_filters_that_nothing_fits(page):
+def test_filters_without_matches(page):
     page.evaluate("document.getElementById('filter-name').focus()")
     page.press(*"<script>")
     assert status(page) == "No image of 320 fits the filters"
@@ -229,9 +229,9 @@ def test_turning_pages(page, scores):
     assert page.evaluate("document.activeElement !== document.body")
 
 
-@pytest.mark.parametrize(("place", "part"), [(0, 1), (1, 0)], ids=["view", "car"])
-def test_a_chart_leads_to_its_images(page, scores, place, part):
-    links = f"document.querySelectorAll('.groups')[{place}].querySelectorAll('a')"
+@pytest.mark.parametrize(("table", "part"), [(0, 1), (1, 0)], ids=["view", "car"])
+def test_chart_links_filter_the_table(page, scores, table, part):
+    links = f"document.querySelectorAll('.groups')[{table}].querySelectorAll('a')"
     name = page.evaluate(f"(() => {{ const it = {links}[6]; it.id = 'link'; return it.textContent; }})()")
     page.click("#link")
     names = [row.image for row in scores.find_worst(320)]
@@ -243,8 +243,8 @@ def test_a_chart_leads_to_its_images(page, scores, place, part):
 # The viewer
 
 
-def test_the_error_map_has_the_colours_of_the_masks(page, worst):
-    """Enlarged by whole numbers, each pixel of the masks is a square of exactly one colour."""
+def test_error_map_matches_the_masks(page, worst):
+    """At integer zoom levels, each pixel of the masks is a square of exactly one colour."""
     open_picture(page, 0)
     true_errors = errors_of(worst[0])
     factor = zoom_level(page) // 100
@@ -266,8 +266,8 @@ def test_pictures_without_a_photo(page, worst):
         np.testing.assert_array_equal(crop(seen), crop(enlarge(mask.to_bool(), factor).astype(bool)))
 
 
-def test_truth_and_prediction_show_the_photo_where_the_mask_is(page, worst):
-    """The photo went through JPEG; so where a mask is told by the veil elsewhere, which is blue."""
+def test_truth_and_prediction_show_the_photo_inside_the_mask(page, worst):
+    """The JPEG changes the colours of the photo, so the mask is recognised by the blue veil around it."""
     open_picture(page, 0)
     shown_layers = {}
     for name in ("photo", "truth", "prediction"):
@@ -280,23 +280,24 @@ def test_truth_and_prediction_show_the_photo_where_the_mask_is(page, worst):
         height, width = (length * factor for length in (96, 150))
         top, left = (same.shape[0] - height + 1) // 2, (same.shape[1] - width + 1) // 2
         within = same[top : top + height, left : left + width]
-        assert (within == enlarge(mask.to_bool(), factor)).mean() > 0.999  # noise may have the veil's colour
+        # Not 1, because the noise of the photo may contain the colour of the veil.
+        assert (within == enlarge(mask.to_bool(), factor)).mean() > 0.999
 
 
-def test_not_a_single_wrong_pixel_is_lost_in_a_small_picture(page):
+def test_reduced_picture_shows_single_wrong_pixels(page):
     page.resize(700, 500)
     open_picture(page, 2)
     seen = see_errors(page)
     spots = [crop(seen == kind) for kind in (1, 2)]
-    assert (seen == 1).sum() >= 1  # (600, 700) was missed
-    assert (seen == 2).sum() >= 2  # the two others were invented
+    assert (seen == 1).sum() >= 1  # the pixel (600, 700) was missed
+    assert (seen == 2).sum() >= 2  # the other two were invented
     assert spots[0].size <= 16
     height, width = spots[1].shape
     scale = zoom_level(page) / 100
     assert (height, width) == pytest.approx((903 * scale, 1599 * scale), rel=0.03, abs=3)
 
 
-def test_zoomed_by_buttons_keys_and_wheel(page):
+def test_zooming_by_buttons_keys_and_wheel(page):
     open_picture(page, 2)
     assert page.evaluate("document.activeElement.id") == "stage"
     start = zoom_level(page)
@@ -311,27 +312,27 @@ def test_zoomed_by_buttons_keys_and_wheel(page):
     assert zoom_level(page) == 100
     page.press("0")
     assert zoom_level(page) == start
-    page.press("=", modifiers=CONTROL)  # which is the browser's
+    page.press("=", modifiers=CONTROL)  # a shortcut of the browser
     assert zoom_level(page) == start
     page.press("w")
     factor = zoom_level(page) // 100
     assert factor >= 3
-    # The worst spot has one of three single pixels, which is now a square of one colour.
+    # The worst spot contains one of the three single pixels, which is now a square of one colour.
     assert crop(see_errors(page)).shape == (factor, factor)
     page.press("0", "+", "+")
     assert zoom_level(page) == 100
-    # The wheel keeps the place under the mouse where it is: here a wrong pixel.
+    # The wheel zooms around the mouse position: here a wrong pixel.
     left, top, width, height = page.box("#stage")
     x, y = left + width / 2 + (700.5 - 959), top + height / 2 + (600.5 - 640)
     for _ in range(12):
         page.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-120)
     page.wait_for(lambda: zoom_level(page) > 1500)
     rows, columns = np.nonzero(see_errors(page) == 1)
-    # Browsers cut where the mouse is to whole pixels, and one is now many.
+    # Browsers round the mouse position to whole pixels, and a pixel of the picture is now many.
     assert np.hypot(rows - (y - top), columns - (x - left)).min() <= 1.5 * zoom_level(page) / 100
 
 
-def test_moved_by_arrows_mouse_and_fingers(page):
+def test_panning_by_arrows_mouse_and_touch(page):
     open_picture(page, 2)
     page.press("w")
 
@@ -350,13 +351,13 @@ def test_moved_by_arrows_mouse_and_fingers(page):
         page.call("Input.dispatchMouseEvent", type=kind, **where)
     np.testing.assert_allclose(find() - start, [-60, -30], atol=3)
     before = zoom_level(page)
-    for kind, apart in (("touchStart", 40), ("touchMove", 50), ("touchMove", 60), ("touchEnd", None)):
-        points = [{"x": x - apart, "y": y}, {"x": x + apart, "y": y}] if apart else []
+    for kind, distance in (("touchStart", 40), ("touchMove", 50), ("touchMove", 60), ("touchEnd", None)):
+        points = [{"x": x - distance, "y": y}, {"x": x + distance, "y": y}] if distance else []
         page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
     assert zoom_level(page) == pytest.approx(1.5 * before, rel=0.02)
 
 
-def test_opened_turned_and_closed_by_keys(page, worst):
+def test_opening_turning_and_closing_by_keyboard(page, worst):
     page.evaluate("document.querySelectorAll('#table .open')[2].focus()")
     page.press("Enter")
     name = "document.getElementById('viewer-name').textContent"
@@ -374,10 +375,10 @@ def test_opened_turned_and_closed_by_keys(page, worst):
     assert page.evaluate("document.activeElement.textContent") == worst[2].image
 
 
-# Everyone can use it
+# Accessibility
 
 
-def test_everything_that_can_be_used_has_a_name(page):
+def test_all_controls_have_accessible_names(page):
     open_picture(page, 0)
     for _ in range(2):
         nodes = page.call("Accessibility.getFullAXTree")["nodes"]
@@ -399,7 +400,7 @@ def test_everything_that_can_be_used_has_a_name(page):
         page.press("Escape")
 
 
-LUMINANCE = """
+TEXT_COLOURS = """
 (() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
   const found = [];
@@ -419,7 +420,7 @@ LUMINANCE = """
 
 
 def contrast(first, second):
-    """Of two sRGB colours, as WCAG 2 defines it."""
+    """Contrast ratio of two sRGB colours, as defined by WCAG 2."""
 
     def luminance(colour):
         channels = np.asarray(colour[:3]) / 255
@@ -431,25 +432,25 @@ def contrast(first, second):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_all_text_stands_out(show, dark):
+def test_text_has_enough_contrast(show, dark):
     page = show(dark=dark)
     ground = np.asarray(page.screenshot())[5, 5]
     assert (ground.max() < 40) if dark else (ground.min() > 240)
     page.evaluate("document.querySelectorAll('details').forEach((it) => (it.open = true))")
-    found = page.evaluate(LUMINANCE)
+    found = page.evaluate(TEXT_COLOURS)
     open_picture(page, 0)
-    found += page.evaluate(LUMINANCE)
+    found += page.evaluate(TEXT_COLOURS)
     assert len(found) > 300
     faint = {name for name, ink, paper in found if contrast(ink, paper) < 4.5}
     assert faint == set()
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(show):
+def test_page_fits_a_phone_without_horizontal_scrolling(show):
     page = show(width=360, height=740)
     page.evaluate("document.querySelectorAll('details').forEach((it) => (it.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     outside = page.evaluate(
-        "[...document.querySelectorAll('main *')].filter((it) => !it.closest('.scroll, .unseen')"
+        "[...document.querySelectorAll('main *')].filter((it) => !it.closest('.scroll, .visually-hidden')"
         " && it.getBoundingClientRect().right > 361).map((it) => it.outerHTML.slice(0, 80))"
     )
     assert outside == []
@@ -464,7 +465,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(show):
             assert box["height"] >= 38
 
 
-def test_without_scripts_figures_and_charts_are_there(show, scores):
+def test_figures_and_charts_need_no_scripts(show, scores):
     page = show(scripts=False, height=1400)
     content = page.call("DOMSnapshot.captureSnapshot", computedStyles=[])
     strings = "\n".join(content["strings"])
@@ -474,13 +475,13 @@ def test_without_scripts_figures_and_charts_are_there(show, scores):
     assert bars.sum() > 5000
 
 
-def test_movement_only_for_those_who_do_not_mind(show):
+def test_preference_for_reduced_motion_is_respected(show):
     for still, behaviour in ((False, "smooth"), (True, "auto")):
         page = show(still=still)
         assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == behaviour
 
 
-def test_hostile_names_stay_text(show, tmp_path):
+def test_hostile_names_remain_text(show, tmp_path):
     names = (
         "<img src=x onerror=alert(1)>_01",
         "</script><script>alert(2)</script>_02",
@@ -489,8 +490,8 @@ def test_hostile_names_stay_text(show, tmp_path):
         "not\udcfftext_05",
         "a\"b'c&amp;\u2028`_06",
     )
-    rows = tuple(Score(name, 0.9 - place / 100, 0.8, 0.9, 0.9, 0.9, 9, 9) for place, name in enumerate(names))
-    scores = Scores(rows, names, names, tuple(Unusable(name, name) for name in names))
+    rows = tuple(Score(name, 0.9 - index / 100, 0.8, 0.9, 0.9, 0.9, 9, 9) for index, name in enumerate(names))
+    scores = Scores(rows, names, names, tuple(Failure(name, "read", name) for name in names))
     worst = [make_image(row, *make_masks(40, 60, 1)) for row in rows]
     path = tmp_path / "report.html"
     write_page(path, scores, predicted=tmp_path / names[0], truth=tmp_path / names[1], worst=worst)
@@ -501,10 +502,10 @@ def test_hostile_names_stay_text(show, tmp_path):
     assert len(page.evaluate("[...document.images].map((it) => it.src.slice(0, 5))")) == 2 * len(names)
 
 
-def test_five_thousand_images_open_at_once(show, worst, tmp_path):
-    """The limits are generous, for machines that do other things as well."""
+def test_page_of_5000_images_opens_quickly(show, worst, tmp_path):
+    """The time limits are generous, for busy machines."""
     path = tmp_path / "report.html"
-    scores = Scores(tuple(make_rows(5000)), (), (), (), columns=WITHOUT_PHOTO)
+    scores = Scores(tuple(make_rows(5000)), (), (), (), columns=MASK_COLUMNS)
     write_page(path, scores, predicted=tmp_path, truth=tmp_path, worst=worst)
     page = show(path)
     assert page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 5000

@@ -1,4 +1,4 @@
-"""Weak spots of a drawn car, worked out by hand, and against slow second implementations."""
+"""Metrics of regions: computed by hand for a drawn car, and compared with slow second implementations."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from carvana_batch.scoring.regions import (
     OutlineErrors,
     find_lower_outline,
     find_similar_outline,
-    find_thin,
-    to_lab,
+    find_thin_structures,
+    srgb_to_lab,
 )
 from carvana_batch.values import PackedMask
 
@@ -29,7 +29,7 @@ def pack(mask):
 
 @pytest.fixture
 def car():
-    """A body of 60x100 pixels, an antenna three pixels wide on it, and two wheels below it."""
+    """A mask with a body of 60x100 pixels, an antenna three pixels wide on top, and two wheels below."""
     mask = np.zeros((140, 160), bool)
     mask[40:100, 30:130] = True
     mask[10:40, 60:63] = True
@@ -42,34 +42,34 @@ def outline_of(mask):
     return np.argwhere(mask & ~ndimage.binary_erosion(mask))
 
 
-def draw_disc(across):
+def draw_disc(diameter):
     y, x = np.mgrid[-8:9, -8:9]
-    return y**2 + x**2 <= (across / 2) ** 2
+    return y**2 + x**2 <= (diameter / 2) ** 2
 
 
-def test_an_antenna_is_thin_and_corners_are_not(car):
-    thin = find_thin(pack(car)).to_bool()
+def test_antenna_is_thin_and_corners_are_not(car):
+    thin = find_thin_structures(pack(car)).to_bool()
     expected = np.zeros_like(car)
-    expected[10:38, 60:63] = True  # but for two rows at the body
+    expected[10:38, 60:63] = True  # except two rows next to the body
     np.testing.assert_array_equal(thin, expected)
 
 
 @settings(deadline=None)
 @given(st.tuples(st.integers(1, 30), st.integers(1, 40)).flatmap(lambda shape: hnp.arrays(bool, shape)))
-def test_thin_is_what_an_opening_removes(mask):
+def test_thin_structures_match_a_morphological_opening(mask):
     opened = ndimage.binary_opening(mask, draw_disc(9))
     body = ndimage.distance_transform_edt(~opened) <= 2.5 if opened.any() else opened
-    np.testing.assert_array_equal(find_thin(pack(mask)).to_bool(), mask & ~body)
+    np.testing.assert_array_equal(find_thin_structures(pack(mask)).to_bool(), mask & ~body)
 
 
-def test_a_bar_is_thin_if_it_is_less_than_nine_pixels_wide():
+def test_bar_is_thin_below_nine_pixels():
     for width, is_thin in [(8, True), (9, False)]:
         mask = np.zeros((40, 60), bool)
         mask[10 : 10 + width, 5:55] = True
-        assert find_thin(pack(mask)).to_bool().any() == is_thin
+        assert find_thin_structures(pack(mask)).to_bool().any() == is_thin
 
 
-def test_the_lower_outline_runs_under_body_and_wheels(car):
+def test_lower_outline_runs_along_body_and_wheels(car):
     lower = find_lower_outline(pack(car))
     expected = {(99, x) for x in range(130) if car[99, x] and not car[100, x]}
     expected |= {(114, x) for x in (*range(40, 60), *range(100, 120))}
@@ -77,7 +77,7 @@ def test_the_lower_outline_runs_under_body_and_wheels(car):
     assert set(map(tuple, lower.tolist())) == expected
 
 
-def test_what_is_under_a_mirror_is_not_the_lower_outline(car):
+def test_lower_outline_excludes_mirrors(car):
     with_mirror = car.copy()
     with_mirror[45:50, 10:30] = True
     lower = find_lower_outline(pack(with_mirror))
@@ -100,58 +100,58 @@ def find_lower_naively(mask):
 
 @settings(deadline=None)
 @given(pairs)
-def test_the_lower_outline_is_that_of_a_loop_over_pixels(pair):
+def test_lower_outline_matches_a_loop_over_pixels(pair):
     assert list(map(tuple, find_lower_outline(pack(pair[0])).tolist())) == find_lower_naively(pair[0])
 
 
-def test_a_car_that_the_frame_cuts_off_has_no_lower_outline_there():
+def test_no_lower_outline_at_the_image_border():
     mask = np.zeros((20, 20), bool)
     mask[5:, 5:15] = True
     assert find_lower_outline(pack(mask)).shape == (0, 2)
     assert find_lower_outline(pack(np.zeros((20, 20), bool))).shape == (0, 2)
 
 
-def test_errors_are_as_thick_as_they_are(car):
+def test_outline_error_is_the_thickness_of_the_error(car):
     predicted = car.copy()
     predicted[115:118, 40:60] = True  # three rows of shadow under one wheel
-    predicted[50:60, 50:60] = False  # a hole in the door, ten rows or more from the outline
-    predicted[0, 0] = True  # nowhere near
+    predicted[50:60, 50:60] = False  # a hole in the door, at least ten rows from the outline
+    predicted[0, 0] = True  # too far away to count
     errors = OutlineErrors(pack(predicted), pack(car))
     np.testing.assert_array_equal(errors.outline, outline_of(car))
     tyre = np.array([(114, x) for x in range(40, 60)])
     assert errors.along(tyre) == 3
     roof = np.array([(40, x) for x in range(30, 130) if not 60 <= x < 63])
     assert errors.along(roof) == pytest.approx(100 / len(roof))
-    assert errors.everywhere == pytest.approx((60 + 100) / len(outline_of(car)))
+    assert errors.overall == pytest.approx((60 + 100) / len(outline_of(car)))
     assert errors.along(roof[:0]) is None
 
 
 def test_one_pixel_too_large_is_an_error_of_about_one(car):
     grown = ndimage.binary_dilation(car)
     errors = OutlineErrors(pack(grown), pack(car))
-    assert errors.everywhere == pytest.approx(1, abs=0.02)
+    assert errors.overall == pytest.approx(1, abs=0.02)
     assert errors.along(find_lower_outline(pack(car))) == pytest.approx(1, abs=0.1)
 
 
-def test_without_a_true_outline_there_is_no_error_along_it(car):
+def test_error_is_undefined_without_a_true_outline(car):
     errors = OutlineErrors(pack(car), pack(np.zeros_like(car)))
-    assert errors.everywhere is None
+    assert errors.overall is None
     assert errors.along(errors.outline) is None
 
 
 @settings(deadline=None)
 @given(pairs, st.randoms(use_true_random=False))
-def test_errors_are_those_of_all_pairs_of_pixels(pair, random):
+def test_errors_match_all_pairs_of_pixels(pair, random):
     predicted, true = pair
     errors = OutlineErrors(pack(predicted), pack(true))
     outline, wrong = outline_of(true), np.argwhere(predicted != true)
     if not len(outline):
         return
-    apart = cdist(wrong, outline)
-    near = apart.min(axis=1) <= 20
-    assert errors.everywhere == pytest.approx(near.sum() / len(outline), abs=1e-9)
+    distances = cdist(wrong, outline)
+    near = distances.min(axis=1) <= 20
+    assert errors.overall == pytest.approx(near.sum() / len(outline), abs=1e-9)
     chosen = np.array(sorted(random.sample(range(len(outline)), random.randint(1, len(outline)))))
-    nearest = near & (apart[:, chosen].min(axis=1) == apart.min(axis=1))
+    nearest = near & (distances[:, chosen].min(axis=1) == distances.min(axis=1))
     assert errors.along(outline[chosen]) == pytest.approx(nearest.sum() / len(chosen), abs=1e-9)
 
 
@@ -166,8 +166,8 @@ def test_errors_are_those_of_all_pairs_of_pixels(pair, random):
         ((1, 1, 1), (0.27, 0, 0)),
     ],
 )
-def test_lab_has_the_values_that_are_published(rgb, lab):
-    assert to_lab(np.array(rgb, float)) == pytest.approx(lab, abs=0.01)
+def test_lab_matches_published_values(rgb, lab):
+    assert srgb_to_lab(np.array(rgb, float)) == pytest.approx(lab, abs=0.01)
 
 
 def find_similar_naively(mask, photo):
@@ -177,15 +177,15 @@ def find_similar_naively(mask, photo):
         inside, colours = mask[window], photo[window].astype(float)
         if inside.all():
             continue
-        apart = to_lab(colours[inside].mean(axis=0)) - to_lab(colours[~inside].mean(axis=0))
-        if np.sqrt((apart**2).sum()) < 10:
+        difference = srgb_to_lab(colours[inside].mean(axis=0)) - srgb_to_lab(colours[~inside].mean(axis=0))
+        if np.sqrt((difference**2).sum()) < 10:
             found.append((y, x))
     return found
 
 
 @settings(deadline=None, max_examples=50)
 @given(pairs, st.integers(0, 9))
-def test_similar_colours_are_those_of_a_loop_over_pixels(pair, seed):
+def test_similar_outline_matches_a_loop_over_pixels(pair, seed):
     mask, patches = pair
     noise = np.random.default_rng(seed).integers(0, 30, (*mask.shape, 3), np.uint8)
     photo = noise + (90 * ndimage.binary_dilation(patches, iterations=2))[:, :, None].astype(np.uint8)
@@ -193,13 +193,13 @@ def test_similar_colours_are_those_of_a_loop_over_pixels(pair, seed):
     assert list(map(tuple, similar.tolist())) == find_similar_naively(mask, photo)
 
 
-def test_a_white_car_half_before_a_white_wall(car, monkeypatch):
+def test_white_car_in_front_of_a_half_white_wall(car, monkeypatch):
     photo = np.where(car, 240, 60).astype(np.uint8)[:, :, None].repeat(3, axis=2)
     photo[:70] = 245
     outline = outline_of(car)
     similar = find_similar_outline(pack(car), photo, outline)
-    # the square of 11 pixels reaches 5 rows over the edge of the wall
+    # the 11x11 square extends 5 rows beyond the edge of the wall
     assert {y for y, _ in similar.tolist()} >= set(range(10, 65))
     assert not {y for y, _ in similar.tolist()} & set(range(75, 140))
-    monkeypatch.setattr("carvana_batch.scoring.regions.CHUNK", 100)
+    monkeypatch.setattr("carvana_batch.scoring.regions.CHUNK_PIXELS", 100)
     np.testing.assert_array_equal(find_similar_outline(pack(car), photo, outline), similar)

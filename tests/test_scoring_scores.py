@@ -8,30 +8,29 @@ from helpers import names_below
 
 from carvana_batch.files import defuse_formula
 from carvana_batch.scoring.scores import (
-    AVERAGED,
+    AVERAGED_COLUMNS,
     COLUMNS,
-    COUNTED,
+    MASK_COLUMNS,
     MEANINGS,
+    PIXEL_COUNT_COLUMNS,
     WEIGHTS,
-    WITHOUT_PHOTO,
     Average,
     Score,
     Scores,
-    Unusable,
     average,
     score_mask,
     summarise,
     write_scores,
 )
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 
 def make_score(image, dice):
     return Score(image, dice, dice, dice, dice, dice, 1, 1)
 
 
-def test_means_are_over_the_images():
-    """Two values: the quantiles lie on the line between 0.4 and 1."""
+def test_summary_weights_images_equally():
+    """With two values, percentiles are interpolated linearly between 0.4 and 1."""
     rows = [Score("a", 1.0, 1.0, 1.0, 1.0, 1.0, 1, 1), Score("b/half", 0.4, 0.25, 0.625, 0.5, 1 / 3, 3, 2)]
     summary = summarise(rows)
     assert summary.images == 2
@@ -45,7 +44,7 @@ def test_means_are_over_the_images():
     assert summary.dice_95 == pytest.approx(0.97)
 
 
-def test_quantiles_of_many():
+def test_percentiles_of_many_images():
     scores = Scores(tuple(make_score(str(n), n / 100) for n in range(101)), (), (), ())
     assert scores.summary.dice_05 == pytest.approx(0.05)
     assert scores.summary.dice_50 == pytest.approx(0.50)
@@ -54,17 +53,17 @@ def test_quantiles_of_many():
     assert scores.complete
 
 
-def test_the_worst_come_first_and_equals_in_order_of_their_names():
+def test_worst_images_are_sorted_by_dice_then_name():
     scores = Scores((make_score("c", 0.5), make_score("a", 0.5), make_score("b", 0.1)), (), (), ())
     assert [row.image for row in scores.find_worst(2)] == ["b", "a"]
     assert [row.image for row in scores.find_worst(9)] == ["b", "a", "c"]
 
 
-def test_nothing_scored_has_no_mean():
-    assert Scores((), (), (), (Unusable("a", "torn"),)).summary is None
+def test_no_summary_without_scored_images():
+    assert Scores((), (), (), (Failure("a", "read", "torn"),)).summary is None
 
 
-def test_the_table_says_what_was_counted(tmp_path):
+def test_csv_of_pixel_count_metrics(tmp_path):
     rows = [Score("a", 1.0, 1.0, 1.0, 1.0, 1.0, 1, 1), Score("b/half", 0.4, 0.25, 0.625, 0.5, 1 / 3, 3, 2)]
     write_scores(rows, tmp_path / "scores.csv")
     assert (tmp_path / "scores.csv").read_text() == (
@@ -75,12 +74,12 @@ def test_the_table_says_what_was_counted(tmp_path):
     assert names_below(tmp_path) == ["scores.csv"]
 
 
-def test_the_table_says_what_was_measured_and_leaves_the_undefined_empty(tmp_path):
+def test_csv_leaves_undefined_values_empty(tmp_path):
     row = replace(make_score("a", 1.0), boundary_mean=2.5, thin_pixels=0, lower_pixels=7, lower_error=0.0)
-    write_scores([row], tmp_path / "scores.csv", WITHOUT_PHOTO)
+    write_scores([row], tmp_path / "scores.csv", MASK_COLUMNS)
     with (tmp_path / "scores.csv").open(newline="") as file:
         (read,) = csv.DictReader(file)
-    assert tuple(read) == WITHOUT_PHOTO
+    assert tuple(read) == MASK_COLUMNS
     assert (read["boundary_mean"], read["boundary_p95"]) == ("2.50000000", "")
     assert (read["thin_pixels"], read["thin_recall"]) == ("0", "")
     assert (read["lower_pixels"], read["lower_error"]) == ("7", "0.00000000")
@@ -88,13 +87,13 @@ def test_the_table_says_what_was_measured_and_leaves_the_undefined_empty(tmp_pat
     assert (tmp_path / "scores.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
-def test_every_column_has_a_meaning_and_those_of_parts_a_weight():
+def test_every_column_is_explained_and_averaged_or_a_weight():
     assert tuple(MEANINGS) == COLUMNS
-    assert set(COUNTED) < set(WITHOUT_PHOTO) < set(COLUMNS)
-    assert set(AVERAGED) | set(WEIGHTS.values()) == set(COLUMNS) - set(COUNTED)
+    assert set(PIXEL_COUNT_COLUMNS) < set(MASK_COLUMNS) < set(COLUMNS)
+    assert set(AVERAGED_COLUMNS) | set(WEIGHTS.values()) == set(COLUMNS) - set(PIXEL_COUNT_COLUMNS)
 
 
-def test_names_in_the_table_are_quoted_and_never_formulas(tmp_path):
+def test_csv_names_are_quoted_and_never_formulas(tmp_path):
     names = ["=cmd()", "+1", "-1", "@a", "a,b", "a\nb", "[red]", "a=b", "ä\udcff"]
     write_scores([make_score(name, 1.0) for name in names], tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -108,11 +107,11 @@ def test_formulas_are_defused(text):
 
 
 @pytest.mark.parametrize("text", ["", "a", "0=1", "'=1", " =1", "00087a6bd4dc_01"])
-def test_other_text_is_left(text):
+def test_other_text_is_unchanged(text):
     assert defuse_formula(text) == text
 
 
-def test_means_are_over_the_images_that_have_a_value():
+def test_averages_skip_undefined_values():
     rows = [
         replace(make_score("a", 1.0), boundary_mean=1.0, thin_pixels=10, thin_recall=0.5),
         replace(make_score("b", 1.0), boundary_mean=None, thin_pixels=0, thin_recall=None),
@@ -121,15 +120,15 @@ def test_means_are_over_the_images_that_have_a_value():
     averages = average(rows, ("image", "boundary_mean", "thin_recall", "similar_error"))
     assert averages == {
         "boundary_mean": Average(2.5, images=2),
-        "thin_recall": Average(0.95, images=2, pixels=100),  # each pixel counts the same
+        "thin_recall": Average(0.95, images=2, pixels=100),  # each pixel counts equally
         "similar_error": Average(None, images=0, pixels=0),
     }
-    assert average(rows, COUNTED) == {}
+    assert average(rows, PIXEL_COUNT_COLUMNS) == {}
     assert average([], ("boundary_mean",)) == {"boundary_mean": Average(None, 0)}
 
 
-def test_means_of_a_part_are_the_ratio_of_the_sums():
-    """Errors of 30 pixels along 10 of the outline, and of 10 along 90."""
+def test_averages_of_parts_are_ratios_of_sums():
+    """30 wrong pixels along 10 pixels of the outline, and 10 along 90."""
     rows = [
         replace(make_score("a", 1.0), lower_pixels=10, lower_error=3.0),
         replace(make_score("b", 1.0), lower_pixels=90, lower_error=10 / 90),
@@ -139,7 +138,7 @@ def test_means_of_a_part_are_the_ratio_of_the_sums():
 
 def make_scores(*images):
     rows = tuple(replace(make_score(image, n / 10), boundary_mean=1.0 * n) for n, image in enumerate(images))
-    return Scores(rows, (), (), (), columns=WITHOUT_PHOTO)
+    return Scores(rows, (), (), (), columns=MASK_COLUMNS)
 
 
 def test_cars_and_views():
@@ -155,7 +154,7 @@ def test_cars_and_views():
     assert [views[name].summary.images for name in views] == [2, 2]
 
 
-def test_there_are_no_groups_of_single_images():
+def test_no_groups_if_each_has_a_single_image():
     scores = make_scores("IMG_1", "IMG_2", "IMG_3")
     assert scores.views == []
     assert [car.name for car in scores.cars] == ["IMG"]
@@ -164,22 +163,24 @@ def test_there_are_no_groups_of_single_images():
     assert make_scores().cars == []
 
 
-def test_images_without_a_view_are_in_no_view():
+def test_images_without_a_view_are_not_grouped_by_view():
     views = make_scores("a_01", "b_01", "c").views
     assert [(view.name, view.summary.images) for view in views] == [("01", 2)]
 
 
-def test_scores_that_are_not_from_masks_cannot_read_them():
+def test_scores_without_a_reader_cannot_read_masks():
     with pytest.raises(ValueError, match="do not know where their masks are"):
         make_scores("a_01").read_masks("a_01")
 
 
-def test_an_image_without_its_photo_makes_them_incomplete():
+def test_missing_photo_makes_scores_incomplete():
     assert Scores((make_score("a", 1),), (), (), ()).complete
-    assert not Scores((make_score("a", 1),), (), (), (), unseen=(Unusable("a", "no photo"),)).complete
+    assert not Scores(
+        (make_score("a", 1),), (), (), (), unseen=(Failure("a", "decode", "no photo"),)
+    ).complete
 
 
-def test_the_row_of_two_masks():
+def test_score_of_two_masks():
     predicted, true = (
         PackedMask.from_bool(np.array(mask, bool)) for mask in ([[1, 1, 0, 0]], [[0, 1, 1, 1]])
     )

@@ -23,7 +23,7 @@ def write_rows_file(path):
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "ROWS.ZIP", "rows.zip"])
-def test_rows_in_every_kind_of_file(tmp_path, name):
+def test_rows_from_every_file_format(tmp_path, name):
     rows = open_masks(write_rows_file(tmp_path / name), advice="")
     assert isinstance(rows, MaskRows)
     assert list(rows.ids) == ["a", "b", "empty", "long"]
@@ -34,14 +34,14 @@ def test_rows_in_every_kind_of_file(tmp_path, name):
         rows.read("long", (3, 2))
 
 
-def test_a_folder_may_be_named_like_a_file(tmp_path):
+def test_folder_may_be_named_like_a_file(tmp_path):
     write_mask(tmp_path / "masks.csv" / "a_mask.png", [[1, 0]])
     folder = open_masks(tmp_path / "masks.csv", advice="")
     assert isinstance(folder, MaskFolder)
     assert list(folder.ids) == ["a"]
 
 
-def test_what_is_neither_is_refused(tmp_path):
+def test_neither_folder_nor_rows_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for name in ("missing", "file", "empty"):
@@ -51,7 +51,7 @@ def test_what_is_neither_is_refused(tmp_path):
         open_masks(tmp_path / "missing.csv", advice="")
 
 
-def test_a_row_has_the_size_of_the_other_mask(tmp_path):
+def test_row_takes_the_size_of_the_other_mask(tmp_path):
     rows = open_masks(write_rows_file(tmp_path / "rows.csv"), advice="")
     write_mask(tmp_path / "gt" / "b.png", [[0, 1], [1, 0], [0, 0]])
     folder = open_masks(tmp_path / "gt", advice="")

@@ -14,13 +14,14 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from carvana_batch.errors import OutOfSpaceError, UsageError
-from carvana_batch.files import TEMPORARY_PREFIX
+from carvana_batch.files import TEMPORARY_PREFIX, WriteError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.parallel import TASKS_PER_WORKER
-from carvana_batch.submission import unpack as decoding
-from carvana_batch.submission.unpack import BadRow, decode_submission, find_fault
+from carvana_batch.submission import unpack
+from carvana_batch.submission.unpack import decode_submission, find_fault
 from carvana_batch.submission.write import write_rows, write_submission
+from carvana_batch.values import Failure
 
 ROWS = """\
 img,rle_mask
@@ -53,10 +54,15 @@ def write(path, text):
 
 
 def decode(tmp_path, rows, size=(5, 3), **options):
-    """The summary for a CSV of these lines."""
+    """Decode a CSV of these lines below the header."""
     return decode_submission(
         write(tmp_path / "s.csv", "img,rle_mask\n" + rows), tmp_path / "out", size, **options
     )
+
+
+def lines_and_names(failures):
+    """The line number and the name of each failed row."""
+    return [(int(failure.source.rpartition(" ")[2]), failure.id) for failure in failures]
 
 
 def pixels(path):
@@ -66,7 +72,7 @@ def pixels(path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip"])
-def test_masks_from_every_kind_of_file(tmp_path, out, name, workers):
+def test_masks_from_every_file_format(tmp_path, out, name, workers):
     steps = []
     summary = decode_submission(
         write(tmp_path / name, ROWS),
@@ -84,14 +90,14 @@ def test_masks_from_every_kind_of_file(tmp_path, out, name, workers):
             np.testing.assert_array_equal(np.asarray(image), rows)
 
 
-def test_masks_of_eight_bits(tmp_path, out):
+def test_masks_with_8_bits(tmp_path, out):
     decode_submission(write(tmp_path / "s.csv", ROWS), out, (5, 3), mask_bits=8)
     with Image.open(out / "a.png") as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image), np.array(MASKS["a"]) * 255)
 
 
-def test_the_size_is_that_of_the_competition_unless_said_otherwise(tmp_path, out):
+def test_size_defaults_to_the_competition_size(tmp_path, out):
     decode_submission(write(tmp_path / "s.csv", "img,rle_mask\na.jpg,1918 1\n"), out)
     with Image.open(out / "a.png") as image:
         assert image.size == (1918, 1280)
@@ -109,7 +115,7 @@ ids = st.text("abcXYZ 0.,\"'=ä日\n_-", min_size=1, max_size=12).filter(
     st.sampled_from([1, 8]),
     st.randoms(),
 )
-def test_a_submission_comes_back_byte_for_byte(tmp_path_factory, masks, mask_bits, random):
+def test_submission_round_trip_is_byte_identical(tmp_path_factory, masks, mask_bits, random):
     folded = {name.casefold() for name in masks}
     if len(folded) < len(masks):
         return
@@ -124,7 +130,7 @@ def test_a_submission_comes_back_byte_for_byte(tmp_path_factory, masks, mask_bit
     assert (folder / "two.csv").read_bytes() == (folder / "one.csv").read_bytes()
 
 
-def test_a_bad_row_does_not_stop_the_others(tmp_path, out):
+def test_bad_rows_do_not_stop_the_others(tmp_path, out):
     rows = [
         "a.jpg,1 2",
         "b.jpg,1 2 3",
@@ -142,16 +148,20 @@ def test_a_bad_row_does_not_stop_the_others(tmp_path, out):
     assert (summary.masks, summary.empty) == (2, 1)
     assert names_below(out) == ["a.png", "g.png"]
     assert pixels(out / "a.png")[0] == [True, True, False, False, False]
-    again = "has the same id, or one that many disks take for the same."
-    assert summary.failures == (
-        BadRow(3, "b.jpg", "Pair 2 has a start (3) but no length."),
-        BadRow(4, "c.jpg", "Pair 2 (1 1) overlaps the pair before it or is out of order."),
-        BadRow(5, "d.jpg", "Pair 1 (15 2) ends beyond the image of 5x3 = 15 pixels."),
-        BadRow(6, "e.jpg", "a row is <photo>,<runs>, and this one has 1 field(s)."),
-        BadRow(7, "f.jpg", "a row is <photo>,<runs>, and this one has 3 field(s)."),
-        BadRow(8, "", "a row is <photo>,<runs>, and this one has no name."),
-        BadRow(9, "a.png", f"line 2 {again}"),
-        BadRow(10, "b.jpg", f"line 3 {again}"),
+    repeated = "has the same id, or one that many disks take for the same."
+    expected = (
+        (3, "b.jpg", "decode", "Pair 2 has a start (3) but no length."),
+        (4, "c.jpg", "decode", "Pair 2 (1 1) overlaps the pair before it or is out of order."),
+        (5, "d.jpg", "decode", "Pair 1 (15 2) ends beyond the image of 5x3 = 15 pixels."),
+        (6, "e.jpg", "read", "a row is <photo>,<runs>, and this one has 1 field(s)."),
+        (7, "f.jpg", "read", "a row is <photo>,<runs>, and this one has 3 field(s)."),
+        (8, "", "read", "a row is <photo>,<runs>, and this one has no name."),
+        (9, "a.png", "read", f"line 2 {repeated}"),
+        (10, "b.jpg", "read", f"line 3 {repeated}"),
+    )
+    assert summary.failures == tuple(
+        Failure(name, stage, reason, f"{tmp_path / 's.csv'}, line {line}")
+        for line, name, stage, reason in expected
     )
 
 
@@ -166,7 +176,7 @@ def test_names_that_have_no_place_in_the_folder(tmp_path, name):
         before = names_in(tmp_path)
         summary = decode(tmp_path, f"{name}{suffix},1 1\n")
         assert summary.masks == 0
-        assert [(row.line, row.name) for row in summary.failures] == [(2, f"{name}{suffix}")]
+        assert lines_and_names(summary.failures) == [(2, f"{name}{suffix}")]
         assert names_in(tmp_path) == sorted([*before, "s.csv"])
     if name in OUTSIDE:
         assert find_fault(name).endswith("so its mask would lie outside of OUT.")
@@ -177,12 +187,12 @@ def test_names_that_only_look_as_if_they_led_out(name):
     assert find_fault(name) == ""
 
 
-def test_long_names(tmp_path, out):
-    most = 255 - len(".png")
+def test_too_long_names_fail(tmp_path, out):
+    limit = 255 - len(".png")
     rows = [
-        f"{'a' * most}.jpg,1 1",
-        f"{'b' * (most + 1)}.jpg,1 1",
-        f"{'ä' * (most // 2 + 1)}.jpg,1 1",
+        f"{'a' * limit}.jpg,1 1",
+        f"{'b' * (limit + 1)}.jpg,1 1",
+        f"{'ä' * (limit // 2 + 1)}.jpg,1 1",
         f"{'c' * 255}/x.jpg,1 1",
         f"{'d' * 256}/x.jpg,1 1",
         f"{'e/' * 3000}x.jpg,1 1",
@@ -190,15 +200,16 @@ def test_long_names(tmp_path, out):
         "z.jpg,1 1",
     ]
     summary = decode(tmp_path, "\n".join(rows))
-    assert [row.line for row in summary.failures if "name is too long" in row.reason] == [3, 4, 6, 7]
+    too_long = [failure for failure in summary.failures if "name is too long" in failure.reason]
+    assert [line for line, _ in lines_and_names(too_long)] == [3, 4, 6, 7]
     assert summary.masks + len(summary.failures) == len(rows)
-    assert (out / f"{'a' * most}.png").exists()
+    assert (out / f"{'a' * limit}.png").exists()
     assert (out / "z.png").exists()
-    assert max(len(row.name) for row in summary.failures) <= decoding.SHOWN_CHARACTERS + 3
+    assert max(len(failure.id) for failure in summary.failures) <= unpack.MAX_NAME_CHARACTERS + 3
 
 
-def test_names_that_the_disk_refuses_do_not_stop_the_others(tmp_path, monkeypatch):
-    """As a disk with shorter names does, or one that takes only names that are text."""
+def test_names_refused_by_the_disk_do_not_stop_the_others(tmp_path, monkeypatch):
+    """Some disks allow only shorter names, or only names that are valid text."""
     original = Path.open
 
     def refuse(path, *arguments, **options):
@@ -208,21 +219,21 @@ def test_names_that_the_disk_refuses_do_not_stop_the_others(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "open", refuse)
     summary = decode(tmp_path, "odd/x.jpg,1 1\ny.jpg,1 1\n")
-    assert [(row.line, row.name) for row in summary.failures] == [(2, "odd/x.jpg")]
+    assert lines_and_names(summary.failures) == [(2, "odd/x.jpg")]
     assert "File name too long" in summary.failures[0].reason
     assert summary.masks == 1
 
 
-def test_a_folder_or_a_file_in_the_way_does_not_stop_the_others(tmp_path, out):
+def test_obstructed_paths_do_not_stop_the_others(tmp_path, out):
     (out / "a.png").mkdir(parents=True)
     (out / "b").write_text("not a folder")
     summary = decode(tmp_path, "a.jpg,1 1\nb/x.jpg,1 1\nc.jpg,1 1\n", overwrite=True)
-    assert [row.name for row in summary.failures] == ["a.jpg", "b/x.jpg"]
+    assert [failure.id for failure in summary.failures] == ["a.jpg", "b/x.jpg"]
     assert "it is a folder" in summary.failures[0].reason
     assert names_below(out) == ["a.png", "b", "c.png"]
 
 
-def test_links_do_not_lead_out(tmp_path, out):
+def test_links_cannot_lead_out_of_the_folder(tmp_path, out):
     (tmp_path / "elsewhere").mkdir()
     write_mask(tmp_path / "precious.png", [[1]])
     before = (tmp_path / "precious.png").read_bytes()
@@ -233,14 +244,15 @@ def test_links_do_not_lead_out(tmp_path, out):
     (out / "b.png").symlink_to(tmp_path / "none.png")
     rows = "leaving/x.jpg,1 1\nleaving/deep/x.jpg,1 1\nstaying/x.jpg,1 1\na.jpg,1 1\nb.jpg,1 1\n"
     summary = decode(tmp_path, rows, overwrite=True)
-    assert [row.name for row in summary.failures] == ["leaving/x.jpg", "leaving/deep/x.jpg", "a.jpg", "b.jpg"]
-    assert all("where a link leads" in row.reason for row in summary.failures)
+    failed = [failure.id for failure in summary.failures]
+    assert failed == ["leaving/x.jpg", "leaving/deep/x.jpg", "a.jpg", "b.jpg"]
+    assert all("where a link leads" in failure.reason for failure in summary.failures)
     assert names_below(tmp_path / "elsewhere") == []
     assert (tmp_path / "precious.png").read_bytes() == before
     assert names_below(out / "inside") == ["x.png"]
 
 
-def test_the_folder_itself_may_be_a_link(tmp_path, out):
+def test_out_folder_may_be_a_link(tmp_path, out):
     (tmp_path / "real").mkdir()
     out.symlink_to("real")
     assert decode(tmp_path, "a/b.jpg,1 1\n").masks == 1
@@ -250,13 +262,15 @@ def test_the_folder_itself_may_be_a_link(tmp_path, out):
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "A"), ("a", "a_mask"), ("ä", "a\u0308"), ("x/a", "X/a"), ("a.jpg", "a.tiff")]
 )
-def test_ids_that_could_not_be_told_apart(tmp_path, out, first, second):
+def test_indistinguishable_ids_fail(tmp_path, out, first, second):
     summary = decode(tmp_path, f"{first},1 1\n{second},2 1\n")
-    assert [(row.line, row.reason.split(" has")[0]) for row in summary.failures] == [(3, "line 2")]
+    (failure,) = summary.failures
+    assert lines_and_names([failure]) == [(3, second)]
+    assert failure.reason.split(" has")[0] == "line 2"
     assert summary.masks == len(find_masks(out)) == 1
 
 
-def test_masks_are_not_overwritten_unless_asked_for(tmp_path, out):
+def test_existing_masks_need_overwrite(tmp_path, out):
     rows = "".join(f"{number}.jpg,1 1\n" for number in range(8))
     decode(tmp_path, rows)
     (out / "7.png").unlink()
@@ -276,7 +290,7 @@ def test_masks_are_not_overwritten_unless_asked_for(tmp_path, out):
     assert pixels(out / "0.png")[0] == [False, True, True, False, False]
 
 
-def test_other_files_in_the_folder_are_let_be(tmp_path, out):
+def test_other_files_are_left_alone(tmp_path, out):
     write_mask(out / "other.png", [[1]])
     before = (out / "other.png").read_bytes()
     assert decode(tmp_path, "a.jpg,1 1\n").masks == 1
@@ -293,13 +307,13 @@ def test_other_files_in_the_folder_are_let_be(tmp_path, out):
         ('img,rle_mask\na.jpg,1 1\n"b.jpg,1 1\n', "line 3: unexpected end of data"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_with_nothing_written(tmp_path, out, content, reason):
+def test_unusable_csv_is_refused_and_nothing_written(tmp_path, out, content, reason):
     with pytest.raises(UsageError, match=rf"s\.csv.*{reason}"):
         decode_submission(write(tmp_path / "s.csv", content), out, (5, 3))
     assert not out.exists()
 
 
-def test_a_file_that_is_cut_short_is_refused_with_nothing_written(tmp_path, out):
+def test_truncated_csv_is_refused_and_nothing_written(tmp_path, out):
     rows = "".join(f"{number}.jpg,{number % 15 + 1} 1\n" for number in range(3000))
     path = write(tmp_path / "s.csv.gz", "img,rle_mask\n" + rows)
     path.write_bytes(path.read_bytes()[:-20])
@@ -308,7 +322,7 @@ def test_a_file_that_is_cut_short_is_refused_with_nothing_written(tmp_path, out)
     assert not out.exists()
 
 
-def test_folders_and_sizes_that_cannot_be_used(tmp_path, out):
+def test_unusable_folder_and_size_are_refused(tmp_path, out):
     out.write_text("a file")
     with pytest.raises(UsageError, match=r"out is not a folder.*another OUT"):
         decode(tmp_path, "a.jpg,1 1\n")
@@ -318,7 +332,7 @@ def test_folders_and_sizes_that_cannot_be_used(tmp_path, out):
     assert not out.exists()
 
 
-def test_a_full_disk_stops_it_and_leaves_whole_masks(tmp_path, out, monkeypatch):
+def test_full_disk_leaves_only_complete_masks(tmp_path, out, monkeypatch):
     written = []
 
     def write_file(path, content):
@@ -328,30 +342,30 @@ def test_a_full_disk_stops_it_and_leaves_whole_masks(tmp_path, out, monkeypatch)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr(decoding, "write_file", write_file)
+    monkeypatch.setattr(unpack, "write_file", write_file)
     with pytest.raises(OutOfSpaceError):
         decode(tmp_path, "".join(f"{number}.jpg,1 1\n" for number in range(9)), workers=1)
     assert names_below(out) == ["0.png", "1.png", "2.png"]
 
 
-def test_an_error_of_the_disk_leaves_no_part_of_a_mask(tmp_path, out, monkeypatch):
+def test_disk_error_leaves_no_partial_mask(tmp_path, out, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(decoding.WriteError, match="Input/output error"):
+    with pytest.raises(WriteError, match="Input/output error"):
         decode(tmp_path, "a.jpg,1 1\n")
     assert [name for name in names_below(out) if not name.startswith(TEMPORARY_PREFIX)] == []
     assert names_below(out) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_rows_do_not_pile_up(tmp_path, monkeypatch, workers):
-    """However many rows there are: none is read long before the masks ahead of it are written."""
+def test_rows_are_not_read_far_ahead(tmp_path, monkeypatch, workers):
+    """No row is read long before the masks of earlier rows are written, however many there are."""
     count = 3000
-    read_lines = decoding.read_lines
+    read_lines = unpack.read_lines
     passes = []
-    ahead = 0
+    max_ahead = 0
 
     def read(path):
         passes.append(0)
@@ -360,27 +374,27 @@ def test_rows_do_not_pile_up(tmp_path, monkeypatch, workers):
             yield line
 
     def written(done, total):
-        nonlocal ahead
+        nonlocal max_ahead
         assert total == count
-        ahead = max(ahead, passes[-1] - done)
+        max_ahead = max(max_ahead, passes[-1] - done)
 
-    monkeypatch.setattr(decoding, "read_lines", read)
-    monkeypatch.setattr(decoding, "_write_mask", lambda row, **_: True)
+    monkeypatch.setattr(unpack, "read_lines", read)
+    monkeypatch.setattr(unpack, "write_file", lambda path, content: None)
     rows = "".join(f"{number}.jpg,1 1\n" for number in range(count))
     assert decode(tmp_path, rows, workers=workers, on_progress=written).masks == count
     assert passes == [count + 1, count + 1]
-    assert ahead <= decoding.PORTION + 1 <= 4 * TASKS_PER_WORKER + 1
+    assert max_ahead <= unpack.CHUNK_ROWS + 1 <= 4 * TASKS_PER_WORKER + 1
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only names that are text")
-def test_a_name_that_is_not_text_keeps_its_bytes(tmp_path, out):
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS accepts only names that are valid text")
+def test_undecodable_name_keeps_its_bytes(tmp_path, out):
     assert decode(tmp_path, "\udcff.jpg,1 1\n").masks == 1
     assert [os.fsencode(path.name) for path in out.iterdir()] == [b"\xff.png"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["car_01_mask.gif", "car_01.tif", "car_01_mask.png"])
-def test_masks_of_the_same_ids_under_other_names_are_refused(tmp_path, name, overwrite):
+def test_same_ids_under_other_names_are_refused(tmp_path, name, overwrite):
     (tmp_path / "rows.csv").write_text("img,rle_mask\ncar_01.jpg,1 1\n")
     (tmp_path / "out").mkdir()
     Image.new("1", (4, 4)).save(tmp_path / "out" / name)

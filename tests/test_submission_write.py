@@ -22,6 +22,7 @@ from carvana_batch.submission import table
 from carvana_batch.submission import write as submission
 from carvana_batch.submission.table import read_rows
 from carvana_batch.submission.write import write_rows, write_submission
+from carvana_batch.values import PackedMask
 
 ROWS = """\
 img,rle_mask
@@ -56,7 +57,7 @@ def read_back(path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip", "s.csv.zip"])
-def test_rows_in_every_kind_of_file(masks, tmp_path, name, workers):
+def test_rows_in_every_file_format(masks, tmp_path, name, workers):
     target = tmp_path / name
     steps = []
     summary = write_submission(
@@ -71,14 +72,14 @@ def test_rows_in_every_kind_of_file(masks, tmp_path, name, workers):
 
 
 @pytest.mark.parametrize("name", ["s.csv.gz", "s.zip"])
-def test_the_same_masks_give_the_same_bytes_at_any_time(masks, tmp_path, name, monkeypatch):
+def test_same_masks_give_the_same_bytes_at_any_time(masks, tmp_path, name, monkeypatch):
     first = write_submission(masks, tmp_path / name, size=None, workers=1)
     later = time.time() + 100_000_000
     monkeypatch.setattr(time, "time", lambda: later)
     assert write_submission(masks, tmp_path / name, size=None, workers=2) == first
 
 
-def test_masks_of_truth_give_the_names_of_the_photos(tmp_path):
+def test_true_masks_give_the_names_of_the_photos(tmp_path):
     folder = tmp_path / "masks"
     folder.mkdir()
     image = Image.new("P", (2, 1))
@@ -89,7 +90,7 @@ def test_masks_of_truth_give_the_names_of_the_photos(tmp_path):
     assert (tmp_path / "s.csv").read_text() == "img,rle_mask\n00087a6bd4dc_01.jpg,2 1\n"
 
 
-def test_rows_are_in_the_order_of_the_ids_however_many(tmp_path):
+def test_rows_are_sorted_by_id(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"{number:04d}" for number in rng.permutation(300)]
     for name in names:
@@ -99,7 +100,7 @@ def test_rows_are_in_the_order_of_the_ids_however_many(tmp_path):
     assert lines == [f"{number:04d}.jpg,{number + 1} 1" for number in range(300)]
 
 
-def test_odd_names_are_quoted_where_csv_needs_it_and_else_left(tmp_path):
+def test_names_are_quoted_only_where_csv_needs_it(tmp_path):
     names = ["=1+1", "+a", "-a", "@a", "a,b", 'a"b', "a\nb", "ä"]
     for name in names:
         write_mask(tmp_path / "out" / f"{name}.png", [[1]])
@@ -111,18 +112,18 @@ def test_odd_names_are_quoted_where_csv_needs_it_and_else_left(tmp_path):
     assert "\n=1+1.jpg,1 1\n" in text
 
 
-def test_a_name_that_is_not_text_keeps_its_bytes(tmp_path):
+def test_undecodable_name_keeps_its_bytes(tmp_path):
     write_mask(tmp_path / "out" / "a.png", [[1]])
     try:
         (tmp_path / "out" / "a.png").rename(tmp_path / "out" / "\udcff.png")
     except OSError:
-        pytest.skip("this file system takes only names that are text")
+        pytest.skip("this file system accepts only names that are valid text")
     write_submission(tmp_path / "out", tmp_path / "s.csv", size=None)
     assert (tmp_path / "s.csv").read_bytes() == b"img,rle_mask\n\xff.jpg,1 1\n"
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip"])
-def test_a_mask_of_another_size_is_named_and_nothing_is_changed(masks, tmp_path, name):
+def test_mask_of_wrong_size_is_named_and_nothing_written(masks, tmp_path, name):
     target = tmp_path / name
     target.write_bytes(b"old")
     write_mask(masks / "c.png", [[1, 1]])
@@ -133,7 +134,7 @@ def test_a_mask_of_another_size_is_named_and_nothing_is_changed(masks, tmp_path,
     assert write_submission(masks, target, size=None).rows == 4
 
 
-def test_the_size_is_that_of_the_competition_unless_said_otherwise(tmp_path):
+def test_size_defaults_to_the_competition_size(tmp_path):
     write_mask(tmp_path / "out" / "a.png", np.ones((1280, 1918)))
     assert write_submission(tmp_path / "out", tmp_path / "s.csv").rows == 1
     assert (tmp_path / "s.csv").read_text() == f"img,rle_mask\na.jpg,1 {1280 * 1918}\n"
@@ -142,7 +143,7 @@ def test_the_size_is_that_of_the_competition_unless_said_otherwise(tmp_path):
         write_submission(tmp_path / "out", tmp_path / "s.csv")
 
 
-def test_a_broken_mask_ends_it_with_nothing_written(masks, tmp_path):
+def test_damaged_mask_is_named_and_nothing_written(masks, tmp_path):
     (masks / "c.png").write_bytes((masks / "a.png").read_bytes()[:40])
     with pytest.raises(ImageError, match=r"c\.png"):
         write_submission(masks, tmp_path / "s.csv", size=None)
@@ -155,7 +156,7 @@ def test_other_suffixes_are_refused(masks, tmp_path, name):
         write_submission(masks, tmp_path / name)
 
 
-def test_folders_that_cannot_be_used_are_refused_before_a_mask_is_read(masks, tmp_path, monkeypatch):
+def test_unusable_folders_are_refused_before_reading_masks(masks, tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "read_mask", lambda _: pytest.fail("read a mask"))
     with pytest.raises(UsageError, match="there is no folder"):
         write_submission(masks, tmp_path / "missing" / "s.csv")
@@ -165,7 +166,7 @@ def test_folders_that_cannot_be_used_are_refused_before_a_mask_is_read(masks, tm
 
 
 class SmallDisk:
-    """A file of which only so many writes succeed."""
+    """A file that raises ENOSPC after a number of successful writes."""
 
     def __init__(self, file, writes):
         self.file = file
@@ -182,8 +183,8 @@ class SmallDisk:
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip"])
-def test_a_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
-    """The N-th write fails, for N = 1, 2, 3 ... until all goes well."""
+def test_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
+    """The N-th write fails, for N = 1, 2, 3 ... until there is no failure."""
     target = tmp_path / name
     target.write_bytes(b"old")
 
@@ -207,22 +208,23 @@ def test_a_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_rows_do_not_pile_up(tmp_path, monkeypatch, workers):
-    """However many masks there are: no mask is read long before the rows ahead of it are written."""
+def test_masks_are_not_read_far_ahead(tmp_path, monkeypatch, workers):
+    """No mask is read long before the rows of earlier masks are written, however many there are."""
     count = 5000
+    mask = PackedMask.from_bool(np.array([[True, False]]))
     read = []
-    ahead = 0
+    max_ahead = 0
 
     def written(done, total):
-        nonlocal ahead
+        nonlocal max_ahead
         assert total == count
-        ahead = max(ahead, len(read) - done)
+        max_ahead = max(max_ahead, len(read) - done)
 
     monkeypatch.setattr(submission, "find_masks", lambda _: {f"{n:05}": Path(str(n)) for n in range(count)})
-    monkeypatch.setattr(submission, "_encode_file", lambda path, size: read.append(path) or "1 1")
-    summary = write_submission(tmp_path, tmp_path / "s.csv", workers=workers, on_progress=written)
+    monkeypatch.setattr(submission, "read_mask", lambda path: read.append(path) or mask)
+    summary = write_submission(tmp_path, tmp_path / "s.csv", (2, 1), workers=workers, on_progress=written)
     assert summary.rows == len(read) == count
-    assert ahead <= workers * TASKS_PER_WORKER * submission.BATCH
+    assert max_ahead <= workers * TASKS_PER_WORKER * submission.BATCH
 
 
 def test_bad_masks_are_named_together(masks, tmp_path):
@@ -242,7 +244,7 @@ def test_bad_masks_are_named_together(masks, tmp_path):
     assert names_below(tmp_path) == ["out"]
 
 
-def test_many_bad_masks_are_not_all_read(tmp_path):
+def test_reading_stops_after_five_bad_masks(tmp_path):
     for number in range(300):
         write_mask(tmp_path / "out" / f"{number:03}.png", [[1]])
     steps = []
@@ -258,7 +260,7 @@ def test_many_bad_masks_are_not_all_read(tmp_path):
     assert len(steps) == 4
 
 
-def test_the_first_empty_masks_are_named(tmp_path):
+def test_first_empty_masks_are_named(tmp_path):
     for number in range(9):
         write_mask(tmp_path / "out" / f"{number}.png", [[number % 2 if number < 3 else 0]])
     summary = write_submission(tmp_path / "out", tmp_path / "s.csv", size=(1, 1))
@@ -266,11 +268,11 @@ def test_the_first_empty_masks_are_named(tmp_path):
     assert summary.first_empty == ("0.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg")
 
 
-# ---- a sample
+# With a sample
 
 
 @pytest.mark.parametrize("name", ["sample.csv", "sample.csv.gz", "sample.zip"])
-def test_a_sample_gives_header_names_and_order(masks, tmp_path, name):
+def test_sample_gives_header_names_and_order(masks, tmp_path, name):
     write_rows(tmp_path / "sample.csv", [("d", "1 1"), ("a", "1 1"), ("b/c", "")])
     text = (
         (tmp_path / "sample.csv")
@@ -294,14 +296,14 @@ def pack(path, text):
         path.write_text(text, newline="")
 
 
-def test_the_names_of_a_sample_may_have_no_suffix(masks, tmp_path):
+def test_sample_names_may_lack_a_suffix(masks, tmp_path):
     pack(tmp_path / "sample.csv", "img,rle_mask\nb/c,\nd,\na,\n")
     write_submission(masks, tmp_path / "s.csv", size=None, sample=tmp_path / "sample.csv")
     assert (tmp_path / "s.csv").read_text() == "img,rle_mask\nb/c,\nd,15 1\na,1 2 5 1\n"
 
 
 def refuse(masks, tmp_path, sample, target="s.csv"):
-    """The message that a sample is refused with; that no mask is read, and nothing written."""
+    """Return the message with which a sample is refused; check that no mask is read and nothing written."""
     pack(tmp_path / "sample.csv", sample)
     before = names_below(tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError) as caught:
@@ -311,7 +313,7 @@ def refuse(masks, tmp_path, sample, target="s.csv"):
     return str(caught.value)
 
 
-def test_missing_and_extra_ids_are_refused_the_first_five_named(masks, tmp_path):
+def test_missing_and_extra_ids_are_refused(masks, tmp_path):
     wanted = "".join(f"{number}.jpg,1 1\n" for number in range(7))
     message = refuse(masks, tmp_path, f"img,rle_mask\nd.jpg,1 1\n{wanted}")
     assert message.startswith(
@@ -331,12 +333,12 @@ def test_missing_and_extra_ids_are_refused_the_first_five_named(masks, tmp_path)
     assert message.splitlines()[1:] == ["Masks whose id is not in the sample: 1", "  b/c"]
 
 
-def test_masks_that_lie_a_folder_deeper_are_pointed_at(masks, tmp_path):
+def test_subfolder_with_the_masks_is_suggested(masks, tmp_path):
     assert f"Did you mean the folder {masks / 'b'}?" in refuse(masks, tmp_path, "img,rle_mask\nc.jpg,\n")
     assert "Did you mean" not in refuse(masks, tmp_path, "img,rle_mask\nx.jpg,\n")
 
 
-def test_ids_that_come_twice_are_refused_the_first_five_named(masks, tmp_path):
+def test_repeated_sample_ids_are_refused(masks, tmp_path):
     rows = "a.jpg,\na.png,\n" + "".join(f"{number % 5}.jpg,\n" for number in range(10))
     lines = refuse(masks, tmp_path, f"img,rle_mask\n{rows}").splitlines()
     assert lines[1:] == [
@@ -358,11 +360,11 @@ def test_ids_that_come_twice_are_refused_the_first_five_named(masks, tmp_path):
         ('img,rle_mask\n"a.jpg,1 1\n', "line 2: unexpected end of data"),
     ],
 )
-def test_what_is_no_sample(masks, tmp_path, sample, reason):
+def test_invalid_samples_are_refused(masks, tmp_path, sample, reason):
     assert re.search(rf"sample\.csv.*{reason}", refuse(masks, tmp_path, sample))
 
 
-def test_the_sample_is_not_overwritten(masks, tmp_path):
+def test_sample_is_not_overwritten(masks, tmp_path):
     sample = "img,rle_mask\nd.jpg,\na.jpg,\nb/c.jpg,\n"
     assert "is the sample itself" in refuse(masks, tmp_path, sample, "sample.csv")
     (tmp_path / "link.csv").symlink_to("sample.csv")
@@ -370,16 +372,16 @@ def test_the_sample_is_not_overwritten(masks, tmp_path):
     assert (tmp_path / "sample.csv").read_text() == sample
 
 
-def test_a_sample_that_is_missing_is_named(masks, tmp_path):
+def test_missing_sample_is_named(masks, tmp_path):
     with pytest.raises(UsageError, match=r"none\.csv: No such file"):
         write_submission(masks, tmp_path / "s.csv", size=None, sample=tmp_path / "none.csv")
 
 
-# ---- reading rows
+# Reading rows
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip", "s.csv.zip", "S.CSV"])
-def test_what_is_written_is_read(tmp_path, name):
+def test_written_rows_are_read_back(tmp_path, name):
     rows = [("a", "1 2 5 1"), ("b/c", ""), ("d.v2", "15 1"), ('e,"f', "3 1"), ("\udcff", "7 7")]
     write_rows(tmp_path / name, rows)
     assert read_rows(tmp_path / name) == dict(rows)
@@ -434,7 +436,7 @@ def test_bad_rows_are_named(tmp_path, data, reason):
         read_rows(tmp_path / "s.csv")
 
 
-def test_a_field_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+def test_unclosed_quote_does_not_fill_the_memory(tmp_path, monkeypatch):
     before = csv.field_size_limit(1000)
     monkeypatch.setattr(table, "FIELD_LIMIT", 1000)
     (tmp_path / "s.csv").write_text('img,rle_mask\na.jpg,"' + "1 2\n" * 1000)
@@ -445,7 +447,7 @@ def test_a_field_without_end_is_refused_before_it_fills_the_memory(tmp_path, mon
         csv.field_size_limit(before)
 
 
-def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     for name, reason in [("missing.csv", "No such file"), ("s.txt", r"\*\.csv, \*\.csv\.gz, \*\.zip")]:
         with pytest.raises(UsageError, match=rf"{name}.*{reason}"):
             read_rows(tmp_path / name)
@@ -466,7 +468,7 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
         read_rows(tmp_path / name)
 
 
-def test_an_archive_must_hold_one_table(tmp_path):
+def test_archive_must_contain_one_csv(tmp_path):
     table = "img,rle_mask\na.jpg,1 2\n"
     with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
         archive.writestr("train_masks.csv", table)

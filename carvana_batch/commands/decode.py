@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
-from carvana_batch.commands.submit import parse_size
+from carvana_batch.commands.parameters import RowSize
 from carvana_batch.errors import EXIT_SOME_FAILED
-from carvana_batch.submission.unpack import BadRow, decode_submission
+from carvana_batch.submission.unpack import decode_submission
 from carvana_batch.text import shown
+from carvana_batch.values import Failure
 
 NAMES_SHOWN = 10
-
-
-def parse_exact_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT as (width, height) in pixels."""
-    size = parse_size(context, parameter, value)
-    if size is None:
-        message = "run-length rows do not say how large their photos are; give WIDTHxHEIGHT."
-        raise click.BadParameter(message, context, parameter)
-    return size
 
 
 @click.command()
@@ -31,7 +24,7 @@ def parse_exact_size(context: click.Context, parameter: click.Parameter, value: 
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--size",
-    callback=parse_exact_size,
+    type=RowSize(),
     default="1918x1280",
     metavar="WIDTHxHEIGHT",
     show_default=True,
@@ -73,17 +66,15 @@ def command(
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    print_failures(source, summary.failures)
+    print_failures(summary.failures)
     empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""
     click.echo(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")
     if summary.failures:
         context.exit(EXIT_SOME_FAILED)
 
 
-def print_failures(source: Path, failures: tuple[BadRow, ...]) -> None:
-    for row in failures[:NAMES_SHOWN]:
-        click.echo(
-            f"failed: {shown(source)}, line {row.line}: {shown(row.name)}: {shown(row.reason)}", err=True
-        )
+def print_failures(failures: Sequence[Failure]) -> None:
+    for failure in failures[:NAMES_SHOWN]:
+        click.echo(f"failed: {shown(failure.source)}: {shown(failure.id)}: {shown(failure.reason)}", err=True)
     if len(failures) > NAMES_SHOWN:
         click.echo(f"failed: {len(failures) - NAMES_SHOWN:,} more", err=True)

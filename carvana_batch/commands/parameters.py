@@ -1,4 +1,4 @@
-"""Values that options take: sizes, amounts of memory, shards."""
+"""Types of option values: sizes, amounts of memory, shards."""
 
 from __future__ import annotations
 
@@ -11,20 +11,76 @@ import click
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class TileSize(click.ParamType[Any]):
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Parse WIDTHxHEIGHT, each from 1 to 999999 pixels, into (width, height); None for any other text."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+class MaskSize(click.ParamType[Any]):
+    """``WxH`` to (width, height) in pixels; subclasses may define a ``keyword`` that stands for None."""
+
+    name = "WxH"
+    keyword = ""
+    problem = "is not WIDTHxHEIGHT, such as 1918x1280"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        if self.keyword and value == self.keyword:
+            return None
+        size = self.parse(value)
+        if size is None:
+            self.fail(f"{value!r} {self.problem}", parameter, context)
+        return size
+
+    def parse(self, text: str) -> tuple[int, int] | None:
+        """Parse a size; None for any other text."""
+        return parse_size(text)
+
+
+class AnyMaskSize(MaskSize):
+    """``any`` to None, ``WxH`` to (width, height) in pixels."""
+
+    name = "WxH|any"
+    keyword = "any"
+    problem = "is neither WIDTHxHEIGHT, such as 1918x1280, nor any."
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        is_keyword = isinstance(value, str) and value.lower() == self.keyword
+        return super().convert(self.keyword if is_keyword else value, parameter, context)
+
+
+class RowSize(AnyMaskSize):
+    """``WxH`` to (width, height) in pixels; explains why ``any`` is not possible for run-length rows."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        size = super().convert(value, parameter, context)
+        if size is None:
+            message = "run-length rows do not say how large their photos are; give WIDTHxHEIGHT."
+            self.fail(message, parameter, context)
+        return size
+
+
+class PhotoSize(MaskSize):
+    """``full`` to None, ``WxH`` to (width, height) in pixels."""
+
+    name = "full|WxH"
+    keyword = "full"
+    problem = "is neither full nor WIDTHxHEIGHT"
+
+
+class TileSize(MaskSize):
     """``auto`` to None, ``N`` and ``WxH`` to (width, height) in pixels."""
 
     name = "auto|N|WxH"
+    keyword = "auto"
+    problem = "is neither auto nor a number of pixels nor WIDTHxHEIGHT"
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if value is None or isinstance(value, tuple) or value == "auto":
-            return None if value == "auto" else value
-        match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", value.lower())
-        if match is None:
-            self.fail(
-                f"{value!r} is neither auto nor a number of pixels nor WIDTHxHEIGHT", parameter, context
-            )
-        return int(match[1]), int(match[2] or match[1])
+    def parse(self, text: str) -> tuple[int, int] | None:
+        return parse_size(text) or parse_size(f"{text}x{text}")
 
 
 class Memory(click.ParamType[Any]):
@@ -46,7 +102,7 @@ class Memory(click.ParamType[Any]):
 
 
 class Finite(click.FloatRange):
-    """A range without nan and infinity, which ``click.FloatRange`` lets pass."""
+    """A range that refuses NaN and infinity, which ``click.FloatRange`` accepts."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         number = super().convert(value, parameter, context)
@@ -69,36 +125,8 @@ class Shard(click.ParamType[Any]):
         return int(match[1]), int(match[2])
 
 
-class PhotoSize(click.ParamType[Any]):
-    """``full`` to None, ``WxH`` to (width, height) in pixels."""
-
-    name = "full|WxH"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if value == "full" or isinstance(value, tuple):
-            return None if value == "full" else value
-        match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value.lower())
-        if match is None:
-            self.fail(f"{value!r} is neither full nor WIDTHxHEIGHT", parameter, context)
-        return int(match[1]), int(match[2])
-
-
-class MaskSize(click.ParamType[Any]):
-    """``WxH`` to (width, height) in pixels."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value.lower())
-        if match is None:
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1918x1280", parameter, context)
-        return int(match[1]), int(match[2])
-
-
 class NetworkName(click.ParamType[str]):
-    """A name of the registry of networks."""
+    """A name from the registry of networks."""
 
     name = "name"
 

@@ -17,6 +17,7 @@ from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
 from carvana_batch.scoring.scores import Average, Group, Scores, Summary, write_scores
 from carvana_batch.text import shown
+from carvana_batch.values import Failure
 
 WORST_SHOWN = 5
 NAMES_SHOWN = 5
@@ -131,17 +132,22 @@ def command(
         context.exit(EXIT_SOME_FAILED)
 
 
-def check_gate(scores: Scores, lowest: float) -> None:
+def check_gate(scores: Scores, limit: float) -> None:
+    """Check the mean Dice.
+
+    Raises:
+        QualityGateError: the mean Dice is below ``limit``, or there is none.
+    """
     if scores.summary is None:
         raise QualityGateError(
             "No mask could be scored, so there is no mean Dice to hold against --fail-under."
         )
-    if not scores.summary.dice >= lowest:  # so that nan, too, is a gate that is missed
-        raise QualityGateError(f"The mean Dice is {scores.summary.dice:.8f}, below --fail-under {lowest}.")
+    if not scores.summary.dice >= limit:  # also fails for a limit of NaN
+        raise QualityGateError(f"The mean Dice is {scores.summary.dice:.8f}, below --fail-under {limit}.")
 
 
 def describe(scores: Scores, output: Path) -> dict[str, object]:
-    """The scores as JSON has them; ``summary`` is null if no image was scored."""
+    """Return the scores for JSON; ``summary`` is null if no image was scored."""
     summary = scores.summary
     return {
         "summary": None if summary is None else describe_means(summary, scores.averages),
@@ -157,14 +163,18 @@ def describe(scores: Scores, output: Path) -> dict[str, object]:
         ],
         "missing": scores.missing,
         "extra": scores.extra,
-        "unusable": [dataclasses.asdict(image) for image in scores.unusable],
-        "unseen": [dataclasses.asdict(image) for image in scores.unseen],
+        "unusable": [describe_failure(failure) for failure in scores.unusable],
+        "unseen": [describe_failure(failure) for failure in scores.unseen],
         "scores": str(output),
     }
 
 
+def describe_failure(failure: Failure) -> dict[str, str]:
+    return {"image": failure.id, "reason": failure.reason}
+
+
 def describe_means(summary: Summary, averages: Mapping[str, Average]) -> dict[str, object]:
-    """Summary and means as JSON has them; ``defined_for`` says of how many images a mean was taken."""
+    """Return all means for JSON; ``defined_for`` is the number of images for which a metric is defined."""
     return {
         **dataclasses.asdict(summary),
         **{name: average.value for name, average in averages.items()},
@@ -186,9 +196,13 @@ def print_scores(scores: Scores, output: Path) -> None:
         click.echo("No mask could be scored.")
     print_names("True masks without a predicted one", scores.missing)
     print_names("Predicted masks without a true one", scores.extra)
-    print_names("Masks that cannot be compared", [f"{each.image}: {each.reason}" for each in scores.unusable])
-    print_names("Photos that cannot be used", [f"{each.image}: {each.reason}" for each in scores.unseen])
+    print_names("Masks that cannot be compared", list_reasons(scores.unusable))
+    print_names("Photos that cannot be used", list_reasons(scores.unseen))
     click.echo(f"\nEach image's scores: {shown(output)}")
+
+
+def list_reasons(failures: Sequence[Failure]) -> list[str]:
+    return [f"{failure.id}: {failure.reason}" for failure in failures]
 
 
 def print_summary(summary: Summary) -> None:
@@ -205,15 +219,15 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_outline(averages: Mapping[str, Average], images: int) -> None:
-    """How far the outlines are apart, and along which part; what is not of all images says of how many."""
+    """Print the metrics of the outlines, with a note for metrics that are not defined for all images."""
 
-    def count(average: Average) -> str:
+    def note_coverage(average: Average) -> str:
         return "" if average.images == images else f"in {average.images:,} of {images:,} images"
 
-    def line(label: str, name: str, form: str, note: str = "") -> tuple[str, str, str]:
+    def line(label: str, name: str, template: str, note: str = "") -> tuple[str, str, str]:
         average = averages[name]
-        value = "-" if average.value is None else form.format(average.value)
-        return label, value, ", ".join(word for word in (note, count(average)) if word)
+        value = "-" if average.value is None else template.format(average.value)
+        return label, value, ", ".join(part for part in (note, note_coverage(average)) if part)
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.0%} of it"
@@ -238,37 +252,37 @@ def print_outline(averages: Mapping[str, Average], images: int) -> None:
 
 
 def print_lines(*lines: tuple[str, str, str]) -> None:
-    """A paragraph of labels, values and notes."""
+    """Print a paragraph of lines, each a label, a value and a note."""
     click.echo()
     for label, value, note in lines:
         click.echo(f"{label:<34}{value:>8}" + (f"  ({note})" if note else ""))
 
 
-def print_groups(kind: str, groups: Sequence[Group], most: int) -> None:
-    """A line a group; only those with the lowest Dice if there are too many, and nothing for a single one."""
+def print_groups(kind: str, groups: Sequence[Group], limit: int) -> None:
+    """Print one line per group, or only the ``limit`` with the lowest Dice; nothing for a single group."""
     if len(groups) < 2:
         return
     kept = groups
-    if len(groups) > most:
-        kept = sorted(groups, key=lambda group: (group.summary.dice, group.name))[:most]
-        click.echo(f"\nThe {most} of {len(groups):,} {kind}s with the lowest Dice (--json has all)")
+    if len(groups) > limit:
+        kept = sorted(groups, key=lambda group: (group.summary.dice, group.name))[:limit]
+        click.echo(f"\nThe {limit} of {len(groups):,} {kind}s with the lowest Dice (--json has all)")
     else:
         click.echo(f"\nBy {kind}")
     click.echo("  images    Dice     5 %     IoU  precision  recall  distance  " + kind)
     for group in kept:
-        summary, distance = group.summary, group.averages["boundary_mean"].value
-        apart = "-" if distance is None else f"{distance:.2f} px"
+        summary, boundary_mean = group.summary, group.averages["boundary_mean"].value
+        distance = "-" if boundary_mean is None else f"{boundary_mean:.2f} px"
         click.echo(
             f"  {summary.images:>6,}  {summary.dice:.4f}  {summary.dice_05:.4f}  {summary.iou:.4f}"
-            f"  {summary.precision:>9.4f}  {summary.recall:.4f}  {apart:>8}  {shown(group.name)}"
+            f"  {summary.precision:>9.4f}  {summary.recall:.4f}  {distance:>8}  {shown(group.name)}"
         )
 
 
-def print_names(what: str, names: Sequence[str]) -> None:
-    """The first few of ``names`` and how many there are; nothing if there are none."""
+def print_names(heading: str, names: Sequence[str]) -> None:
+    """Print the number of names and the first few of them; nothing if there are none."""
     if not names:
         return
-    click.echo(f"\n{what}: {len(names):,}")
+    click.echo(f"\n{heading}: {len(names):,}")
     for name in names[:NAMES_SHOWN]:
         click.echo(f"  {shown(name)}")
     if len(names) > NAMES_SHOWN:

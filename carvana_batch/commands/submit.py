@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,21 +10,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.commands.parameters import AnyMaskSize
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
 from carvana_batch.submission.write import write_submission
 from carvana_batch.text import shown
-
-
-def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int] | None:
-    """WIDTHxHEIGHT as (width, height) in pixels, "any" as None."""
-    if value.lower() == "any":
-        return None
-    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", value.lower())
-    if match is None:
-        message = f"{value!r} is neither WIDTHxHEIGHT, such as 1918x1280, nor any."
-        raise click.BadParameter(message, context, parameter)
-    return int(match[1]), int(match[2])
 
 
 @click.command()
@@ -40,7 +29,7 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str) -
 )
 @click.option(
     "--size",
-    callback=parse_size,
+    type=AnyMaskSize(),
     default="1918x1280",
     metavar="WIDTHxHEIGHT|any",
     show_default=True,
@@ -100,7 +89,7 @@ def command(
 
 
 def list_empty(summary: SubmissionSummary) -> str:
-    """The first of the photos whose masks are empty, to be looked at."""
+    """Format the first photos whose masks are empty, so that the user can check them."""
     if not summary.empty:
         return ""
     more = ", ..." if summary.empty > len(summary.first_empty) else ""
@@ -108,8 +97,9 @@ def list_empty(summary: SubmissionSummary) -> str:
 
 
 def warn_of_unfinished(folder: Path, state: RunState) -> None:
-    """Say on stderr if not all photos have their masks in an out folder of predict."""
-    name, facts = shown(folder), [f"Masks so far: {state.masked:,}"]
+    """Warn on stderr if predict has not yet masked all photos of an out folder."""
+    name = shown(folder)
+    facts = [f"Masks so far: {state.masked:,}"]
     if state.left:
         facts.append(f"photos left: {state.left:,}")
     if state.shards and state.shards[0] < state.shards[1]:

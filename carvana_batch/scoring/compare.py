@@ -1,4 +1,4 @@
-"""Comparing masks with the true ones, image by image: from two sources of masks to ``Scores``."""
+"""Compare masks with the true ones, image by image: from two sources of masks to ``Scores``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_phot
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.parallel import map_in_order
 from carvana_batch.scoring.outline import compare_outlines
-from carvana_batch.scoring.regions import OutlineErrors, find_lower_outline, find_similar_outline, find_thin
-from carvana_batch.scoring.scores import COLUMNS, WITHOUT_PHOTO, Score, Scores, Unusable, score_mask
+from carvana_batch.scoring.regions import (
+    OutlineErrors,
+    find_lower_outline,
+    find_similar_outline,
+    find_thin_structures,
+)
+from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
 from carvana_batch.scoring.sources import MaskFolder, MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.text import shown
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """What came of one image: its row or why there is none, and what was wrong with its photo."""
+    """The result for one image: its score or why it has none, and why its photo could not be used, if so."""
 
-    result: Score | Unusable
-    problem: str = ""
+    result: Score | Failure
+    photo_failure: Failure | None = None
 
 
 def compare_masks(
@@ -47,62 +52,69 @@ def compare_masks(
 
     Args:
         predicted: a folder of masks (see ``find_masks``) or a file of run-length rows (see ``read_rows``).
-        truth: the true ones, in either form.
-        photos: the folder of the photos, for the numbers that take them.
-        size: (width, height) of the masks if both are run-length rows, None for the competition's.
-        workers: threads, by default one a core.
+        truth: the true masks, in either form.
+        photos: the folder of the photos, for the metrics that require them.
+        size: (width, height) of the masks if both sides are run-length rows; None for the competition's.
+        workers: number of threads; by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each image.
 
     Raises:
-        UsageError: something cannot be used as a whole; not one id is in both, or has a photo; ``size`` is
-            given although masks of a folder have their own.
+        UsageError: one of the folders or files cannot be used, no id occurs on both sides, none of the
+            common ids has a photo, or ``size`` is given although masks of a folder have their own size.
     """
-    ours = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
-    true = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
-    _check_size_is_needed(size, ours, true)
-    shared = _share_ids(ours, true)
-    files = None if photos is None else _find_photos_of(shared, photos)
-    read = partial(read_pair, ours, true, size=size or COMPETITION_SIZE)
+    predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
+    true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
+    _refuse_needless_size(size, predicted_masks, true_masks)
+    images = _find_common_ids(predicted_masks, true_masks)
+    photo_files = None if photos is None else _find_matching_photos(images, photos)
+    read = partial(read_pair, predicted_masks, true_masks, size=size or COMPETITION_SIZE)
 
     def compare(image: str) -> _Compared:
         try:
             masks = read(image)
             score = score_mask(image, *masks)
-        except (ImageError, SizeError) as error:
-            return _Compared(Unusable(image, str(error)))
-        if files is None:
-            return _Compared(measure_outline(score, *masks))
-        try:
-            return _Compared(measure_outline(score, *masks, read_photo(files, image, masks[1])))
         except ImageError as error:
-            return _Compared(measure_outline(score, *masks), str(error))
+            return _Compared(Failure(image, "read", str(error)))
+        except SizeError as error:
+            return _Compared(Failure(image, "compare", str(error)))
+        photo = failure = None
+        if photo_files is not None:
+            try:
+                photo = read_photo(photo_files, image, masks[1])
+            except ImageError as error:
+                failure = Failure(image, "decode", str(error))
+        return _Compared(add_outline_metrics(score, *masks, photo), failure)
 
     compared = []
-    for each in map_in_order(compare, shared, workers):
+    for each in map_in_order(compare, images, workers):
         compared.append(each)
-        on_progress(len(compared), len(shared))
+        on_progress(len(compared), len(images))
     results = [each.result for each in compared]
     return Scores(
         rows=tuple(result for result in results if isinstance(result, Score)),
-        missing=tuple(image for image in true.ids if image not in ours.ids),
-        extra=tuple(image for image in ours.ids if image not in true.ids),
-        unusable=tuple(result for result in results if isinstance(result, Unusable)),
-        unseen=tuple(Unusable(each.result.image, each.problem) for each in compared if each.problem),
-        columns=WITHOUT_PHOTO if files is None else COLUMNS,
+        missing=tuple(image for image in true_masks.ids if image not in predicted_masks.ids),
+        extra=tuple(image for image in predicted_masks.ids if image not in true_masks.ids),
+        unusable=tuple(result for result in results if isinstance(result, Failure)),
+        unseen=tuple(each.photo_failure for each in compared if each.photo_failure is not None),
+        columns=MASK_COLUMNS if photo_files is None else COLUMNS,
         reader=read,
     )
 
 
-def measure_outline(
+def add_outline_metrics(
     score: Score, predicted: PackedMask, true: PackedMask, photo: NDArray[np.uint8] | None = None
 ) -> Score:
-    """``score`` with all that is not counted over the whole image, masks and photo being of one size.
+    """Return ``score`` with the metrics of the outline and of its parts filled in.
 
-    ``photo`` is (H, W, 3) uint8, RGB; without it, what takes it stays None.
+    Args:
+        score: the metrics from pixel counts.
+        predicted: the predicted mask.
+        true: the true mask, of the same size.
+        photo: (H, W, 3) uint8, RGB, of the same size; without it, the metrics that require it stay None.
     """
     boundary = compare_outlines(predicted, true)
     errors = OutlineErrors(predicted, true)
-    thin, lower = find_thin(true), find_lower_outline(true)
+    thin, lower = find_thin_structures(true), find_lower_outline(true)
     found = count(predicted, thin)
     score = replace(
         score,
@@ -110,7 +122,7 @@ def measure_outline(
         boundary_p95=boundary.p95,
         band_dice=boundary.band_dice,
         outline_pixels=len(errors.outline),
-        outline_error=errors.everywhere,
+        outline_error=errors.overall,
         thin_pixels=found.area_true,
         thin_recall=found.recall if found.area_true else None,
         lower_pixels=len(lower),
@@ -128,7 +140,16 @@ def measure_outline(
 
 
 def read_photo(photos: dict[str, Path], image: str, mask: PackedMask) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, RGB; raises ImageError where there is none, or none of the mask's size."""
+    """Read the photo of an image, (H, W, 3) uint8, RGB.
+
+    Args:
+        photos: the files of the photos by id.
+        image: the id.
+        mask: a mask of the size that the photo must have.
+
+    Raises:
+        ImageError: there is no such photo, it cannot be decoded, or its size differs from the mask's.
+    """
     if image not in photos:
         raise ImageError("There is no photo of this name.")
     photo = read_image(photos[image])
@@ -140,7 +161,7 @@ def read_photo(photos: dict[str, Path], image: str, mask: PackedMask) -> NDArray
     return photo
 
 
-def _check_size_is_needed(size: tuple[int, int] | None, *sources: MaskFolder | MaskRows) -> None:
+def _refuse_needless_size(size: tuple[int, int] | None, *sources: MaskFolder | MaskRows) -> None:
     folder = next((source for source in sources if isinstance(source, MaskFolder)), None)
     if size is not None and folder is not None:
         raise UsageError(
@@ -149,26 +170,28 @@ def _check_size_is_needed(size: tuple[int, int] | None, *sources: MaskFolder | M
         )
 
 
-def _share_ids(ours: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> list[str]:
-    shared = [image for image in ours.ids if image in true.ids]
-    if not shared:
-        one, other = (f"such as {shown(next(iter(source.ids), 'none'))}" for source in (ours, true))
-        raise UsageError(
-            f"Nothing to compare: no mask of {shown(ours.path)} ({one}) has the name of one of "
-            f"{shown(true.path)} ({other}). Give masks of the same photos."
+def _find_common_ids(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> list[str]:
+    common = [image for image in predicted.ids if image in true.ids]
+    if not common:
+        first_predicted, first_true = (
+            f"such as {shown(next(iter(source.ids), 'none'))}" for source in (predicted, true)
         )
-    return shared
+        raise UsageError(
+            f"Nothing to compare: no mask of {shown(predicted.path)} ({first_predicted}) has the name of one "
+            f"of {shown(true.path)} ({first_true}). Give masks of the same photos."
+        )
+    return common
 
 
-def _find_photos_of(shared: list[str], folder: Path) -> dict[str, Path]:
+def _find_matching_photos(images: list[str], folder: Path) -> dict[str, Path]:
     try:
         photos = find_photos(folder)
     except UsageError as error:
         raise UsageError(f"--images: {error}") from error
-    if not any(image in photos for image in shared):
-        one, other = shown(next(iter(photos))), shown(shared[0])
+    if not any(image in photos for image in images):
+        first_photo, first_mask = shown(next(iter(photos))), shown(images[0])
         raise UsageError(
-            f"None of the photos in --images {shown(folder)} (such as {one}) has the name of a mask (such as "
-            f"{other}). Name the folder that was given to predict."
+            f"None of the photos in --images {shown(folder)} (such as {first_photo}) has the name of a mask "
+            f"(such as {first_mask}). Name the folder that was given to predict."
         )
     return photos

@@ -1,8 +1,8 @@
-"""How far the outline of a mask is from the true one.
+"""Distances between the outlines of two masks.
 
-An outline is the foreground pixels that touch background, or the frame, with one of their four sides. All
-distances are those of pixel centres, in pixels: of a mask that is one pixel too large all around, every
-outline pixel is 1 off.
+An outline consists of the foreground pixels that share a side with background or with the image border.
+Distances are measured between pixel centres, in pixels: if a mask is one pixel too large all around, every
+pixel of its outline is 1 away from the true one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from carvana_batch.masks.morphology import DISC_11, find_outline, find_pixels, g
 from carvana_batch.values import PackedMask
 
 Points = NDArray[np.int64]
-"""Row and column of pixels, (N, 2)."""
+"""Pixel coordinates, (N, 2): row and column."""
 
-BAND = DISC_11
-"""How far around the true outline ``band_dice`` looks: five pixels to either side."""
+BAND_DISC = DISC_11
+"""Structuring element of the band for ``band_dice``: five pixels to either side of the true outline."""
 
 
 @dataclass(frozen=True, slots=True)
-class Boundary:
+class BoundaryMetrics:
     """How far two outlines are apart.
 
-    ``mean`` and ``p95`` are the mean and the 95th percentile of the distances, in pixels, from each pixel
-    of either outline to the nearest pixel of the other, both outlines taken together. They are 0 if both
-    masks are empty and None, for not defined, if one is.
-
-    ``band_dice`` is the Dice of the pixels that have the true outline within ``BAND`` around them. It is 1
-    if both masks are empty, and None if only the true one is.
+    Attributes:
+        mean: mean distance, in pixels, from each pixel of either outline to the nearest pixel of the other,
+            over both outlines together. 0 if both masks are empty, None (undefined) if one is.
+        p95: 95th percentile of the same distances; 0 or None as for ``mean``.
+        band_dice: Dice of the pixels within ``BAND_DISC`` of the true outline. 1 if both masks are empty,
+            None if only the true mask is.
     """
 
     mean: float | None
@@ -41,27 +41,32 @@ class Boundary:
     band_dice: float | None
 
 
-def compare_outlines(predicted: PackedMask, true: PackedMask) -> Boundary:
-    """How far the outline of ``predicted`` is from that of ``true``; their sizes must be equal."""
+def compare_outlines(predicted: PackedMask, true: PackedMask) -> BoundaryMetrics:
+    """Measure how far the outline of ``predicted`` is from that of ``true``; their sizes must be equal."""
     outlines = find_outline(predicted), find_outline(true)
-    one, other = map(find_pixels, outlines)
-    if not len(one) and not len(other):
-        return Boundary(mean=0.0, p95=0.0, band_dice=1.0)
+    predicted_points, true_points = map(find_pixels, outlines)
+    if not len(predicted_points) and not len(true_points):
+        return BoundaryMetrics(mean=0.0, p95=0.0, band_dice=1.0)
     mean = p95 = None
-    if len(one) and len(other):
-        distances = np.concatenate([find_distances(one, other), find_distances(other, one)])
+    if len(predicted_points) and len(true_points):
+        distances = np.concatenate(
+            [
+                nearest_distances(predicted_points, true_points),
+                nearest_distances(true_points, predicted_points),
+            ]
+        )
         mean, p95 = float(distances.mean()), float(np.percentile(distances, 95))
-    if not len(other):
-        return Boundary(mean, p95, band_dice=None)
-    band = grow(outlines[1], BAND).rows
-    inside = [PackedMask(mask.rows & band, mask.width) for mask in (predicted, true)]
-    return Boundary(mean, p95, band_dice=count(*inside).dice)
+    if not len(true_points):
+        return BoundaryMetrics(mean, p95, band_dice=None)
+    band = grow(outlines[1], BAND_DISC).rows
+    within_band = [PackedMask(mask.rows & band, mask.width) for mask in (predicted, true)]
+    return BoundaryMetrics(mean, p95, band_dice=count(*within_band).dice)
 
 
-def find_distances(points: Points, targets: Points, limit: float = np.inf) -> NDArray[np.float64]:
-    """The distance of each point to the nearest of ``targets``, (N,); inf where it is above ``limit``."""
+def nearest_distances(points: Points, targets: Points, limit: float = np.inf) -> NDArray[np.float64]:
+    """Return the distance, (N,) in pixels, of each point to the nearest target; inf if above ``limit``."""
     if not len(points) or not len(targets):
         return np.full(len(points), np.inf)
-    tree = cKDTree(targets, balanced_tree=False, compact_nodes=False)  # three times as fast to build
+    tree = cKDTree(targets, balanced_tree=False, compact_nodes=False)  # builds three times as fast
     distances: NDArray[np.float64] = tree.query(points, distance_upper_bound=np.nextafter(limit, np.inf))[0]
     return distances

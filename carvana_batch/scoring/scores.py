@@ -1,4 +1,4 @@
-"""Masks against the true ones: a row of numbers for each image, and what they come to together."""
+"""Scores of masks: the metrics of each image, and their means over all images and over groups."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from carvana_batch.files import atomic_writer, defuse_formula, write_row
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.masks.counts import count
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One image, by its id. ``MEANINGS`` says what each number is.
+    """The metrics of one image, explained in ``MEANINGS``.
 
-    None is what was not measured (validation while training counts pixels only, and ``similar_*`` take the
-    photo), or what is not defined for this image.
+    None stands for a metric that was not measured (validation during training counts pixels only, and
+    ``similar_*`` require the photo) or is undefined for this image.
     """
 
     image: str
@@ -47,11 +47,11 @@ class Score:
 
 COLUMNS = tuple(each.name for each in fields(Score))
 
-COUNTED = COLUMNS[: COLUMNS.index("boundary_mean")]
-"""What counting pixels gives: all that validation while training measures."""
+PIXEL_COUNT_COLUMNS = COLUMNS[: COLUMNS.index("boundary_mean")]
+"""Metrics computed from pixel counts: all that validation during training measures."""
 
-WITHOUT_PHOTO = COLUMNS[: COLUMNS.index("similar_pixels")]
-"""What two masks give."""
+MASK_COLUMNS = COLUMNS[: COLUMNS.index("similar_pixels")]
+"""Metrics computed from the two masks alone, without the photo."""
 
 MEANINGS = {
     "image": "The id of the image: the path of its masks without suffix and without _mask.",
@@ -81,7 +81,7 @@ MEANINGS = {
     "similar_share": "Their share of the true outline.",
     "similar_error": "As outline_error, along this part of the outline.",
 }
-"""One sentence for each column."""
+"""A sentence that explains each column."""
 
 WEIGHTS = {
     "outline_error": "outline_pixels",
@@ -90,23 +90,18 @@ WEIGHTS = {
     "similar_share": "outline_pixels",
     "similar_error": "similar_pixels",
 }
-"""Numbers of a part of the image, and its size: a mean over images weighs by it, so that each pixel of the
-part counts the same. All other means are over images that count the same."""
+"""Metrics of a part of the image -> column with the size of that part.
 
-AVERAGED = ("boundary_mean", "boundary_p95", "band_dice", *WEIGHTS)
+Means of these metrics are weighted by that size, so that each pixel of the part counts equally. In all other
+means, each image counts equally."""
 
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """An image whose masks, or whose photo, were there but could not be used."""
-
-    image: str
-    reason: str
+AVERAGED_COLUMNS = ("boundary_mean", "boundary_p95", "band_dice", *WEIGHTS)
+"""Columns whose means are in ``Scores.averages``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Means over the scored images, and the Dice that 5, 50 and 95 percent of them do not exceed."""
+    """Means over the scored images, and the 5th, 50th and 95th percentile of their Dice."""
 
     images: int
     dice: float
@@ -121,10 +116,13 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The mean of a number that is not defined for every image.
+    """The mean of a metric that may be undefined for some images.
 
-    ``value`` is None if it is defined for none, ``images`` are those it is defined for, and ``pixels`` is
-    the size of the part it is about, all images together (see ``WEIGHTS``), or None.
+    Attributes:
+        value: the mean; None if the metric is undefined for all images.
+        images: number of images for which the metric is defined.
+        pixels: total size of the measured part over these images (see ``WEIGHTS``); None for metrics that are
+            not weighted.
     """
 
     value: float | None
@@ -134,7 +132,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The images of one car, or of one view, and what they come to; ``averages`` as in ``Scores``."""
+    """The images of one car or of one view, with their means; ``averages`` is as in ``Scores``."""
 
     name: str
     rows: tuple[Score, ...] = field(repr=False)
@@ -144,86 +142,94 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """All that came of comparing masks with the true ones, each part in the order of the ids.
+    """The result of comparing masks with the true ones, each part in the order of the ids.
 
-    Only ``rows`` are ever averaged: an image that is ``missing`` (true mask without a predicted one),
-    ``extra`` (predicted without a true one) or ``unusable`` is named, not given a score. ``unseen`` are
-    those of the rows whose photo was wanted but not there or not usable.
+    Only ``rows`` enter the means: images that are ``missing``, ``extra`` or ``unusable`` are named but not
+    scored.
 
-    ``columns`` are the fields of the rows that were measured. ``reader`` is for ``read_masks``.
+    Attributes:
+        rows: the scored images.
+        missing: ids of true masks without a predicted one.
+        extra: ids of predicted masks without a true one.
+        unusable: images whose masks exist but cannot be read or compared.
+        unseen: images among ``rows`` whose photo was requested but is missing or unusable.
+        columns: the fields of the rows that were measured.
+        reader: reads the predicted and the true mask of an image again, for ``read_masks``.
     """
 
     rows: tuple[Score, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
-    unusable: tuple[Unusable, ...]
-    unseen: tuple[Unusable, ...] = ()
-    columns: tuple[str, ...] = COUNTED
+    unusable: tuple[Failure, ...]
+    unseen: tuple[Failure, ...] = ()
+    columns: tuple[str, ...] = PIXEL_COUNT_COLUMNS
     reader: Callable[[str], tuple[PackedMask, PackedMask]] | None = field(
         default=None, repr=False, compare=False
     )
 
     @property
     def complete(self) -> bool:
-        """Whether all that was given could be scored."""
+        """Whether every mask, and every requested photo, could be used."""
         return not (self.missing or self.extra or self.unusable or self.unseen)
 
     @property
     def summary(self) -> Summary | None:
-        """None if no image was scored."""
+        """The means over ``rows``; None if no image was scored."""
         return summarise(self.rows)
 
     @property
     def averages(self) -> dict[str, Average]:
-        """The means of those numbers that were measured and are not in ``summary``."""
+        """The means of the measured metrics that ``summary`` does not contain."""
         return average(self.rows, self.columns)
 
     @property
     def cars(self) -> list[Group]:
-        """By car (see ``split_id``), in the order of the names; empty if each image has a car of its own."""
+        """The rows grouped by car (see ``split_id``), sorted by name; empty if no two images share a car."""
         return self._group({row.image: split_id(row.image)[0] for row in self.rows})
 
     @property
     def views(self) -> list[Group]:
-        """By view, the images without one left out; empty if each image has a view of its own."""
+        """The rows with a view, grouped by it and sorted by name; empty if no two images share a view."""
         views = {row.image: split_id(row.image)[1] for row in self.rows}
         return self._group({image: view for image, view in views.items() if view})
 
     def find_worst(self, number: int) -> list[Score]:
-        """The rows with the lowest Dice, the lowest first."""
+        """Return the ``number`` rows with the lowest Dice, lowest first."""
         return sorted(self.rows, key=lambda row: (row.dice, row.image))[:number]
 
     def read_masks(self, image: str) -> tuple[PackedMask, PackedMask]:
-        """The predicted and the true mask of one of the rows, read again.
+        """Read the predicted and the true mask of one of the rows again.
 
-        Raises ImageError where a file has become unusable since, and ValueError for scores that did not
-        come from masks.
+        Raises:
+            ImageError: a file has become unusable since it was scored.
+            ValueError: the scores were not computed from mask files.
         """
         if self.reader is None:
             raise ValueError("These scores do not know where their masks are.")
         return self.reader(image)
 
     def _group(self, names: Mapping[str, str]) -> list[Group]:
+        """Group the rows by ``names``, id -> name of the group; rows without a name are left out."""
         groups: dict[str, list[Score]] = defaultdict(list)
         for row in self.rows:
             if row.image in names:
                 groups[names[row.image]].append(row)
         if len(groups) == len(names):
             return []
-        found = []
+        summarised = []
         for name, rows in sorted(groups.items()):
             summary = summarise(rows)
-            if summary is not None:  # no group is empty
-                found.append(Group(name, tuple(rows), summary, average(rows, self.columns)))
-        return found
+            if summary is not None:  # always true, because no group is empty
+                summarised.append(Group(name, tuple(rows), summary, average(rows, self.columns)))
+        return summarised
 
 
 def summarise(rows: Sequence[Score]) -> Summary | None:
-    """Means and quantiles over the rows, None if there are none."""
+    """Compute means and percentiles over the rows; None if there are none."""
     if not rows:
         return None
     dice = [row.dice for row in rows]
-    quantiles = np.percentile(dice, [5, 50, 95]).tolist()
+    percentiles = np.percentile(dice, [5, 50, 95]).tolist()
     return Summary(
         images=len(rows),
         dice=float(np.mean(dice)),
@@ -231,16 +237,17 @@ def summarise(rows: Sequence[Score]) -> Summary | None:
         pixel_accuracy=float(np.mean([row.pixel_accuracy for row in rows])),
         precision=float(np.mean([row.precision for row in rows])),
         recall=float(np.mean([row.recall for row in rows])),
-        dice_05=quantiles[0],
-        dice_50=quantiles[1],
-        dice_95=quantiles[2],
+        dice_05=percentiles[0],
+        dice_50=percentiles[1],
+        dice_95=percentiles[2],
     )
 
 
 def average(rows: Sequence[Score], columns: Iterable[str] = COLUMNS) -> dict[str, Average]:
-    """The mean of each of ``AVERAGED`` that is among ``columns``, over the rows that have a value."""
+    """Compute the mean of each of ``AVERAGED_COLUMNS`` in ``columns``, over the rows where it is defined."""
+    measured = set(columns)
     averages = {}
-    for name in (name for name in AVERAGED if name in set(columns)):
+    for name in (name for name in AVERAGED_COLUMNS if name in measured):
         defined = [row for row in rows if getattr(row, name) is not None]
         weights = [getattr(row, WEIGHTS[name]) for row in defined] if name in WEIGHTS else None
         values = [getattr(row, name) for row in defined]
@@ -249,20 +256,26 @@ def average(rows: Sequence[Score], columns: Iterable[str] = COLUMNS) -> dict[str
     return averages
 
 
-def write_scores(rows: Iterable[Score], path: Path, columns: Sequence[str] = COUNTED) -> None:
-    """Write the scored images as CSV, one a row, with these fields of theirs; whole or not at all.
+def write_scores(rows: Iterable[Score], path: Path, columns: Sequence[str] = PIXEL_COUNT_COLUMNS) -> None:
+    """Write a CSV atomically, with one row per image and the given fields as columns.
 
-    Ratios and distances have eight decimals; what is not defined is left empty. Raises what
-    ``atomic_writer`` raises.
+    Ratios and distances have eight decimals; undefined values are left empty.
+
+    Raises:
+        CarvanaBatchError: see :func:`atomic_writer`.
     """
     with atomic_writer(path, "w") as file:
         write_row(file, columns)
         for row in rows:
-            write_row(file, [_write_value(getattr(row, column)) for column in columns])
+            write_row(file, [_format_value(getattr(row, column)) for column in columns])
 
 
 def score_mask(image: str, predicted: PackedMask, true: PackedMask) -> Score:
-    """The row of one image, with what counting pixels gives; raises SizeError if the masks' sizes differ."""
+    """Compute the metrics of one image that pixel counts give; all others are None.
+
+    Raises:
+        SizeError: the masks differ in size.
+    """
     counts = count(predicted, true)
     return Score(
         image=image,
@@ -276,7 +289,7 @@ def score_mask(image: str, predicted: PackedMask, true: PackedMask) -> Score:
     )
 
 
-def _write_value(value: str | float | None) -> str:
+def _format_value(value: str | float | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Masks by id, whether they lie in a folder or are rows of a run-length CSV."""
+"""Masks by id, read from a folder or from the rows of a run-length CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from carvana_batch.values import PackedMask
 
 @dataclass(frozen=True, slots=True)
 class MaskFolder:
-    """The masks of a folder (see ``find_masks``); each knows its size."""
+    """The mask files of a folder (see ``find_masks``), by id."""
 
     path: Path
     files: dict[str, Path] = field(repr=False)
@@ -27,13 +27,17 @@ class MaskFolder:
         return self.files.keys()
 
     def read(self, image: str, size: tuple[int, int]) -> PackedMask:
-        """One mask, of whatever size; raises ImageError where its file cannot be used."""
+        """Read one mask; its file determines the size.
+
+        Raises:
+            ImageError: the file cannot be used.
+        """
         return read_mask(self.files[image])
 
 
 @dataclass(frozen=True, slots=True)
 class MaskRows:
-    """The rows of a run-length CSV (see ``read_rows``), in the order of their ids; they know no size."""
+    """The rows of a run-length CSV (see ``read_rows``), by id; they do not contain the size of the masks."""
 
     path: Path
     rows: dict[str, str] = field(repr=False)
@@ -43,7 +47,11 @@ class MaskRows:
         return self.rows.keys()
 
     def read(self, image: str, size: tuple[int, int]) -> PackedMask:
-        """One mask of ``size``, (width, height); raises ImageError where its row does not describe any."""
+        """Decode one mask of ``size``, (width, height).
+
+        Raises:
+            ImageError: the row does not describe a mask of this size.
+        """
         width, height = size
         try:
             return rle.decode_packed(self.rows[image], height, width)
@@ -53,10 +61,14 @@ class MaskRows:
 
 
 def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
-    """The masks in a folder, or in a file that ends in .csv, .csv.gz or .zip.
+    """Open a folder of masks, or a file of run-length rows that ends in .csv, .csv.gz or .zip.
 
-    Raises UsageError where there are none to be found; ``advice`` says what to do if ``path`` is neither,
-    or a folder without masks.
+    Args:
+        path: the folder or file.
+        advice: what the user should do if ``path`` is neither, or a folder without masks; ends the message.
+
+    Raises:
+        UsageError: there are no masks, or the file cannot be read.
     """
     if path.name.lower().endswith(SUFFIXES) and not path.is_dir():
         return MaskRows(path, dict(sorted(read_rows(path).items())))
@@ -66,12 +78,15 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
 def read_pair(
     first: MaskFolder | MaskRows, second: MaskFolder | MaskRows, image: str, size: tuple[int, int]
 ) -> tuple[PackedMask, PackedMask]:
-    """The masks of one image; raises ImageError where one cannot be used.
+    """Read the two masks of one image.
 
-    A row is taken to have the size of the other mask; if both are rows, ``size``, (width, height).
+    A run-length row takes the size of the other mask. If both are rows, they take ``size``, (width, height).
+
+    Raises:
+        ImageError: one of the masks cannot be used.
     """
     if isinstance(first, MaskRows) and isinstance(second, MaskFolder):
-        other, one = read_pair(second, first, image, size)
-        return one, other
-    one = first.read(image, size)
-    return one, second.read(image, (one.width, one.height))
+        second_mask, first_mask = read_pair(second, first, image, size)
+        return first_mask, second_mask
+    first_mask = first.read(image, size)
+    return first_mask, second.read(image, (first_mask.width, first_mask.height))

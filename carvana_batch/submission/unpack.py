@@ -1,4 +1,4 @@
-"""A submission back into masks: a PNG for each row of the CSV."""
+"""Turn a submission back into masks: a PNG for each row of the CSV."""
 
 from __future__ import annotations
 
@@ -21,38 +21,42 @@ from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import COMPETITION_SIZE, check_row, read_lines
 from carvana_batch.text import list_names, shown
+from carvana_batch.values import Failure
 
-PORTION = 256
-"""Rows that are in memory together."""
+CHUNK_ROWS = 256
+"""Rows that are in memory at a time."""
 
-SHOWN_CHARACTERS = 80
+MAX_NAME_CHARACTERS = 80
+"""Longer names are cut short in the ids of failures."""
 
 LONGEST_PATH = 4000
 """Bytes of a path below the folder: no common disk takes more."""
 
-NOT_THE_DISK = {errno.EEXIST, errno.EILSEQ, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR}
-"""Errors that come from the name of one file and what lies at its place; the next one may do."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row without a mask: its line in the file, counted from 1, the photo as it stands there, and why.
-
-    A long name is cut short.
-    """
-
-    line: int
-    name: str
-    reason: str
+SINGLE_FILE_ERRORS = {
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+}
+"""Errors caused by the name of one file or by what already exists there; other files may still succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSummary:
-    """Masks that were written, how many of them are empty, and the rows that could not be used."""
+    """What was written.
+
+    Attributes:
+        masks: number of masks that were written.
+        empty: number of them without foreground.
+        failures: the rows without a mask, in the order of the file. ``id`` is the name of the photo as
+            written there, cut to ``MAX_NAME_CHARACTERS``; ``source`` is the file and the line number, from 1.
+    """
 
     masks: int
     empty: int
-    failures: tuple[BadRow, ...]
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +76,38 @@ def decode_submission(
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda *_: None,
 ) -> DecodeSummary:
-    """Write the mask of each row of a .csv, .csv.gz or .zip as ``<id>.png`` into a folder.
+    """Write the mask of each row as ``<id>.png`` into a folder.
 
-    ``size`` is the width and height of the photos, ``mask_bits`` 1 or 8 (0 and 255) bits a pixel. An id may
-    lie in folders, ``a/b`` for ``a/b.jpg``. A row that cannot be used does not stop the others: it is bad if
-    it describes no mask of this size, if its id came before, or if there is no place for its mask in the
-    folder where ``submit`` and ``score`` would find it. The file is read twice, and is never in memory
-    whole. ``workers`` threads write the masks (default: one a core), and ``on_progress(done, total)`` is
-    called after each row.
+    An id may contain folders: ``a/b`` for ``a/b.jpg``. A row that cannot be used does not stop the others.
+    It fails if it does not describe a mask of this size, if its id occurred before, or if ``submit`` and
+    ``score`` would not find its mask in the folder. The file is read twice and is never completely in memory.
 
-    Raises UsageError, with nothing written, for a file or a folder that cannot be used and for masks that
-    are there already, unless ``overwrite`` is set; and what ``sinks.write_file`` raises for the disk.
+    Args:
+        source: a .csv, .csv.gz or .zip of run-length rows.
+        folder: the folder to write into; created if its parent exists.
+        size: (width, height) of the photos.
+        mask_bits: bits per pixel of the PNGs: 1, or 8 for the values 0 and 255.
+        overwrite: replace existing masks of the same names.
+        workers: threads that write masks; by default one per core.
+        on_progress: called as ``on_progress(done, total)`` after each row.
+
+    Raises:
+        UsageError: the file or the folder cannot be used, or masks exist already and ``overwrite`` is not
+            set; nothing has been written.
+        CarvanaBatchError: the disk fails or is full; see :func:`write_file`.
     """
     if size[0] * size[1] > MASK_PIXEL_LIMIT:
         raise UsageError(f"--size {size[0]}x{size[1]} has more than {MASK_PIXEL_LIMIT:,} pixels.")
     check_out_folder(folder)
     total, failures = _survey(source, folder, overwrite)
-    write = partial(_write_mask, folder=folder, size=size, mask_bits=mask_bits)
+    write = partial(_write_mask, source=source, folder=folder, size=size, mask_bits=mask_bits)
     masks = empty = 0
     done = len(failures)
-    for portion in _read_portions(source, failures):
-        with contextlib.closing(map_in_order(write, portion, workers)) as results:
-            for row, result in zip(portion, results, strict=True):
-                if isinstance(result, str):
-                    failures[row.line] = _bad_row(row.line, row.name, result)
+    for chunk in _read_chunks(source, failures):
+        with contextlib.closing(map_in_order(write, chunk, workers)) as results:
+            for row, result in zip(chunk, results, strict=True):
+                if isinstance(result, Failure):
+                    failures[row.line] = result
                 else:
                     masks += 1
                     empty += not result
@@ -128,13 +140,20 @@ def find_fault(photo_id: str) -> str:
     return ""
 
 
-def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int, BadRow]]:
-    """How many rows there are, and those, by line, that are bad without a look at their runs."""
-    failures: dict[int, BadRow] = {}
-    lines: dict[str, int] = {}
+def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int, Failure]]:
+    """Count the rows and find those that fail for other reasons than their runs.
+
+    Returns:
+        The number of rows, and the failures by line number.
+
+    Raises:
+        UsageError: there are no rows, or masks would replace, or clash with, those in the folder.
+    """
+    failures: dict[int, Failure] = {}
+    first_lines: dict[str, int] = {}
     existing: list[Path] = []
     clashing: list[Path] = []
-    masks_there = _find_masks_there(folder)
+    present_masks = _find_present_masks(folder)
     total = 0
     with contextlib.closing(read_lines(source)) as rows:
         next(rows)
@@ -143,16 +162,16 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
             photo_id = without_suffix(fields[0])
             problem = check_row(fields) or find_fault(photo_id)
             if not problem:
-                first = lines.setdefault(fold_key(mask_id(photo_id)), line)
+                first = first_lines.setdefault(fold_key(mask_id(photo_id)), line)
                 if first != line:
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
-                failures[line] = _bad_row(line, fields[0], problem)
+                failures[line] = _make_failure(source, line, fields[0], "read", problem)
                 continue
             path = _mask_path(folder, photo_id)
-            there = masks_there.get(mask_id(photo_id), path)
-            if there != path:
-                clashing.append(there)
+            present = present_masks.get(mask_id(photo_id), path)
+            if present != path:
+                clashing.append(present)
             elif not overwrite and os.path.lexists(path):
                 existing.append(path)
     if not total:
@@ -170,36 +189,48 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
     return total, failures
 
 
-def _find_masks_there(folder: Path) -> dict[str, Path]:
-    """The masks that are in the folder before, by id; none where it is missing or holds nothing usable."""
+def _find_present_masks(folder: Path) -> dict[str, Path]:
+    """Return the masks that already exist in the folder, by id."""
     try:
         return find_masks(folder)
-    except UsageError:  # missing, empty, or of no use to submit and score already
+    except UsageError:  # missing or empty, or submit and score would refuse it anyway
         return {}
 
 
-def _read_portions(source: Path, without: Collection[int]) -> Iterator[list[_Row]]:
-    """The rows of the file in lists, except those of some lines."""
+def _read_chunks(source: Path, skipped_lines: Collection[int]) -> Iterator[list[_Row]]:
+    """Yield lists of up to ``CHUNK_ROWS`` rows of the file, without those of some lines."""
     with contextlib.closing(read_lines(source)) as lines:
         next(lines)
-        rows = (_Row(line, *fields) for line, fields in lines if line not in without)
-        while portion := list(islice(rows, PORTION)):
-            yield portion
+        rows = (_Row(line, *fields) for line, fields in lines if line not in skipped_lines)
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            yield chunk
 
 
-def _write_mask(row: _Row, folder: Path, size: tuple[int, int], mask_bits: int) -> bool | str:
-    """Whether the mask that was written has foreground; or why none could be written."""
+def _write_mask(
+    row: _Row, source: Path, folder: Path, size: tuple[int, int], mask_bits: int
+) -> bool | Failure:
+    """Write the mask of a row.
+
+    Returns:
+        Whether the mask has foreground, or why it was not written.
+
+    Raises:
+        CarvanaBatchError: the disk fails, so that other masks could not be written either.
+    """
+    fail = partial(_make_failure, source, row.line, row.name)
     path = _mask_path(folder, without_suffix(row.name))
     try:
         mask = rle.decode_packed(row.runs, size[1], size[0])
         if not _is_below(folder, path):
-            return f"its mask would lie outside of {shown(folder)}, where a link leads."
+            return fail("write", f"its mask would lie outside of {shown(folder)}, where a link leads.")
         write_file(path, encode_mask(mask, mask_bits))
-    except (rle.RunLengthError, UsageError) as error:
-        return str(error)
+    except rle.RunLengthError as error:
+        return fail("decode", str(error))
+    except UsageError as error:
+        return fail("write", str(error))
     except WriteError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in NOT_THE_DISK:
-            return str(error)
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in SINGLE_FILE_ERRORS:
+            return fail("write", str(error))
         raise
     return bool(row.runs.strip())
 
@@ -212,5 +243,6 @@ def _is_below(folder: Path, path: Path) -> bool:
     return os.path.realpath(path).startswith(os.path.realpath(folder).rstrip(os.sep) + os.sep)
 
 
-def _bad_row(line: int, name: str, reason: str) -> BadRow:
-    return BadRow(line, name if len(name) <= SHOWN_CHARACTERS else name[:SHOWN_CHARACTERS] + "...", reason)
+def _make_failure(source: Path, line: int, name: str, stage: str, reason: str) -> Failure:
+    short_name = name if len(name) <= MAX_NAME_CHARACTERS else name[:MAX_NAME_CHARACTERS] + "..."
+    return Failure(short_name, stage, reason, f"{source}, line {line}")

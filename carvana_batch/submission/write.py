@@ -1,4 +1,4 @@
-"""A folder of masks becomes the competition's CSV."""
+"""Write the masks of a folder as the competition's CSV."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from carvana_batch.submission.table import (
     COMPETITION_SIZE,
     HEADER,
     SubmissionSummary,
-    _write_table,
     check_row,
     check_submission_name,
     read_lines,
+    write_table,
 )
 from carvana_batch.text import NAMED, list_names, shown
+from carvana_batch.values import Failure
 
 BATCH = 8
-"""Masks that a thread takes at once: handing over each by itself costs noticeably more."""
+"""Masks per task of a thread; one mask per task would cost noticeably more."""
 
 SIZE_ADVICE = (
     "The competition wants masks of the photos' size; for other photos use --size WIDTHxHEIGHT or --size any."
@@ -36,15 +37,20 @@ SIZE_ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The header of a sample submission, and its photos in their order: id -> name as it stands there."""
+    """The header of a sample submission, and its photos in their order: id -> name as written there."""
 
     path: Path
     header: Sequence[str]
     names: Mapping[str, str] = field(repr=False)
 
 
-class _SizeError(ImageError):
-    """A mask whose size is not the one that was asked for."""
+@dataclass(frozen=True, slots=True)
+class _MaskFile:
+    """A mask to encode, by its id, and the name of its photo in the CSV."""
+
+    id: str
+    name: str
+    path: Path
 
 
 def write_submission(
@@ -58,43 +64,52 @@ def write_submission(
 ) -> SubmissionSummary:
     """Write the masks of a folder as ``<id>.jpg,<run-length row>``, in the order of their ids.
 
-    ``target`` ends in .csv, .csv.gz or .zip and appears whole or not at all; the same masks give the same
-    bytes. ``size`` is the width and height that every mask must have, None allows any. ``sample`` is a
-    submission (see ``read_sample``) that gives the header, the names of the photos and their order; the
-    masks must be those of its ids, no less and no more. ``workers`` threads read the masks (default: one a
-    core), and ``on_progress(done, total)`` is called after each mask.
+    The file is written atomically, and the same masks always give the same bytes.
 
-    Raises UsageError for a target, a sample or a masks folder that cannot be used, ImageError where masks
-    cannot be read or have another size, and what ``atomic_writer`` raises. The error names ``NAMED`` masks
-    at most; after so many it is not looked for more.
+    Args:
+        masks: the folder.
+        target: the file to write; its name ends in .csv, .csv.gz or .zip.
+        size: (width, height) that every mask must have; None allows any size.
+        sample: a submission (see ``read_sample``) that gives the header, the names of the photos and their
+            order; the masks must be exactly those of its ids.
+        workers: threads that read masks; by default one per core.
+        on_progress: called as ``on_progress(done, total)`` after each mask.
+
+    Raises:
+        UsageError: the target, the sample or the folder cannot be used.
+        ImageError: masks cannot be read or have another size. Reading stops after ``NAMED`` of them, and the
+            message names these.
+        CarvanaBatchError: see :func:`atomic_writer`.
     """
     check_submission_name(target)
     header: Sequence[str] = HEADER
     if sample is None:
-        found = find_masks(masks)
-        names = [f"{mask_id}.jpg" for mask_id in found]
-        paths = list(found.values())
+        files = [_MaskFile(mask_id, f"{mask_id}.jpg", path) for mask_id, path in find_masks(masks).items()]
     else:
         if target.exists() and sample.exists() and target.samefile(sample):
             raise UsageError(f"{shown(target)} is the sample itself. Give -o another name.")
         wanted = read_sample(sample)
-        header, names = wanted.header, list(wanted.names.values())
-        paths = _match(masks, find_masks(masks), wanted)
-    return _write_table(target, header, _encode_files(names, paths, size, workers, on_progress))
+        header = wanted.header
+        files = _match(masks, find_masks(masks), wanted)
+    return write_table(target, header, _encode_files(files, size, workers, on_progress))
 
 
 def write_rows(target: Path, rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
-    """Write (id, run-length row) pairs as ``write_submission`` does, in the order in which they come.
+    """Write (id, run-length row) pairs in the given order, in the format of ``write_submission``.
 
-    Raises UsageError for a target that cannot be written, and what ``atomic_writer`` raises.
+    Raises:
+        UsageError: a submission cannot be written at ``target``.
+        CarvanaBatchError: see :func:`atomic_writer`.
     """
-    return _write_table(target, HEADER, ((f"{mask_id}.jpg", runs) for mask_id, runs in rows))
+    return write_table(target, HEADER, ((f"{mask_id}.jpg", runs) for mask_id, runs in rows))
 
 
 def read_sample(path: Path) -> Sample:
-    """The header and the photos of a sample submission; the run-length texts are not kept.
+    """Read the header and the photos of a sample submission; its run-length rows are not kept.
 
-    Raises what ``read_rows`` raises; ids that come twice are counted and the first ``NAMED`` named.
+    Raises:
+        UsageError: the file cannot be read, has no header or no rows, a row does not have two fields, or an
+            id occurs more than once.
     """
     names: dict[str, str] = {}
     repeated: list[str] = []
@@ -117,68 +132,76 @@ def read_sample(path: Path) -> Sample:
     return Sample(path, header, names)
 
 
-def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[Path]:
-    """The masks of the sample's ids, in its order."""
+def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[_MaskFile]:
+    """Return the masks of the sample's ids, in its order."""
     missing = [name for photo_id, name in sample.names.items() if photo_id not in found]
     extra = [mask_id for mask_id in found if mask_id not in sample.names]
     if missing or extra:
-        below = {
+        subfolders = {
             mask_id.rpartition("/")[0] for mask_id in extra if mask_id.rpartition("/")[2] in sample.names
         }
-        hint = f" Did you mean the folder {shown(folder / below.pop())}?" if len(below) == 1 else ""
+        hint = ""
+        if len(subfolders) == 1:
+            hint = f" Did you mean the folder {shown(folder / subfolders.pop())}?"
         raise UsageError(
             f"The masks of {shown(folder)} are not those of {shown(sample.path)}, which has"
             f" {len(sample.names):,} ids: a submission has a row for each of them and no other.{hint}"
             f"{list_names('Ids without a mask', missing)}"
             f"{list_names('Masks whose id is not in the sample', extra)}"
         )
-    return [found[photo_id] for photo_id in sample.names]
+    return [_MaskFile(photo_id, name, found[photo_id]) for photo_id, name in sample.names.items()]
 
 
 def _encode_files(
-    names: Sequence[str],
-    paths: Sequence[Path],
+    files: Sequence[_MaskFile],
     size: tuple[int, int] | None,
     workers: int | None,
     on_progress: Callable[[int, int], object],
 ) -> Iterator[tuple[str, str]]:
-    """Each name with the run-length row of its mask; the masks after a bad one are only looked at."""
-    faults: list[ImageError] = []
-    step = min(max(len(paths) // 100, 1), BATCH)  # of a few masks, no thread takes more than its share
-    batches = [paths[first : first + step] for first in range(0, len(paths), step)]
+    """Yield the photo and the run-length row of each mask.
+
+    After the first mask that cannot be used, no more rows are yielded, and further masks are read only to
+    name all unusable ones together.
+    """
+    failures: list[Failure] = []
+    step = min(max(len(files) // 100, 1), BATCH)  # small batches, so that few masks are shared out evenly
+    batches = [files[first : first + step] for first in range(0, len(files), step)]
     with contextlib.closing(map_in_order(partial(_encode_batch, size=size), batches, workers)) as encoded:
         rows = chain.from_iterable(encoded)
-        for done, (name, row) in enumerate(zip(names, rows, strict=True), start=1):
-            if isinstance(row, ImageError):
-                faults.append(row)
-                if len(faults) == NAMED:
+        for done, (file, row) in enumerate(zip(files, rows, strict=True), start=1):
+            if isinstance(row, Failure):
+                failures.append(row)
+                if len(failures) == NAMED:
                     break
-            elif not faults:
-                yield name, row
-            on_progress(done, len(paths))
-    if faults:
-        raise _as_one(faults)
+            elif not failures:
+                yield file.name, row
+            on_progress(done, len(files))
+    if failures:
+        raise _summarise(failures)
 
 
-def _encode_batch(paths: Sequence[Path], size: tuple[int, int] | None) -> list[str | ImageError]:
-    return [_encode_file(path, size) for path in paths]
+def _encode_batch(files: Sequence[_MaskFile], size: tuple[int, int] | None) -> list[str | Failure]:
+    return [_encode_file(file, size) for file in files]
 
 
-def _encode_file(path: Path, size: tuple[int, int] | None) -> str | ImageError:
+def _encode_file(file: _MaskFile, size: tuple[int, int] | None) -> str | Failure:
+    path = file.path
     try:
         mask = read_mask(path)
     except ImageError as error:
-        return error
+        return Failure(file.id, "read", str(error), str(path))
     if size is not None and (mask.width, mask.height) != size:
-        return _SizeError(f"{shown(path)} is {mask.width}x{mask.height} pixels, not {size[0]}x{size[1]}.")
+        reason = f"{shown(path)} is {mask.width}x{mask.height} pixels, not {size[0]}x{size[1]}."
+        return Failure(file.id, "size", reason, str(path))
     return rle.encode_packed(mask)
 
 
-def _as_one(faults: Sequence[ImageError]) -> ImageError:
-    parts = [str(fault) for fault in faults]
-    if len(faults) > 1:
-        count = f"{len(faults)} masks" if len(faults) < NAMED else f"At least {NAMED} masks"
+def _summarise(failures: Sequence[Failure]) -> ImageError:
+    """Make one error of all failures, with advice if any mask has the wrong size."""
+    parts = [failure.reason for failure in failures]
+    if len(failures) > 1:
+        count = f"{len(failures)} masks" if len(failures) < NAMED else f"At least {NAMED} masks"
         parts = [f"{count} cannot be used:", *(f"  {part}" for part in parts)]
-    if any(isinstance(fault, _SizeError) for fault in faults):
+    if any(failure.stage == "size" for failure in failures):
         parts.append(SIZE_ADVICE)
-    return ImageError((" " if len(faults) == 1 else "\n").join(parts))
+    return ImageError((" " if len(failures) == 1 else "\n").join(parts))

@@ -1,4 +1,4 @@
-"""Run-length rows as the competition publishes them, byte for byte; skipped where CARVANA_DATA names none."""
+"""The run-length rows published by the competition, byte for byte; skipped if CARVANA_DATA has none."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def run(*arguments):
     return result.stdout
 
 
-def test_every_row_is_that_of_its_mask():
+def test_published_rows_match_their_masks():
     with (VAL / "masks.csv").open(newline="") as file:
         rows = {row["img"]: row["rle_mask"] for row in csv.DictReader(file)}
     masks = sorted((VAL / "masks").glob("*_mask.gif"))
@@ -46,8 +46,8 @@ def test_every_row_is_that_of_its_mask():
         np.testing.assert_array_equal(rle.decode_packed(published, *mask.shape).rows, packed.rows)
 
 
-def test_from_masks_to_rows_to_masks_to_rows(tmp_path):
-    """submit, decode, submit; with a sample, whose order may be any."""
+def test_published_rows_survive_a_round_trip(tmp_path):
+    """submit, decode, submit; also with a sample in another order."""
     published = (VAL / "masks.csv").read_bytes().replace(b"\r\n", b"\n")
     run("submit", VAL / "masks", "-o", tmp_path / "one.csv.gz", "--sample", VAL / "masks.csv")
     assert (
@@ -57,12 +57,12 @@ def test_from_masks_to_rows_to_masks_to_rows(tmp_path):
     run("submit", tmp_path / "out", "-o", tmp_path / "two.csv")
     assert (tmp_path / "two.csv").read_bytes() == published
     header, *lines = published.splitlines(keepends=True)
-    (tmp_path / "turned.csv").write_bytes(b"".join([header, *reversed(lines)]))
-    run("submit", tmp_path / "out", "-o", tmp_path / "three.csv", "--sample", tmp_path / "turned.csv")
-    assert (tmp_path / "three.csv").read_bytes() == (tmp_path / "turned.csv").read_bytes()
+    (tmp_path / "reversed.csv").write_bytes(b"".join([header, *reversed(lines)]))
+    run("submit", tmp_path / "out", "-o", tmp_path / "three.csv", "--sample", tmp_path / "reversed.csv")
+    assert (tmp_path / "three.csv").read_bytes() == (tmp_path / "reversed.csv").read_bytes()
 
 
-def test_decoded_masks_are_the_true_ones(tmp_path):
+def test_decoded_masks_equal_the_true_masks(tmp_path):
     run("decode", VAL / "masks.csv", tmp_path / "out", "--mask-bits", "8")
     assert len(names_below(tmp_path / "out")) == len(names_below(VAL / "masks"))
     for path in sorted((VAL / "masks").glob("*_mask.gif"))[::20]:

@@ -1,4 +1,4 @@
-"""The whole way on real photos: predict, submit, score. Skipped where CARVANA_DATA names no photos."""
+"""predict, submit and score on real photos; skipped if CARVANA_DATA has none."""
 
 import json
 import os
@@ -19,12 +19,12 @@ pytestmark = [
 ]
 
 EVERY = 40
-"""Of 240 photos, 8 a car, these are six of different cars."""
+"""Takes six photos of different cars from 240 photos with 8 per car."""
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Links to a few val photos and their true masks."""
+    """Folders with links to a few val photos and to their true masks."""
     folder = tmp_path_factory.mktemp("real")
     for name in ("images", "masks"):
         (folder / name).mkdir()
@@ -45,7 +45,7 @@ def mean_dice(out, photos, scores):
     return json.loads(run("score", out, "--gt", photos / "masks", "-o", scores, "--json"))["summary"]["dice"]
 
 
-def test_real_photos_are_masked_well_and_tiles_cost_little(photos, tmp_path):
+def test_real_photos_reach_high_dice_with_and_without_tiles(photos, tmp_path):
     images, masks = photos / "images", photos / "masks"
     report = json.loads(run("predict", images, tmp_path / "out", "--follow-links", "--json", "--gt", masks))
     whole = mean_dice(tmp_path / "out", photos, tmp_path / "scores.csv")

@@ -1,7 +1,8 @@
-"""Charts of Dice as pieces of HTML: a histogram, and the spread within groups of images.
+"""Charts of Dice as HTML fragments: a histogram, and the spread within groups of images.
 
-They are readable without JavaScript, at any width and by screen readers. All places are percentages of the
-width, so that text keeps its size while the chart becomes narrow. Colours come from the page's style sheet.
+They are readable without JavaScript, at any width and with screen readers. Horizontal positions are
+percentages of the width, so that text keeps its size when the chart becomes narrow. Colours come from the
+style sheet of the page.
 """
 
 from __future__ import annotations
@@ -13,30 +14,30 @@ from html import escape
 
 import numpy as np
 
-from carvana_batch.text import shown
+from carvana_batch.text import counted, shown
 
 TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1)
 
-FINEST_ERROR = 1e-4
-"""Added to 1 - Dice before its logarithm is taken: a Dice of 1 has a place on the axis, too."""
+ERROR_OFFSET = 1e-4
+"""Added to 1 - Dice before taking its logarithm, so that a Dice of 1 has a position on the axis."""
 
-GAP, NARROW_GAP, SPREAD_GAP = 5, 15, 20
-"""Percent of the width that the number of a tick needs: in a wide and a narrow histogram, and in a spread."""
+TICK_GAP, NARROW_TICK_GAP, SPREAD_TICK_GAP = 5, 15, 20
+"""Least distance of ticks in percent of the width: in a wide and in a narrow histogram, and in a spread."""
 
-BAR_TOP, BAR_FOOT = 30, 168
-"""From where to where the highest bar of the histogram reaches, in CSS pixels from the top."""
+BARS_TOP, BARS_BOTTOM = 30, 168
+"""Top and bottom of the highest bar of the histogram, in CSS pixels from the top of the chart."""
 
-LONG_NAME = 16
-"""Characters of a name that are kept on one line."""
+WRAP_LENGTH = 16
+"""Names with more characters than this may wrap."""
 
-FEWEST_BINS, MOST_BINS = 8, 48
+MIN_BINS, MAX_BINS = 8, 48
 
 
 @dataclass(frozen=True, slots=True)
 class DiceAxis:
-    """An axis from one of the ``TICKS`` to another, stretched towards 1, where Dice are bunched.
+    """A logarithmic axis of 1 - Dice between two of the ``TICKS``, which spreads out values close to 1.
 
-    What counts is the error: equal steps multiply 1 - Dice by equal factors.
+    Equal distances on the axis multiply 1 - Dice by equal factors.
     """
 
     low: float
@@ -44,70 +45,75 @@ class DiceAxis:
 
     @classmethod
     def around(cls, dice: Sequence[float]) -> DiceAxis:
-        """The shortest axis on which all ``dice`` have a place; raises ValueError where there are none."""
+        """Make the shortest axis that contains all ``dice``.
+
+        Raises:
+            ValueError: ``dice`` is empty.
+        """
         low = max(tick for tick in TICKS[:-1] if tick <= max(min(dice), 0))
         high = min(tick for tick in TICKS if tick >= min(max(dice), 1) and tick > low)
         return cls(low, high)
 
-    def place(self, dice: float) -> float:
-        """Where ``dice`` lies, in percent from the left."""
-        start, end = _stretch(self.low), _stretch(self.high)
-        return 100 * min(max((_stretch(dice) - start) / (end - start), 0), 1)
+    def position(self, dice: float) -> float:
+        """Return the position of ``dice``, in percent from the left."""
+        start, end = _log_error(self.low), _log_error(self.high)
+        return 100 * min(max((_log_error(dice) - start) / (end - start), 0), 1)
 
-    def divide(self, parts: int) -> list[float]:
-        """The ``parts`` + 1 Dice that divide the axis into equally wide parts."""
-        steps = np.linspace(_stretch(self.low), _stretch(self.high), parts + 1)
-        return [self.low, *(1 + FINEST_ERROR - 10 ** -float(step) for step in steps[1:-1]), self.high]
+    def bin_edges(self, bins: int) -> list[float]:
+        """Return the ``bins`` + 1 values of Dice that divide the axis into bins of equal width."""
+        steps = np.linspace(_log_error(self.low), _log_error(self.high), bins + 1)
+        return [self.low, *(1 + ERROR_OFFSET - 10 ** -float(step) for step in steps[1:-1]), self.high]
 
     def ticks(self, gap: float) -> list[float]:
-        """Its two ends and those of the ``TICKS`` between that are ``gap`` percent from each other.
+        """Return both ends, and the ``TICKS`` between them that are at least ``gap`` percent apart.
 
-        From the ends they keep one and a half times as far, for the numbers there stand beside their place.
+        Ticks keep 1.5 times that distance from the ends, because the labels of the ends are not centred.
         """
         kept = [self.low]
         for tick in (tick for tick in TICKS if self.low < tick < self.high):
-            place, last = self.place(tick), self.place(kept[-1])
-            if place - last >= (gap if last else 1.5 * gap) and 100 - place >= 1.5 * gap:
+            position, last = self.position(tick), self.position(kept[-1])
+            if position - last >= (gap if last else 1.5 * gap) and 100 - position >= 1.5 * gap:
                 kept.append(tick)
         return [*kept, self.high]
 
 
-def _stretch(dice: float) -> float:
-    return -math.log10(1 - dice + FINEST_ERROR)
+def _log_error(dice: float) -> float:
+    return -math.log10(1 - dice + ERROR_OFFSET)
 
 
 def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> str:
-    """How many images have which Dice: a figure with the same numbers as a table below it."""
-    edges = axis.divide(min(max(round(1.5 * math.sqrt(len(dice))), FEWEST_BINS), MOST_BINS))
+    """Draw the number of images by Dice: a figure, followed by a table of the same numbers."""
+    edges = axis.bin_edges(min(max(round(1.5 * math.sqrt(len(dice))), MIN_BINS), MAX_BINS))
     counts = np.histogram(dice, edges)[0].tolist()
     highest, mean = max(counts), float(np.mean(dice))
     parts = []
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         if count:
-            height = max((BAR_FOOT - BAR_TOP) * count / highest, 1.5)
+            height = max((BARS_BOTTOM - BARS_TOP) * count / highest, 1.5)
             parts.append(
-                f'<rect class="bar" x="{axis.place(low):.2f}%" y="{BAR_FOOT - height:.1f}"'
-                f' width="{axis.place(high) - axis.place(low):.2f}%" height="{height:.1f}">'
-                f"<title>{_between(low, high)}: {count_images(count)}</title></rect>"
+                f'<rect class="bar" x="{axis.position(low):.2f}%" y="{BARS_BOTTOM - height:.1f}"'
+                f' width="{axis.position(high) - axis.position(low):.2f}%" height="{height:.1f}">'
+                f"<title>{_format_range(low, high)}: {counted(count, 'image')}</title></rect>"
             )
     parts.append(_draw_count_line(_round_down(highest), highest))
-    parts.append(f'<line class="axis" x1="0" x2="100%" y1="{BAR_FOOT}" y2="{BAR_FOOT}"/>')
-    parts.append(_draw_ticks(axis, axis.ticks(GAP), axis.ticks(NARROW_GAP), BAR_FOOT + 18))
-    place = axis.place(mean)
-    anchor, shift = ("end", -5) if place > 50 else ("start", 5)
+    parts.append(f'<line class="axis" x1="0" x2="100%" y1="{BARS_BOTTOM}" y2="{BARS_BOTTOM}"/>')
+    parts.append(_draw_ticks(axis, axis.ticks(TICK_GAP), axis.ticks(NARROW_TICK_GAP), BARS_BOTTOM + 18))
+    position = axis.position(mean)
+    anchor, shift = ("end", -5) if position > 50 else ("start", 5)
     parts.append(
-        f'<line class="mean" x1="{place:.2f}%" x2="{place:.2f}%" y1="2" y2="{BAR_FOOT}"/>'
-        f'<text class="mean-label" x="{place:.2f}%" dx="{shift}" y="13" text-anchor="{anchor}">'
+        f'<line class="mean" x1="{position:.2f}%" x2="{position:.2f}%" y1="2" y2="{BARS_BOTTOM}"/>'
+        f'<text class="mean-label" x="{position:.2f}%" dx="{shift}" y="13" text-anchor="{anchor}">'
         f"mean {mean:.4f}</text>"
     )
     rows = "".join(
-        f"<tr><td>{_between(low, high)}</td><td>{count:,}</td></tr>"
+        f"<tr><td>{_format_range(low, high)}</td><td>{count:,}</td></tr>"
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
         if count
     )
+    total = counted(len(dice), "image")
     return (
-        f'<figure><svg class="histogram" width="100%" height="{BAR_FOOT + 24}" role="img"'
-        f' aria-label="Histogram of Dice: {count_images(len(dice))} from {min(dice):.4f} to {max(dice):.4f},'
+        f'<figure><svg class="histogram" width="100%" height="{BARS_BOTTOM + 24}" role="img"'
+        f' aria-label="Histogram of Dice: {total} from {min(dice):.4f} to {max(dice):.4f},'
         f' mean {mean:.4f}. The table below has its numbers.">{"".join(parts)}</svg>'
         "<figcaption>Images by Dice. The scale is stretched towards 1.</figcaption>"
         "<details><summary>The histogram as a table</summary>"
@@ -118,23 +124,24 @@ def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> str:
 
 
 def _draw_count_line(count: int, highest: int) -> str:
-    y = BAR_FOOT - (BAR_FOOT - BAR_TOP) * count / highest
+    """Draw a labelled grid line at the height of a bar of ``count`` images."""
+    y = BARS_BOTTOM - (BARS_BOTTOM - BARS_TOP) * count / highest
     return (
         f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick on-bars" x="0" y="{y - 5:.1f}">{count_images(count)}</text>'
+        f'<text class="tick on-bars" x="0" y="{y - 5:.1f}">{counted(count, "image")}</text>'
     )
 
 
 def _round_down(count: int) -> int:
-    """The largest of 1, 2, 5, 10, 20, 50 and so on that is not above ``count``."""
+    """Round down to one of 1, 2, 5, 10, 20, 50 and so on."""
     power: int = 10 ** (len(str(count)) - 1)
     return max(power * digit for digit in (1, 2, 5) if power * digit <= count)
 
 
-def _draw_ticks(axis: DiceAxis, ticks: Sequence[float], on_phone: Sequence[float], y: int) -> str:
-    """Numbers at ``ticks``; those that are not among ``on_phone`` are left out on a narrow screen."""
+def _draw_ticks(axis: DiceAxis, ticks: Sequence[float], narrow_ticks: Sequence[float], y: int) -> str:
+    """Draw the labels of ``ticks``; narrow screens show only those that are also in ``narrow_ticks``."""
     return "".join(
-        f'<text class="tick{"" if tick in on_phone else " fine"}" x="{axis.place(tick):.2f}%" y="{y}"'
+        f'<text class="tick{"" if tick in narrow_ticks else " fine"}" x="{axis.position(tick):.2f}%" y="{y}"'
         f' text-anchor="{"start" if tick == axis.low else "end" if tick == axis.high else "middle"}">'
         f"{tick:g}</text>"
         for tick in ticks
@@ -143,7 +150,13 @@ def _draw_ticks(axis: DiceAxis, ticks: Sequence[float], on_phone: Sequence[float
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The Dice of images that belong together: what they share, and what to filter for to see them."""
+    """The Dice of a group of images.
+
+    Attributes:
+        name: name of the group.
+        filter: text for the filter of the table that selects the group.
+        dice: the Dice of each image.
+    """
 
     name: str
     filter: str
@@ -155,16 +168,16 @@ class Spread:
 
 
 def draw_spreads(spreads: Sequence[Spread], axis: DiceAxis, heading: str) -> str:
-    """A table with a row for each: Dice drawn from lowest to highest, its mean and its lowest in figures.
+    """Draw a table with a row per group: the range of Dice as a chart, its mean and its lowest value.
 
-    ``heading`` is that of the names, which lead to the images.
+    ``heading`` is the heading of the names, which are links to the images of the group.
     """
-    scale = _draw_ticks(axis, axis.ticks(SPREAD_GAP), (axis.low, axis.high), 12)
+    scale = _draw_ticks(axis, axis.ticks(SPREAD_TICK_GAP), (axis.low, axis.high), 12)
     rows = "".join(_draw_spread(spread, axis) for spread in spreads)
     return (
         f'<div class="scroll"><table class="groups"><thead><tr><th scope="col">{escape(heading)}</th>'
         f'<th class="spread"><svg width="100%" height="16" aria-hidden="true">{scale}</svg>'
-        '<span class="unseen">Spread of Dice</span></th>'
+        '<span class="visually-hidden">Spread of Dice</span></th>'
         '<th scope="col">Mean</th><th scope="col">Lowest</th>'
         '<th scope="col" class="fine">Images</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -172,31 +185,26 @@ def draw_spreads(spreads: Sequence[Spread], axis: DiceAxis, heading: str) -> str
 
 
 def _draw_spread(spread: Spread, axis: DiceAxis) -> str:
-    low, first, last, high = (
-        axis.place(dice) for dice in np.percentile(spread.dice, [0, 25, 75, 100]).tolist()
+    low, first_quartile, third_quartile, high = (
+        axis.position(dice) for dice in np.percentile(spread.dice, [0, 25, 75, 100]).tolist()
     )
     grid = "".join(
-        f'<line class="grid" x1="{axis.place(tick):.2f}%" x2="{axis.place(tick):.2f}%" y1="0" y2="100%"/>'
-        for tick in axis.ticks(SPREAD_GAP)
+        f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
+        for x in map(axis.position, axis.ticks(SPREAD_TICK_GAP))
     )
-    long = ' class="long"' if len(spread.name) > LONG_NAME else ""
+    long = ' class="long"' if len(spread.name) > WRAP_LENGTH else ""
     return (
         f'<tr><th scope="row"{long}>'
         f'<a href="#images" data-filter="{escape(shown(spread.filter))}">'
         f"<bdi>{escape(shown(spread.name))}</bdi></a></th>"
         f'<td class="spread"><svg width="100%" height="22" aria-hidden="true">{grid}'
         f'<line class="range" x1="{low:.2f}%" x2="{high:.2f}%" y1="11" y2="11"/>'
-        f'<line class="middle" x1="{first:.2f}%" x2="{last:.2f}%" y1="11" y2="11"/>'
-        f'<circle class="dot" cx="{axis.place(spread.mean):.2f}%" cy="11" r="4"/></svg></td>'
+        f'<line class="middle" x1="{first_quartile:.2f}%" x2="{third_quartile:.2f}%" y1="11" y2="11"/>'
+        f'<circle class="dot" cx="{axis.position(spread.mean):.2f}%" cy="11" r="4"/></svg></td>'
         f"<td>{spread.mean:.4f}</td><td>{min(spread.dice):.4f}</td>"
         f'<td class="fine">{len(spread.dice):,}</td></tr>'
     )
 
 
-def _between(low: float, high: float) -> str:
+def _format_range(low: float, high: float) -> str:
     return f"{low:.5f} to {high:.5f}"
-
-
-def count_images(count: int) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{count:,} image{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The pictures of the page: photos with their two masks, as data URIs within a limit of size."""
+"""The pictures of the page: photos with their two masks, as data URIs of limited total size."""
 
 from __future__ import annotations
 
@@ -21,26 +21,38 @@ from carvana_batch.scoring.scores import Scores
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
-MASK_COLOURS = [0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 255, 0]
-"""Of pixels in neither mask, the true one, the predicted one, and both."""
+MASK_PALETTE = [0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 255, 0]
+"""RGB of pixels in neither mask, in the true one, in the predicted one, and in both."""
 
 THUMBNAIL_WIDTH = 640
 
 THUMBNAIL_QUALITY = 85
 
-PHOTO_STEPS = ((88, 1), (75, 1), (75, 2), (75, 4))
-"""JPEG quality and divisor of the size that all photos have; the first with which they fit the limit."""
+PHOTO_LEVELS = ((88, 1), (75, 1), (75, 2), (75, 4))
+"""JPEG quality, and divisor of width and height; all photos get the first level that fits the limit."""
 
-SPOT = 240, 160
-"""Width and height in pixels of the window that is shown around the worst spot."""
+SPOT_SIZE = 240, 160
+"""Width and height, in pixels, of the window shown around the worst spot."""
 
 AGREED_GREY, EMPTY_GREY = 205, 245
-"""Where there is no photo: pixels in both masks, pixels in neither."""
+"""Grey levels, if there is no photo, of pixels in both masks and of all others."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorstImage:
-    """An image to be looked at: its masks, and its photo (H, W, 3) uint8 RGB, or None and why."""
+    """An image to show on the page.
+
+    Attributes:
+        image: the id.
+        dice: the Dice of the two masks.
+        true: the true mask.
+        predicted: the predicted mask.
+        photo: (H, W, 3) uint8, RGB; None if there is none.
+        without_photo: why there is no photo; "" if there is one, or if none was requested.
+
+    Raises:
+        SizeError: masks and photo differ in size.
+    """
 
     image: str
     dice: float
@@ -59,12 +71,22 @@ class WorstImage:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A WorstImage as the page has it, in data URIs; lengths and counts are in pixels.
+    """A WorstImage encoded for the page; images are data URIs, lengths and counts are in pixels.
 
-    ``masks`` is a PNG at full size, red where the true mask is and green where the predicted one is (so
-    yellow where they agree). ``photo`` is a JPEG, "" if there is none; ``note`` then says why, or that it is
-    smaller than the original. ``ground`` and ``marks`` are small: a JPEG, and a PNG of the mistakes to be
-    laid on it. ``spot`` is left, top, width and height of the window with the most mistakes.
+    Attributes:
+        image: the id.
+        dice: the Dice of the two masks.
+        width: width of the masks.
+        height: height of the masks.
+        missed: number of false negatives.
+        invented: number of false positives.
+        spot: left, top, width and height of the window with the most mistakes.
+        masks: PNG at full size, red where the true mask is and green where the predicted one is (so yellow
+            where they agree).
+        photo: JPEG; "" if there is none.
+        background: JPEG of thumbnail size.
+        marks: PNG of thumbnail size with the mistakes, to be laid over ``background``.
+        note: why there is no photo, or that it was reduced; "" otherwise.
     """
 
     image: str
@@ -76,21 +98,27 @@ class Picture:
     spot: tuple[int, int, int, int]
     masks: str
     photo: str
-    ground: str
+    background: str
     marks: str
     note: str
 
 
 def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Iterator[WorstImage]:
-    """The ``number`` images with the lowest Dice, the lowest first; ``photos`` is the folder of all photos.
+    """Read the ``number`` images with the lowest Dice, lowest first.
 
-    Masks are read where they were scored from. A photo that is missing, damaged or of another size than its
-    masks is left out, with the reason.
+    Masks are read again from where they were scored. A photo that is missing, damaged or of another size
+    than its masks is left out, with the reason.
+
+    Args:
+        scores: the scores of all images.
+        number: how many images to read.
+        photos: the folder of the photos.
 
     Raises:
-        UsageError: the folder cannot be used.
-        ImageError, SizeError: masks have changed since they were scored.
-        ValueError: ``scores`` did not come from masks.
+        UsageError: the folder of the photos cannot be used.
+        ImageError: a mask can no longer be read.
+        SizeError: masks have changed their size since they were scored.
+        ValueError: ``scores`` were not computed from mask files.
     """
     files = None if photos is None else find_photos(photos)
     for row in scores.find_worst(number):
@@ -105,20 +133,26 @@ def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Itera
 
 
 def encode_pictures(worst: Iterable[WorstImage], limit: int, overhead: int = 0) -> tuple[list[Picture], bool]:
-    """Encode images in at most ``limit`` bytes in all, and say whether there is room for all of them.
+    """Encode images within a total size.
 
-    A picture takes the length of its data URIs and ``overhead``.
+    If they do not fit, all photos are reduced alike: first in quality, then in size; then they are left out.
+    If the masks alone do not fit, the last images are left out.
 
-    Photos are given up before masks: first their quality, then their size, then they themselves. If the masks
-    alone do not fit, the images that come last are left out.
+    Args:
+        worst: the images.
+        limit: bytes for all pictures together.
+        overhead: bytes that each picture needs in addition to its data URIs.
+
+    Returns:
+        The pictures, and whether they include all images.
     """
     pictures: list[Picture] = []
-    step = 0
+    level = 0
     for image in worst:
-        pictures.append(_encode(image, step))
-        while _total_bytes(pictures, overhead) > limit and step < len(PHOTO_STEPS):
-            step += 1
-            pictures = [_reduce(picture, step) for picture in pictures]
+        pictures.append(_encode(image, level))
+        while _total_bytes(pictures, overhead) > limit and level < len(PHOTO_LEVELS):
+            level += 1
+            pictures = [_reduce(picture, level) for picture in pictures]
         if _total_bytes(pictures, overhead) > limit:
             return pictures[:-1], False
     return pictures, True
@@ -126,18 +160,20 @@ def encode_pictures(worst: Iterable[WorstImage], limit: int, overhead: int = 0) 
 
 def _total_bytes(pictures: Iterable[Picture], overhead: int) -> int:
     return sum(
-        len(one.masks) + len(one.photo) + len(one.ground) + len(one.marks) + overhead for one in pictures
+        len(picture.masks) + len(picture.photo) + len(picture.background) + len(picture.marks) + overhead
+        for picture in pictures
     )
 
 
-def _encode(image: WorstImage, step: int) -> Picture:
+def _encode(image: WorstImage, level: int) -> Picture:
+    """Encode an image with its photo at ``level`` of PHOTO_LEVELS."""
     true, predicted = image.true.to_bool(), image.predicted.to_bool()
     missed, invented = true & ~predicted, predicted & ~true
     photo, note = "", image.without_photo and f"Without photo. {image.without_photo}"
     if image.photo is not None:
-        photo, note = _fit_photo(Image.fromarray(image.photo), image.photo.shape[1::-1], step)
-    shrink = -(-image.true.width // THUMBNAIL_WIDTH)
-    window = min(SPOT[0], image.true.width), min(SPOT[1], image.true.height)
+        photo, note = _fit_photo(Image.fromarray(image.photo), image.photo.shape[1::-1], level)
+    divisor = -(-image.true.width // THUMBNAIL_WIDTH)
+    window = min(SPOT_SIZE[0], image.true.width), min(SPOT_SIZE[1], image.true.height)
     return Picture(
         image=image.image,
         dice=image.dice,
@@ -147,29 +183,38 @@ def _encode(image: WorstImage, step: int) -> Picture:
         invented=int(np.count_nonzero(invented)),
         spot=(*busiest_window(missed | invented, window), *window),
         masks=_data_uri(
-            "png", _encode_palette(true.view(np.uint8) + 2 * predicted.view(np.uint8), MASK_COLOURS)
+            "png", _encode_palette(true.view(np.uint8) + 2 * predicted.view(np.uint8), MASK_PALETTE)
         ),
         photo=photo,
-        ground=_data_uri("jpeg", _draw_ground(image.photo, true & predicted, shrink)),
-        marks=_data_uri("png", _draw_marks(missed, invented, shrink)),
+        background=_data_uri("jpeg", _draw_background(image.photo, true & predicted, divisor)),
+        marks=_data_uri("png", _draw_marks(missed, invented, divisor)),
         note=note,
     )
 
 
-def _reduce(picture: Picture, step: int) -> Picture:
-    """The same with its photo, if it has one, as at another of PHOTO_STEPS, or without it after the last."""
+def _reduce(picture: Picture, level: int) -> Picture:
+    """Encode the photo of a picture, if any, again at ``level`` of PHOTO_LEVELS; see ``_fit_photo``."""
     if not picture.photo:
         return picture
     with Image.open(io.BytesIO(base64.b64decode(picture.photo.partition(",")[2]))) as image:
-        photo, note = _fit_photo(image, (picture.width, picture.height), step)
+        photo, note = _fit_photo(image, (picture.width, picture.height), level)
     return replace(picture, photo=photo, note=note)
 
 
-def _fit_photo(image: Image.Image, size: tuple[int, int], step: int) -> tuple[str, str]:
-    """A photo of ``size`` (width, height), or a reduced one, at ``step`` of PHOTO_STEPS; and what to note."""
-    if step == len(PHOTO_STEPS):
+def _fit_photo(image: Image.Image, size: tuple[int, int], level: int) -> tuple[str, str]:
+    """Encode a photo at ``level`` of PHOTO_LEVELS.
+
+    Args:
+        image: the photo; its own size may be reduced already.
+        size: (width, height) of the original.
+        level: index into PHOTO_LEVELS; their number, to leave the photo out.
+
+    Returns:
+        The data URI, "" if the photo is left out, and a note for the user or "".
+    """
+    if level == len(PHOTO_LEVELS):
         return "", "The photo was left out to keep this page small."
-    quality, divisor = PHOTO_STEPS[step]
+    quality, divisor = PHOTO_LEVELS[level]
     reduced = max(1, size[0] // divisor), max(1, size[1] // divisor)
     if image.size != reduced:
         image = image.resize(reduced, Image.Resampling.BOX)
@@ -178,7 +223,7 @@ def _fit_photo(image: Image.Image, size: tuple[int, int], step: int) -> tuple[st
 
 
 def _encode_palette(indices: NDArray[np.uint8], colours: list[int], transparent: int | None = None) -> bytes:
-    """A PNG of (H, W) places in a list of at most four colours, three channels each."""
+    """Encode a PNG from (H, W) indices into at most four colours, given as a flat list of RGB values."""
     image = Image.frombytes("P", (indices.shape[1], indices.shape[0]), indices.tobytes())
     image.putpalette(colours)
     file = io.BytesIO()
@@ -192,32 +237,32 @@ def _encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _draw_ground(photo: NDArray[np.uint8] | None, agreed: NDArray[np.bool_], step: int) -> bytes:
-    """The photo, or else what both masks have, in pale grey and ``step`` times smaller, as JPEG."""
+def _draw_background(photo: NDArray[np.uint8] | None, agreed: NDArray[np.bool_], divisor: int) -> bytes:
+    """Draw a JPEG in pale grey, ``divisor`` times smaller: the photo, or if None what both masks contain."""
     if photo is None:
         grey = np.where(agreed, AGREED_GREY, EMPTY_GREY).astype(np.uint8)
     else:
         grey = 255 - (255 - np.asarray(Image.fromarray(photo).convert("L"))) // 2
-    size = -(-grey.shape[1] // step), -(-grey.shape[0] // step)
+    size = -(-grey.shape[1] // divisor), -(-grey.shape[0] // divisor)
     return _encode_jpeg(Image.fromarray(grey).resize(size, Image.Resampling.BOX), THUMBNAIL_QUALITY)
 
 
-def _draw_marks(missed: NDArray[np.bool_], invented: NDArray[np.bool_], step: int) -> bytes:
-    """The mistakes, ``step`` times smaller, as PNG that is transparent elsewhere.
+def _draw_marks(missed: NDArray[np.bool_], invented: NDArray[np.bool_], divisor: int) -> bytes:
+    """Draw the mistakes as a PNG that is ``divisor`` times smaller and transparent elsewhere.
 
-    A pixel has the colour of the more frequent mistake in it, so that none is lost, however small it is.
+    A pixel gets the colour of the more frequent mistake in its cell, so that even a single wrong pixel shows.
     """
-    wrong, too_much = _count_in_cells(missed, step), _count_in_cells(invented, step)
-    marks = (wrong > 0).astype(np.uint8)
-    marks[too_much > wrong] = 2
+    missed_counts, invented_counts = _count_in_cells(missed, divisor), _count_in_cells(invented, divisor)
+    marks = (missed_counts > 0).astype(np.uint8)
+    marks[invented_counts > missed_counts] = 2
     return _encode_palette(marks, [0, 0, 0, *MISSED_COLOUR, *INVENTED_COLOUR], transparent=0)
 
 
-def _count_in_cells(flags: NDArray[np.bool_], step: int) -> NDArray[np.int64]:
-    """How many of ``flags`` (H, W) are in each cell of ``step`` by ``step`` pixels."""
-    height, width = -(-flags.shape[0] // step), -(-flags.shape[1] // step)
-    rows, columns = np.nonzero(flags)  # few, which is faster than adding up all cells
-    cells = rows // step * width + columns // step
+def _count_in_cells(flags: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """Count the flags, (H, W) bool, in each cell of ``side`` by ``side`` pixels."""
+    height, width = -(-flags.shape[0] // side), -(-flags.shape[1] // side)
+    rows, columns = np.nonzero(flags)  # faster than summing all cells, because few flags are set
+    cells = rows // side * width + columns // side
     counts: NDArray[np.int64] = np.bincount(cells, minlength=height * width).reshape(height, width)
     return counts
 

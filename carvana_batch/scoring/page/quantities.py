@@ -1,4 +1,4 @@
-"""What the numbers of scores are called on the page, and how their values are written."""
+"""How metrics are named on the page, and how their values are formatted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from carvana_batch.scoring.scores import MEANINGS, Score
 from carvana_batch.text import shown
 
 DECIMALS = 8
-"""Of numbers in the page's data; as many as ``scores.csv`` has."""
+"""Decimals of the numbers in the page's data; the same as in ``scores.csv``."""
 
 UNDEFINED = "–"
 
@@ -19,7 +19,13 @@ Value = str | int | float | None
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A field of Score or Summary, and how it is shown: as "text", "count", "ratio" or "pixels"."""
+    """A field of Score or Summary and how it is shown.
+
+    Attributes:
+        name: the field.
+        heading: its name on the page.
+        kind: "text", "count", "ratio" or "pixels".
+    """
 
     name: str
     heading: str
@@ -27,7 +33,7 @@ class Quantity:
 
     @property
     def meaning(self) -> str:
-        """A sentence, or ""."""
+        """A sentence that explains the quantity, or ""."""
         return MEANINGS.get(self.name, "")
 
 
@@ -59,18 +65,19 @@ _KNOWN = (
 )
 
 QUANTITIES = {quantity.name: quantity for quantity in _KNOWN}
+"""The known quantities by name."""
 
 
 def describe_columns(rows: Sequence[Score], columns: Sequence[str]) -> list[Quantity]:
-    """``columns`` of the rows, in their order: as in QUANTITIES, or else as the values suggest."""
+    """Return the quantity of each column, in the given order; see :func:`describe`."""
     return [describe(name, [getattr(row, name) for row in rows]) for name in columns]
 
 
 def describe(name: str, values: Sequence[object]) -> Quantity:
-    """The quantity of this name, if there is none one that suits the values."""
+    """Return the known quantity of this name, or make one whose kind fits the values."""
     if name in QUANTITIES:
         return QUANTITIES[name]
-    defined = [value for value in map(clean, values) if value is not None]
+    defined = [value for value in map(to_json_value, values) if value is not None]
     if any(isinstance(value, str) for value in defined):
         kind = "text"
     elif all(isinstance(value, int) for value in defined):
@@ -81,8 +88,8 @@ def describe(name: str, values: Sequence[object]) -> Quantity:
     return Quantity(name, heading[:1].upper() + heading[1:], kind)
 
 
-def clean(value: object) -> Value:
-    """A value as JSON can have it: a number, text that is printable, or None where it is not defined."""
+def to_json_value(value: object) -> Value:
+    """Convert a value for JSON: a rounded number, printable text, or None for NaN and infinity."""
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
@@ -90,8 +97,8 @@ def clean(value: object) -> Value:
     return shown(str(value))
 
 
-def write_value(value: Value, kind: str) -> str:
-    """A cleaned value for people."""
+def format_value(value: Value, kind: str) -> str:
+    """Format a result of :func:`to_json_value` for people."""
     if value is None:
         return UNDEFINED
     if isinstance(value, str):

@@ -1,5 +1,5 @@
 "use strict";
-// The table of all images: sorted, filtered, and drawn a page at a time, so that thousands do not block.
+// The table of all images: sorted, filtered, and drawn one page at a time to stay fast with thousands of rows.
 (() => {
   const PAGE = 50;
   const DECIMALS = { ratio: 5, pixels: 2, count: 0 };
@@ -14,8 +14,8 @@
   const byDice = element("filter-dice");
   const state = { column: dice, descending: false, first: 0, shown: [] };
 
-  const pictured = new Map();
-  for (const card of document.querySelectorAll(".card")) pictured.set(Number(card.dataset.row), card);
+  const cardOfRow = new Map();
+  for (const card of document.querySelectorAll(".card")) cardOfRow.set(Number(card.dataset.row), card);
 
   const formats = columns.map(({ kind }) => {
     const digits = DECIMALS[kind];
@@ -24,10 +24,11 @@
     return (value) => (value === null ? UNDEFINED : numbers ? numbers.format(value) : value);
   });
 
-  // Car and view of an id, as report/page.py has them.
+  // Car and view of an id, as inputs/keys.py splits them.
   function split(image) {
-    const place = image.lastIndexOf("_");
-    return place > image.lastIndexOf("/") + 1 ? [image.slice(0, place), image.slice(place + 1)] : [image, ""];
+    const underscore = image.lastIndexOf("_");
+    if (underscore <= image.lastIndexOf("/") + 1) return [image, ""];
+    return [image.slice(0, underscore), image.slice(underscore + 1)];
   }
 
   function matcher(text) {
@@ -42,15 +43,15 @@
     const limit = byDice.value === "" ? Infinity : byDice.valueAsNumber;
     const { column, descending } = state;
     const kept = [];
-    rows.forEach((row, place) => {
-      if (row[dice] < limit && matches(row[0])) kept.push(place);
+    rows.forEach((row, index) => {
+      if (row[dice] < limit && matches(row[0])) kept.push(index);
     });
     const sign = descending ? -1 : 1;
-    kept.sort((one, other) => {
-      const a = rows[one][column];
-      const b = rows[other][column];
-      if (a === b) return one - other;
-      if (a === null || b === null) return a === null ? 1 : -1; // undefined comes last either way
+    kept.sort((first, second) => {
+      const a = rows[first][column];
+      const b = rows[second][column];
+      if (a === b) return first - second;
+      if (a === null || b === null) return a === null ? 1 : -1; // undefined values come last in both orders
       return a < b ? -sign : sign;
     });
     state.shown = kept;
@@ -62,9 +63,9 @@
     const { shown, first } = state;
     const last = Math.min(first + PAGE, shown.length);
     table.tBodies[0].replaceChildren(...shown.slice(first, last).map(drawRow));
-    columns.forEach((column, place) => {
-      const header = table.tHead.rows[0].cells[place];
-      if (place === state.column) header.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
+    columns.forEach((column, index) => {
+      const header = table.tHead.rows[0].cells[index];
+      if (index === state.column) header.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
       else header.removeAttribute("aria-sort");
     });
     const count = shown.length.toLocaleString("en");
@@ -79,9 +80,9 @@
     element("table-box").scrollTop = 0;
   }
 
-  function drawRow(place) {
+  function drawRow(index) {
     const line = document.createElement("tr");
-    rows[place].forEach((value, column) => {
+    rows[index].forEach((value, column) => {
       const cell = document.createElement(column === 0 ? "th" : "td");
       const text = formats[column](value);
       if (columns[column].kind === "text") cell.className = "text";
@@ -89,7 +90,7 @@
         cell.scope = "row";
         const name = document.createElement("bdi");
         name.textContent = text;
-        cell.append(pictured.has(place) ? link(name, pictured.get(place)) : name);
+        cell.append(cardOfRow.has(index) ? link(name, cardOfRow.get(index)) : name);
       } else {
         cell.textContent = text;
       }
@@ -111,12 +112,12 @@
   function turn(pages) {
     state.first += pages * PAGE;
     draw();
-    // The button that was used may be disabled now, and would drop the focus.
+    // The button that was pressed may now be disabled and lose the focus.
     if (document.activeElement === document.body || document.activeElement.disabled) element("table-box").focus();
     element("images").scrollIntoView();
   }
 
-  columns.forEach(({ heading, kind }, place) => {
+  columns.forEach(({ heading, kind }, index) => {
     const header = document.createElement("th");
     const button = document.createElement("button");
     header.scope = "col";
@@ -124,8 +125,8 @@
     button.type = "button";
     button.textContent = heading;
     button.addEventListener("click", () => {
-      state.descending = state.column === place && !state.descending;
-      state.column = place;
+      state.descending = state.column === index && !state.descending;
+      state.column = index;
       select();
     });
     header.append(button);
@@ -134,7 +135,7 @@
   byName.addEventListener("input", select);
   byDice.addEventListener("input", select);
   element("filters").addEventListener("submit", (event) => event.preventDefault());
-  element("filters").addEventListener("reset", () => setTimeout(select)); // after the fields are empty
+  element("filters").addEventListener("reset", () => setTimeout(select)); // once the fields have been cleared
   element("page-before").addEventListener("click", () => turn(-1));
   element("page-after").addEventListener("click", () => turn(1));
   for (const anchor of document.querySelectorAll("[data-filter]")) {

@@ -1,8 +1,8 @@
 "use strict";
-// The viewer: one image at a time, as photo, truth, prediction or errors; zoomed and moved by any means.
+// The viewer: shows one image at a time, as photo, truth, prediction or errors, with zooming and panning.
 (() => {
-  const LARGEST = 32;
-  const NUDGE = 0.15; // of the stage, for an arrow key
+  const MAX_SCALE = 32;
+  const PAN_STEP = 0.15; // fraction of the stage, per arrow key
 
   const element = (id) => document.getElementById(id);
   const viewer = element("viewer");
@@ -13,12 +13,12 @@
   const cards = [...document.querySelectorAll(".card")];
   const colour = (name) => getComputedStyle(viewer).getPropertyValue(name).trim();
 
-  // x and y are the place in the picture that lies in the middle of the stage; all lengths are device pixels.
+  // x and y: the position in the picture that is at the centre of the stage. scale: device pixels per picture pixel.
   const view = { number: 0, picture: null, layers: null, scale: 1, x: 0, y: 0, fitted: true };
 
   async function open(number) {
     const source = element(`picture-${number}`);
-    if (!source) return; // the end of the page has not come yet
+    if (!source) return; // the page has not loaded that far yet
     const picture = JSON.parse(source.textContent);
     Object.assign(view, { number, picture, layers: null });
     describe(picture);
@@ -26,7 +26,7 @@
     if (!viewer.open) viewer.showModal();
     fit();
     const loaded = await load(picture);
-    if (view.picture !== picture) return; // another was opened meanwhile
+    if (view.picture !== picture) return; // another one was opened meanwhile
     view.layers = loaded;
     redraw();
   }
@@ -43,20 +43,20 @@
     if (photo.disabled && photo.checked) layers.at(-1).checked = true;
   }
 
-  // Layers: what is drawn for each choice, all of the picture's size; each is made when it is first wanted.
+  // Layers: what is drawn for each choice, in the size of the picture; each is made when it is first needed.
 
   async function load({ width, height, masks, photo }) {
-    const [known, backdrop] = await Promise.all([decode(masks), photo && decode(photo)]);
+    const [maskImage, photoImage] = await Promise.all([decode(masks), photo && decode(photo)]);
     const reader = makeCanvas(width, height, true);
-    reader.drawImage(known, 0, 0);
+    reader.drawImage(maskImage, 0, 0);
     const { data } = reader.getImageData(0, 0, width, height);
     const kinds = new Uint8Array(width * height); // 1: in the true mask, 2: in the predicted one, 3: in both
     for (let i = 0; i < kinds.length; i++) kinds[i] = (data[4 * i] >> 7) | ((data[4 * i + 1] >> 7) << 1);
     const paint = {
-      photo: () => paintPhoto(width, height, backdrop).canvas,
-      truth: () => coverOutside(width, height, backdrop, kinds, 1),
-      prediction: () => coverOutside(width, height, backdrop, kinds, 2),
-      errors: () => paintGround(width, height, backdrop, kinds),
+      photo: () => paintPhoto(width, height, photoImage).canvas,
+      truth: () => veilOutside(width, height, photoImage, kinds, 1),
+      prediction: () => veilOutside(width, height, photoImage, kinds, 2),
+      errors: () => paintBackground(width, height, photoImage, kinds),
     };
     const painted = {};
     return { get: (name) => (painted[name] ??= paint[name]()), mark: markErrors(width, height, kinds) };
@@ -84,26 +84,28 @@
     return painter;
   }
 
-  // A canvas whose pixels have the colour of their kind, given as [red, green, blue, alpha], or none.
+  // A canvas with each pixel in the colour of its kind: [red, green, blue, alpha], or null for transparent.
   function paintKinds(width, height, kinds, colours) {
     const painter = makeCanvas(width, height);
     const image = painter.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
-    const values = new Uint32Array(new Uint8Array(colours.flatMap((one) => one ?? [0, 0, 0, 0])).buffer);
+    const values = new Uint32Array(new Uint8Array(colours.flatMap((colour) => colour ?? [0, 0, 0, 0])).buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = values[kinds[i]];
     painter.putImageData(image, 0, 0);
     return painter.canvas;
   }
 
-  function coverOutside(width, height, photo, kinds, bit) {
+  // The photo, veiled outside one of the masks: bit 1 is the true mask, 2 the predicted one.
+  function veilOutside(width, height, photo, kinds, bit) {
     const veil = [...channels(colour("--veil")), photo ? 225 : 255];
     const painter = paintPhoto(width, height, photo);
     painter.drawImage(paintKinds(width, height, kinds, [0, 1, 2, 3].map((kind) => (kind & bit ? null : veil))), 0, 0);
     return painter.canvas;
   }
 
-  // The photo in pale grey, so that both colours stand out from the darkest car; or the agreed part in grey.
-  function paintGround(width, height, photo, kinds) {
+  // The photo in pale grey, so that both colours stand out even from a dark car; without a photo, the part that
+  // both masks contain in grey.
+  function paintBackground(width, height, photo, kinds) {
     const painter = paintPhoto(width, height, photo);
     if (!photo) {
       painter.drawImage(paintKinds(width, height, kinds, [null, null, null, [205, 205, 205, 255]]), 0, 0);
@@ -118,25 +120,25 @@
     return painter.canvas;
   }
 
-  // Gives the wrong pixels in cells of 1, 2, 4, 8 and so on pixels: a cell has the colour of the more frequent
-  // mistake in it, so that not a single one is lost when the picture is made smaller.
+  // Returns a function that draws the wrong pixels in cells of 2 ** level pixels. A cell has the colour of the more
+  // frequent mistake in it, so that even a single wrong pixel shows when the picture is reduced.
   function markErrors(width, height, kinds) {
     const colours = [null, [...channels(colour("--missed")), 255], [...channels(colour("--invented")), 255]];
     const counts = [new Uint32Array(kinds.length), new Uint32Array(kinds.length)];
     for (let i = 0; i < kinds.length; i++) if (kinds[i] === 1 || kinds[i] === 2) counts[kinds[i] - 1][i] = 1;
     const levels = [{ width, height, counts }];
-    return (number) => {
-      while (levels.length <= number) levels.push(halve(levels.at(-1)));
-      const level = levels[number];
-      level.canvas ??= paintKinds(level.width, level.height, findLarger(level.counts), colours);
-      return level.canvas;
+    return (level) => {
+      while (levels.length <= level) levels.push(halve(levels.at(-1)));
+      const cells = levels[level];
+      cells.canvas ??= paintKinds(cells.width, cells.height, moreFrequent(cells.counts), colours);
+      return cells.canvas;
     };
   }
 
-  function findLarger([missed, invented]) {
-    const larger = new Uint8Array(missed.length);
-    for (let i = 0; i < larger.length; i++) larger[i] = invented[i] > missed[i] ? 2 : missed[i] > 0 ? 1 : 0;
-    return larger;
+  function moreFrequent([missed, invented]) {
+    const kinds = new Uint8Array(missed.length);
+    for (let i = 0; i < kinds.length; i++) kinds[i] = invented[i] > missed[i] ? 2 : missed[i] > 0 ? 1 : 0;
+    return kinds;
   }
 
   function halve({ width, height, counts }) {
@@ -145,8 +147,8 @@
     const halves = counts.map((count) => {
       const half = new Uint32Array(columns * rows);
       for (let y = 0, i = 0; y < height; y++) {
-        const line = (y >> 1) * columns;
-        for (let x = 0; x < width; x++, i++) half[line + (x >> 1)] += count[i];
+        const row = (y >> 1) * columns;
+        for (let x = 0; x < width; x++, i++) half[row + (x >> 1)] += count[i];
       }
       return half;
     });
@@ -154,15 +156,15 @@
   }
 
   function channels(hex) {
-    return [1, 3, 5].map((place) => parseInt(hex.slice(place, place + 2), 16));
+    return [1, 3, 5].map((index) => parseInt(hex.slice(index, index + 2), 16));
   }
 
-  // Drawing and moving.
+  // Drawing and panning.
 
-  let due = 0;
+  let frame = 0;
   function redraw() {
-    due ||= requestAnimationFrame(() => {
-      due = 0;
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
       draw();
     });
   }
@@ -184,7 +186,7 @@
     if (name !== "errors") return;
     const level = Math.max(Math.ceil(-Math.log2(scale)), 0);
     const marks = view.layers.mark(level);
-    const cell = scale * 2 ** level; // at least one pixel, so that none is passed over
+    const cell = scale * 2 ** level; // at least one device pixel, so that no cell disappears
     context.imageSmoothingEnabled = false;
     context.drawImage(marks, left, top, marks.width * cell, marks.height * cell);
   }
@@ -203,34 +205,34 @@
     canvas.height = Math.max(1, Math.round(stage.clientHeight * ratio));
   }
 
-  // Keeps the place under (x, y), measured from the middle of the stage, where it is.
+  // Zooms around (x, y), in device pixels from the centre of the stage.
   function zoom(factor, x = 0, y = 0) {
     const { width, height } = view.picture;
-    const smallest = Math.min(1, canvas.width / width, canvas.height / height);
-    const scale = Math.min(Math.max(view.scale * factor, smallest), LARGEST);
+    const minScale = Math.min(1, canvas.width / width, canvas.height / height);
+    const scale = Math.min(Math.max(view.scale * factor, minScale), MAX_SCALE);
     view.x += x / view.scale - x / scale;
     view.y += y / view.scale - y / scale;
     view.scale = scale;
-    move(0, 0);
+    pan(0, 0);
   }
 
-  function move(x, y) {
-    const within = (place, length, room) => {
-      const half = Math.min(room / view.scale, length) / 2;
-      return Math.min(Math.max(place, half), length - half);
+  function pan(x, y) {
+    const clamp = (centre, length, available) => {
+      const half = Math.min(available / view.scale, length) / 2;
+      return Math.min(Math.max(centre, half), length - half);
     };
-    view.x = within(view.x + x / view.scale, view.picture.width, canvas.width);
-    view.y = within(view.y + y / view.scale, view.picture.height, canvas.height);
+    view.x = clamp(view.x + x / view.scale, view.picture.width, canvas.width);
+    view.y = clamp(view.y + y / view.scale, view.picture.height, canvas.height);
     view.fitted = false;
     redraw();
   }
 
   function showSpot() {
     const [left, top, width, height] = view.picture.spot;
-    view.scale = Math.max(1, Math.min(LARGEST, Math.floor(Math.min(canvas.width / width, canvas.height / height))));
+    view.scale = Math.max(1, Math.min(MAX_SCALE, Math.floor(Math.min(canvas.width / width, canvas.height / height))));
     view.x = left + width / 2;
     view.y = top + height / 2;
-    move(0, 0);
+    pan(0, 0);
   }
 
   function choose(layer) {
@@ -243,7 +245,7 @@
 
   // Keys, pointers, buttons.
 
-  // To the next power of two, where all pixels of the picture are equally large.
+  // Zoom to the next power of two, at which all pixels of the picture have the same size.
   const zoomIn = (x, y) => zoom(2 ** Math.floor(Math.log2(view.scale) + 1.01) / view.scale, x, y);
   const zoomOut = () => zoom(2 ** Math.ceil(Math.log2(view.scale) - 1.01) / view.scale);
   const keys = {
@@ -255,21 +257,21 @@
     n: () => turn(1),
     p: () => turn(-1),
   };
-  layers.forEach((layer, place) => (keys[place + 1] = () => choose(layer)));
+  layers.forEach((layer, index) => (keys[index + 1] = () => choose(layer)));
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
   viewer.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const arrow = event.target === stage && arrows[event.key];
     const act = arrow
-      ? () => move(arrow[0] * NUDGE * canvas.width, arrow[1] * NUDGE * canvas.height)
+      ? () => pan(arrow[0] * PAN_STEP * canvas.width, arrow[1] * PAN_STEP * canvas.height)
       : keys[event.key.toLowerCase()];
     if (!act) return;
     act();
     event.preventDefault();
   });
 
-  // Where an event happened, in device pixels from the middle of the stage.
+  // The position of an event, in device pixels from the centre of the stage.
   function locate(event) {
     const box = stage.getBoundingClientRect();
     const ratio = canvas.width / box.width;
@@ -295,11 +297,11 @@
     touches.set(event.pointerId, now);
     const other = [...touches].find(([pointer]) => pointer !== event.pointerId)?.[1];
     if (other) {
-      const distance = (place) => Math.max(1, Math.hypot(place[0] - other[0], place[1] - other[1]));
+      const distance = (point) => Math.max(1, Math.hypot(point[0] - other[0], point[1] - other[1]));
       zoom(distance(now) / distance(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
     }
     const share = other ? 0.5 : 1;
-    move((before[0] - now[0]) * share, (before[1] - now[1]) * share);
+    pan((before[0] - now[0]) * share, (before[1] - now[1]) * share);
   });
   for (const kind of ["pointerup", "pointercancel"]) {
     stage.addEventListener(kind, (event) => touches.delete(event.pointerId));
@@ -320,12 +322,12 @@
   for (const card of cards) card.addEventListener("click", () => open(Number(card.dataset.picture)));
   viewer.addEventListener("close", () => {
     touches.clear();
-    view.layers = null; // tens of megabytes
+    view.layers = null; // frees tens of megabytes
   });
   new ResizeObserver(() => {
     if (!viewer.open) return;
     if (view.fitted) return fit();
     measure();
-    move(0, 0);
+    pan(0, 0);
   }).observe(stage);
 })();

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from carvana_batch.api import Masker
 
 __all__ = ["Masker", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for, so that ``carvana-batch --help`` stays fast."""
+    """Import what needs torch only on demand, so that ``carvana-batch --help`` stays fast."""
     if name == "Masker":
         from carvana_batch.api import Masker
 

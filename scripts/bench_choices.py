@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""What each choice on the way of a photo is worth: the time with another one over that of predict.
+"""Measure what each design choice of predict is worth: the time of an alternative relative to predict's.
 
     scripts/bench_choices.py [PHOTOS]
 
-Parts of the way are timed in this process, on photos that are in memory; whole runs of predict each in a
-process of its own. All that are compared take turns, in the opposite order every other turn. A ratio is the
-median of those of the turns, with the least and the most of them in brackets; above 1 the other choice is
-slower. It says something about a machine only if nothing else runs there: the load is printed first.
+Single steps are timed in this process, on photos in memory; whole runs of predict are timed in a process
+each. All alternatives take turns; every other turn runs in reverse order. Each ratio is the median over the
+turns, with the minimum and the maximum in brackets; above 1, the alternative is slower. The ratios only
+describe a machine if nothing else runs on it, so its load is printed first.
 
-It is made for a CPU, and for Linux, where processes that decode are forked and so see what is changed here.
-simplejpeg has to be installed; OpenVINO is tried where it is: pip install openvino.
-torch.compile needs a C++ compiler; its cache lies in a new folder, so its start is that of the first time.
+It is meant for a CPU and for Linux, where decoder processes are forked and therefore see what is patched
+here. simplejpeg has to be installed. OpenVINO is tried if it is installed: pip install openvino.
+torch.compile needs a C++ compiler; its cache is in a new folder, so its start takes as long as it does for
+the first time.
 """
 
 import argparse
@@ -19,41 +20,44 @@ import copy
 import importlib.util
 import io
 import os
+import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
-from bench import Task, in_own_process, print_machine, run_predict, spread
+from bench import Measurement, Task, run_in_process, run_predict
+from measuring import alternate, describe_machine, summarise_ratios
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch import run as pipeline
-from carvana_batch.decode import photo as images
+from carvana_batch import run as predict_run
+from carvana_batch.decode import photo as photo_decoder
 from carvana_batch.decode.photo import read_image
 from carvana_batch.demo import write_photos
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.inference import devices, predictor
+from carvana_batch.inference import memory, runner
 from carvana_batch.inference.planning import default_workers, make_predictor
 from carvana_batch.inputs.find import find_images
 from carvana_batch.main_memory import keep_freed_memory
 from carvana_batch.masks.png import encode_mask
-from carvana_batch.network.blocks import halve, spread_channels
+from carvana_batch.network.blocks import AnySizeNetwork, halve, spread_channels
 from carvana_batch.network.checkpoints import Model, load_model
 from carvana_batch.network.cpu_fusion import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.options import Options
-from carvana_batch.values import PackedMask, Photo
+from carvana_batch.values import Failure, ImageRef, PackedMask, Photo
 
 CPU = torch.device("cpu")
 PHOTOS_IN_MEMORY = 4
 PREDICT = "predict"
 
-Run = Callable[[], object]
+Step = Callable[[], object]
 Network = Callable[[Tensor], Tensor]
 
 
@@ -63,8 +67,8 @@ def main() -> None:
     )
     parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
     parser.add_argument("--limit", type=int, default=60, help="photos of a whole run  [default: 60]")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each kind  [default: 5]")
-    parser.add_argument("--model", default="segunet-s", help="as of predict  [default: segunet-s]")
+    parser.add_argument("--turns", type=int, default=5, help="runs of each alternative  [default: 5]")
+    parser.add_argument("--model", default="segunet-s", help="as in predict  [default: segunet-s]")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="[default: bf16]")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     arguments = parser.parse_args()
@@ -72,173 +76,191 @@ def main() -> None:
         folder = Path(name)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         try:
-            print_machine()
+            print(describe_machine(f"Python {platform.python_version()}", f"torch {torch.__version__}"))
             photos = arguments.photos or folder / "drawn" / "images"
             if arguments.photos is None:
                 write_photos(folder / "drawn")
             refs = find_images(photos, follow_links=True).refs[: arguments.limit]
             task = Task(refs, arguments.model, Options("cpu", arguments.precision, overwrite=True))
             print(f"{len(refs)} photos, {arguments.turns} turns, {task.model} in {arguments.precision}\n")
-            print("| part | instead of | | its time / predict's |\n|---|---|---|---|", flush=True)
+            print("| step | predict's choice | alternative | its time / predict's |", flush=True)
+            print("|---|---|---|---|", flush=True)
             measure_runs(task, folder, arguments.turns)
-            measure_parts(task, arguments.turns, compiled=not arguments.no_compile)
+            measure_steps(task, arguments.turns, with_compile=not arguments.no_compile)
         except CarvanaBatchError as error:
             parser.error(str(error))
 
 
 def measure_runs(task: Task, folder: Path, turns: int) -> None:
-    """Whole runs, each in a process of its own."""
-    writers, workers = pipeline.WRITER_THREADS, default_workers(CPU, len(task.photos))
-    others: dict[tuple[str, str], Callable[..., object]] = {
-        ("memory kept when freed", "given back"): partial(run_changed, give_memory_back),
-        ("simplejpeg", "Pillow"): partial(run_changed, decode_with_pillow),
-        ("one of two threads beside the network", "both"): partial(run_changed, use_both_threads),
+    """Time whole runs, each in its own process."""
+    writers, workers = predict_run.WRITER_THREADS, default_workers(CPU, len(task.photos))
+    runs: dict[tuple[str, str], Callable[[Task, Path], Measurement]] = {
+        (PREDICT, ""): run_predict,
+        ("freed memory kept", "returned to the system"): partial(run_patched, return_freed_memory),
+        ("simplejpeg", "Pillow"): partial(run_patched, decode_with_pillow),
+        ("one of two threads beside the network", "both"): partial(run_patched, use_all_threads),
     }
     for count in (1, 2, 4):
         if count != writers:
-            change = partial(set_writers, count)
-            others[f"writer threads: {writers}", str(count)] = partial(run_changed, change)
+            patch = partial(set_writers, count)
+            runs[f"writer threads: {writers}", str(count)] = partial(run_patched, patch)
     for count in (1, 2, 3):
         if count != workers:
-            others[f"processes that decode: {workers}", str(count)] = partial(run_with_workers, count)
-    in_own_process(run_predict, task, folder / "out")  # from now on the system has the files in its cache
-    seconds: dict[object, list[float]] = {PREDICT: [], **{choice: [] for choice in others}}
+            runs[f"decoder processes: {workers}", str(count)] = partial(run_with_workers, count)
+    run_in_process(run_predict, task, folder / "out")  # fill the file cache of the system
+    seconds: dict[tuple[str, str], list[float]] = {choice: [] for choice in runs}
     for turn in range(turns):
-        for choice in reversed(seconds) if turn % 2 else seconds:
-            run = run_predict if choice == PREDICT else others[choice]
-            seconds[choice].append(in_own_process(run, task, folder / "out").seconds)
-    for mine, other in others:
-        print_row("whole run", mine, other, seconds[mine, other], seconds[PREDICT])
+        for choice in alternate(runs, turn):
+            seconds[choice].append(run_in_process(runs[choice], task, folder / "out").seconds)
+    ours = seconds.pop((PREDICT, ""))
+    for (chosen, alternative), theirs in seconds.items():
+        print_row("whole run", chosen, alternative, theirs, ours)
 
 
-def run_changed(change: Callable[[], None], task: Task, out: Path) -> object:
-    change()
+def run_patched(patch: Callable[[], object], task: Task, out: Path) -> Measurement:
+    """Run predict after ``patch`` has changed something for the rest of this process."""
+    patch()
     return run_predict(task, out)
 
 
-def run_with_workers(workers: int, task: Task, out: Path) -> object:
+def run_with_workers(workers: int, task: Task, out: Path) -> Measurement:
     return run_predict(replace(task, options=replace(task.options, workers=workers)), out)
 
 
-def give_memory_back() -> None:
-    devices.keep_freed_memory = lambda keep: None
+def return_freed_memory() -> None:
+    mock.patch.object(memory, "keep_freed_memory", lambda keep: None).start()
+
+
+def without_simplejpeg() -> contextlib.AbstractContextManager[object]:
+    if importlib.util.find_spec("simplejpeg") is None:
+        raise UsageError("simplejpeg is not installed")
+    return mock.patch.object(photo_decoder, "simplejpeg", None)
 
 
 def decode_with_pillow() -> None:
-    if images.simplejpeg is None:
-        raise UsageError("simplejpeg is not installed")
-    images.simplejpeg = None
+    without_simplejpeg().__enter__()
 
 
-def use_both_threads() -> None:
-    predictor.one_of_few_threads = lambda device: contextlib.nullcontext()
+def use_all_threads() -> None:
+    mock.patch.object(runner, "single_thread_on_small_cpus", lambda device: contextlib.nullcontext()).start()
 
 
 def set_writers(count: int) -> None:
-    pipeline.WRITER_THREADS = count
+    mock.patch.object(predict_run, "WRITER_THREADS", count).start()
 
 
-def measure_parts(task: Task, turns: int, compiled: bool) -> None:
+def measure_steps(task: Task, turns: int, with_compile: bool) -> None:
+    """Time single steps of a run in this process."""
     model = load_model(task.model)
-    ours, _ = make_predictor(model, task.options, {})
+    predictor, _ = make_predictor(model, task.options)
+    dtype, network_input = predictor.limits.dtype, predictor.runner.input
     refs = task.photos[:PHOTOS_IN_MEMORY]
     photos = [Photo(ref, read_image(ref.path)) for ref in refs]
     if model.size is not None or len({photo.pixels.shape for photo in photos}) > 1:
-        raise UsageError(
-            "the parts are compared on photos of one size, with a model that takes them as they are"
-        )
-    masks = [result.mask for result in ours.predict(photos)]
+        raise UsageError("use photos of one size, and a model that takes photos at their own size")
+    masks = [result.mask for result in predictor.predict(photos) if not isinstance(result, Failure)]
+    canvases = [
+        predictor.runner.load(photo, predictor.runner.plan(photo, predictor.limits.tiling))
+        for photo in photos
+    ]
+    if len(masks) < len(photos) or any(canvas.plan.tile_count > 1 for canvas in canvases):
+        raise UsageError("there is not enough memory for whole photos")
     keep_freed_memory(True)  # as predict does for photos of one size
-    compare(
-        "decoding",
-        "simplejpeg",
-        partial(decode_all, refs),
-        {"Pillow": lambda: without_simplejpeg(partial(decode_all, refs))},
-        turns,
-    )
+
+    def decode_with_pillow() -> None:
+        with without_simplejpeg():
+            decode_all(refs)
+
+    compare("decoding", "simplejpeg", partial(decode_all, refs), {"Pillow": decode_with_pillow}, turns)
     compare(
         "PNG",
         "packed rows, zlib level 1",
         lambda: [encode_mask(mask) for mask in masks],
         {
-            "Pillow, 1 bit": lambda: [save_with_pillow(mask, 1) for mask in masks],
-            "Pillow, 1 bit, level 1": lambda: [save_with_pillow(mask, 1, compress_level=1) for mask in masks],
-            "Pillow, 8 bits": lambda: [save_with_pillow(mask, 8) for mask in masks],
+            "Pillow, 1 bit": partial(save_with_pillow, masks, 1),
+            "Pillow, 1 bit, level 1": partial(save_with_pillow, masks, 1, compress_level=1),
+            "Pillow, 8 bits": partial(save_with_pillow, masks, 8),
         },
         turns,
     )
-    canvases = [ours._admit(photo, None) for photo in photos]
-    if any(canvas.plan.tile_count > 1 for canvas in canvases):
-        raise UsageError("there is not enough memory for whole photos")
-    whole = [[(canvas, 0, 0)] for canvas in canvases]
-    inputs = [ours._normalise(jobs, 1, ours.dtype) for jobs in whole]
+    windows = [window for canvas in canvases for window in canvas.windows()]
+    inputs = [network_input.normalise([window], 1, dtype) for window in windows]
     compare(
         "normalising",
-        "flat rows in bands",
-        lambda: [ours._normalise(jobs, 1, ours.dtype) for jobs in whole],
-        {"the usual formula": lambda: [normalise_plainly(photo, model, ours.dtype) for photo in photos]},
+        "flattened rows in bands",
+        lambda: [network_input.normalise([window], 1, dtype) for window in windows],
+        {"usual formula": lambda: [normalise_plainly(photo, model, dtype) for photo in photos]},
         turns,
     )
-    features = torch.randn(1, 16, 640, 959).to(ours.dtype).contiguous(memory_format=torch.channels_last)
+    features = torch.randn(1, 16, 640, 959).to(dtype).contiguous(memory_format=torch.channels_last)
     compare(
         "pooling",
-        "the larger of pairs",
+        "maximum of pairs",
         torch.inference_mode()(lambda: halve(features)),
         {"max_pool2d": lambda: functional.max_pool2d(features, kernel_size=2, ceil_mode=True)},
         turns,
     )
-    cells = torch.randn(1, 4, 640, 959).to(ours.dtype).contiguous(memory_format=torch.channels_last)
+    cells = torch.randn(1, 4, 640, 959).to(dtype).contiguous(memory_format=torch.channels_last)
     compare(
-        "spreading the logits",
+        "rearranging the logits",
         "one copy",
         lambda: spread_channels(cells, 2),
         {"pixel_shuffle": lambda: functional.pixel_shuffle(cells, 2)},
         turns,
     )
-    networks = make_networks(model, ours.dtype, inputs[0], compiled)
-    network = networks.pop(PREDICT)
-    runs = {name: partial(run_all, other, inputs) for name, other in networks.items()}
-    compare("forward", "predict's network", partial(run_all, network, inputs), runs, turns)
+    networks = make_networks(model, dtype, inputs[0], with_compile)
+    ours = networks.pop(PREDICT)
+    runs = {name: partial(run_all, network, inputs) for name, network in networks.items()}
+    compare("forward pass", "predict's network", partial(run_all, ours, inputs), runs, turns)
     print()
-    for name, other in networks.items():
-        print(f"{name}: {count_differences(other, network, inputs)} pixels of {len(inputs)} masks differ")
+    for name, network in networks.items():
+        print(f"{name}: {count_differences(network, ours, inputs)} pixels of {len(inputs)} masks differ")
 
 
-def make_networks(model: Model, dtype: torch.dtype, image: Tensor, compiled: bool) -> dict[str, Network]:
-    """Functions from a channels_last image to logits; prints how long some take to start."""
+def make_networks(model: Model, dtype: torch.dtype, image: Tensor, with_compile: bool) -> dict[str, Network]:
+    """Return functions from a channels_last image to logits; print how long some of them take to start."""
     ours = prepare_network(model.network, CPU, dtype)
-    as_trained = copy.deepcopy(model.network).to(dtype).to(memory_format=torch.channels_last)
-    folded = fold_batch_norm(model.network).to(dtype).to(memory_format=torch.channels_last)
-    enlarged = prepare_network(model.network, CPU, dtype)
-    for module in enlarged.modules():
+    as_trained = convert(copy.deepcopy(model.network), dtype)
+    folded = fold_batch_norm(model.network).to(dtype)
+    folded_channels_last = convert(fold_batch_norm(model.network), dtype)
+    upsampled_first = prepare_network(model.network, CPU, dtype)
+    for module in upsampled_first.modules():
         if isinstance(module, FusedConvolution):
             module.enlarging = None
     not_fused = fold_batch_norm(model.network)
-    not_fused.simplify()
-    not_fused = not_fused.to(dtype).to(memory_format=torch.channels_last)
+    if isinstance(not_fused, AnySizeNetwork):
+        not_fused.simplify()
     exact = prepare_network(model.network, CPU, torch.float32)
-    rows = fold_batch_norm(model.network).to(dtype)
     networks: dict[str, Network] = {
         PREDICT: ours,
-        "coarse maps enlarged first": enlarged,
-        "nor ReLU and joining fused": not_fused,
-        "nor stem and first convolution": folded,
-        "nor batch norm folded": as_trained,
-        "batch norm folded, contiguous": lambda one: rows(one.contiguous()),
-        "fp32": lambda one: exact(one.float()),
-        "no_grad, not inference_mode": partial(run_without_gradients, ours),
+        "coarse maps upsampled first": upsampled_first,
+        "also without fused ReLU and concatenation": convert(not_fused, dtype),
+        "also without merged stem": folded_channels_last,
+        "also without folded batch norm": as_trained,
+        "folded batch norm, contiguous": lambda images: call(folded, images.contiguous()),
+        "fp32": lambda images: call(exact, images.float()),
+        "no_grad instead of inference_mode": partial(run_without_gradients, ours),
     }
-    if compiled:
+    if with_compile:
         start = time.perf_counter()
-        networks["torch.compile"] = torch.compile(folded)
+        networks["torch.compile"] = torch.compile(folded_channels_last)
         run_all(networks["torch.compile"], [image])
-        print(f"| start | of torch.compile | {time.perf_counter() - start:.1f} s | |", flush=True)
+        print(f"| start | | torch.compile | {time.perf_counter() - start:.1f} s |", flush=True)
     if importlib.util.find_spec("openvino") is not None:
         start = time.perf_counter()
         networks["OpenVINO"] = make_openvino(model, dtype, image)
         run_all(networks["OpenVINO"], [image])
-        print(f"| start | of OpenVINO | {time.perf_counter() - start:.1f} s | |", flush=True)
+        print(f"| start | | OpenVINO | {time.perf_counter() - start:.1f} s |", flush=True)
     return networks
+
+
+def convert(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the network to the dtype and to channels_last."""
+    return network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def call(network: Network, images: Tensor) -> Tensor:
+    return network(images)
 
 
 def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Network:
@@ -250,46 +272,39 @@ def make_openvino(model: Model, dtype: torch.dtype, image: Tensor) -> Network:
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(graph, "CPU", hints).create_infer_request()
 
-    def run(one: Tensor) -> Tensor:
-        array = one.float().contiguous().numpy()  # OpenVINO takes no bf16 from NumPy: part of its time
+    def run(images: Tensor) -> Tensor:
+        array = images.float().contiguous().numpy()  # OpenVINO takes no bf16 from NumPy: part of its time
         return torch.from_numpy(request.infer([array], share_inputs=True, share_outputs=True)[0])
 
     return run
 
 
-def run_without_gradients(network: nn.Module, image: Tensor) -> Tensor:
+def run_without_gradients(network: Network, images: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return network(image)
+        return network(images)
 
 
 @torch.inference_mode()
-def run_all(network: Network, inputs: list[Tensor]) -> None:
-    for image in inputs:
-        network(image)
+def run_all(network: Network, inputs: Sequence[Tensor]) -> None:
+    for images in inputs:
+        network(images)
 
 
 @torch.inference_mode()
-def count_differences(network: Network, other: Network, inputs: list[Tensor]) -> int:
-    return sum(int(((network(one) > 0) != (other(one) > 0)).sum()) for one in inputs)
+def count_differences(network: Network, other: Network, inputs: Sequence[Tensor]) -> int:
+    return sum(int(((network(images) > 0) != (other(images) > 0)).sum()) for images in inputs)
 
 
-def decode_all(refs: list) -> None:
+def decode_all(refs: Sequence[ImageRef]) -> None:
     for ref in refs:
         read_image(ref.path)
 
 
-def without_simplejpeg(run: Run) -> None:
-    module, images.simplejpeg = images.simplejpeg, None
-    try:
-        run()
-    finally:
-        images.simplejpeg = module
-
-
-def save_with_pillow(mask: PackedMask, bits: int, **options: int) -> None:
-    array = mask.to_bool()
-    picture = Image.fromarray(array) if bits == 1 else Image.fromarray(array.astype(np.uint8) * 255)
-    picture.save(io.BytesIO(), "PNG", **options)
+def save_with_pillow(masks: Sequence[PackedMask], bits: int, **options: int) -> None:
+    for mask in masks:
+        array = mask.to_bool()
+        image = Image.fromarray(array) if bits == 1 else Image.fromarray(array.astype(np.uint8) * 255)
+        image.save(io.BytesIO(), "PNG", **options)
 
 
 def normalise_plainly(photo: Photo, model: Model, dtype: torch.dtype) -> Tensor:
@@ -298,22 +313,22 @@ def normalise_plainly(photo: Photo, model: Model, dtype: torch.dtype) -> Tensor:
     return pixels.to(dtype).permute(2, 0, 1)[None]
 
 
-def compare(part: str, mine: str, run: Run, others: dict[str, Run], turns: int) -> None:
-    """Print a row for each other run; one turn before the first does not count."""
-    runs = {mine: run, **others}
+def compare(step: str, choice: str, ours: Step, alternatives: Mapping[str, Step], turns: int) -> None:
+    """Print a row for each alternative; an additional first turn warms up and does not count."""
+    runs = {choice: ours, **alternatives}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
-        for name in reversed(runs) if turn % 2 else runs:
+        for name in alternate(runs, turn):
             start = time.perf_counter()
             runs[name]()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    for name in others:
-        print_row(part, mine, name, seconds[name], seconds[mine])
+    for name in alternatives:
+        print_row(step, choice, name, seconds[name], seconds[choice])
 
 
-def print_row(part: str, mine: str, other: str, its: list[float], ours: list[float]) -> None:
-    print(f"| {part} | {mine} | {other} | {spread(its, ours)} |", flush=True)
+def print_row(step: str, choice: str, alternative: str, theirs: list[float], ours: list[float]) -> None:
+    print(f"| {step} | {choice} | {alternative} | {summarise_ratios(theirs, ours)} |", flush=True)
 
 
 if __name__ == "__main__":

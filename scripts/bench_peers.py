@@ -1,9 +1,9 @@
-"""What bench.py compares predict with: other ways to mask photos with the same weights, as their users would.
+"""The peers of predict in bench.py: other ways to mask photos with the same weights, as users write them.
 
-They decode with Pillow and leave it to the C library to give freed memory back: that predict does neither is
-part of what is compared.
+They decode with Pillow and let the C library return freed memory to the system. That predict does neither is
+part of the comparison.
 
-Each makes a function from a Pillow image to the (H, W) bool mask on the device.
+Each ``make_`` function returns a function from a Pillow image to its (H, W) bool mask on the device.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,16 @@ Masker = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """``aim``: how many times as fast predict should be; ``package``: what the peer needs, if anything."""
+    """One way to mask photos.
+
+    Attributes:
+        make: makes the function that masks a photo.
+        target: the speed of predict relative to this peer that we aim for, as text.
+        package: the package that it needs, if any.
+    """
 
     make: Callable[[Model, Options], Masker]
-    aim: str = ""
+    target: str = ""
     package: str = ""
 
     def is_installed(self) -> bool:
@@ -42,7 +49,7 @@ class Peer:
 
 
 class Normaliser:
-    """(N, 3, H, W) uint8 to float32 as the model wants it, by the usual formula."""
+    """Normalises (N, 3, H, W) uint8 to float32 with the model's mean and deviation, by the usual formula."""
 
     def __init__(self, model: Model, options: Options) -> None:
         self.device = pick_device(options.device)
@@ -52,15 +59,20 @@ class Normaliser:
     def __call__(self, images: Tensor) -> Tensor:
         return images.to(self.device).float().div(255).sub(self.mean).div(self.deviation)
 
-    def whole(self, photo: Image.Image) -> Tensor:
-        """(1, 3, H, W) float32."""
+    def photo(self, photo: Image.Image) -> Tensor:
+        """Normalise a whole photo to (1, 3, H, W) float32."""
         return self(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].contiguous())
 
 
 def make_plain(model: Model, options: Options) -> Masker:
     normalise = Normaliser(model, options)
     network = model.network.to(normalise.device)
-    return lambda photo: torch.sigmoid(network(normalise.whole(photo)))[0, 0] > 0.5
+
+    def mask(photo: Image.Image) -> Tensor:
+        logits: Tensor = network(normalise.photo(photo))
+        return torch.sigmoid(logits)[0, 0] > 0.5
+
+    return mask
 
 
 def make_plain_at_half_size(model: Model, options: Options) -> Masker:
@@ -69,21 +81,21 @@ def make_plain_at_half_size(model: Model, options: Options) -> Masker:
 
     def mask(photo: Image.Image) -> Tensor:
         small = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC)
-        logits = network(normalise.whole(small))
-        return torch.sigmoid(interpolate(logits, (photo.height, photo.width), mode="bilinear"))[0, 0] > 0.5
+        logits = interpolate(network(normalise.photo(small)), (photo.height, photo.width), mode="bilinear")
+        return torch.sigmoid(logits)[0, 0] > 0.5
 
     return mask
 
 
 def make_monai(model: Model, options: Options) -> Masker:
-    from monai.inferers import sliding_window_inference  # it takes memory, which the others should not have
+    from monai.inferers import sliding_window_inference  # here, so that it takes no memory of the other peers
 
     normalise = Normaliser(model, options)
     network = model.network.to(normalise.device)
 
     def mask(photo: Image.Image) -> Tensor:
-        logits = sliding_window_inference(
-            normalise.whole(photo), (512, 512), 4, network, overlap=0.25, mode="gaussian"
+        logits: Tensor = sliding_window_inference(
+            normalise.photo(photo), (512, 512), 4, network, overlap=0.25, mode="gaussian"
         )
         return torch.sigmoid(logits)[0, 0] > 0.5
 
@@ -95,15 +107,17 @@ def make_monai_with_our_plan(model: Model, options: Options) -> Masker:
 
     dtype, normalise = PRECISIONS[options.precision], Normaliser(model, options)
     network = prepare_network(model.network, normalise.device, dtype)
-    predictor, _ = make_predictor(model, options, {})
-    batch, tiling = predictor.batch, predictor.tiling
+    predictor, _ = make_predictor(model, options)
+    batch, tiling = predictor.limits.batch, predictor.limits.tiling
 
     def mask(photo: Image.Image) -> Tensor:
         plan = tiling.plan(photo.height, photo.width, model.network.stride, model.network.unit)
         tile = plan.tile_height, plan.tile_width
         overlap = [min(options.overlap / side, 1 - 1 / side) for side in tile]
-        image = normalise.whole(photo).to(dtype, memory_format=torch.channels_last)
-        logits = sliding_window_inference(image, tile, batch, network, overlap=overlap, mode="gaussian")
+        image = normalise.photo(photo).to(dtype, memory_format=torch.channels_last)
+        logits: Tensor = sliding_window_inference(
+            image, tile, batch, network, overlap=overlap, mode="gaussian"
+        )
         return torch.sigmoid(logits)[0, 0] > 0.5
 
     return mask
@@ -119,8 +133,9 @@ def make_toolbelt(model: Model, options: Options) -> Masker:
         slicer = tiles_module.ImageSlicer(pixels.shape, tile_size=(512, 512), tile_step=(256, 256))
         tiles = [torch.from_numpy(np.moveaxis(tile, -1, 0).copy()) for tile in slicer.split(pixels)]
         merger = tiles_module.TileMerger(slicer.target_shape, 1, slicer.weight, normalise.device)
-        for batch, places in DataLoader(list(zip(tiles, slicer.crops, strict=True)), batch_size=8):
-            merger.integrate_batch(network(normalise(batch)), places)
+        pairs: Any = list(zip(tiles, slicer.crops, strict=True))
+        for batch, positions in DataLoader(pairs, batch_size=8):
+            merger.integrate_batch(network(normalise(batch)), positions)
         merged = np.moveaxis(torch.sigmoid(merger.merge()).cpu().numpy(), 0, -1)
         return torch.from_numpy(slicer.crop_to_orignal_size(merged)[..., 0] > 0.5)
 
@@ -128,10 +143,14 @@ def make_toolbelt(model: Model, options: Options) -> Masker:
 
 
 def load_toolbelt_tiles() -> ModuleType:
-    """The one module that slices and merges: others of the package want a torchvision that fits torch."""
+    """Load only the module that slices and merges: the rest needs a torchvision that matches torch."""
     package = importlib.util.find_spec("pytorch_toolbelt")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("pytorch_toolbelt is not installed")
     path = Path(package.submodule_search_locations[0], "inference", "tiles.py")
     spec = importlib.util.spec_from_file_location("toolbelt_tiles", path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

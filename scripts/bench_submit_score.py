@@ -1,27 +1,28 @@
 #!/usr/bin/env python
-"""How fast encoding, submit and score are, as ratios within one run.
+"""Compare the speed of run-length encoding, submit and score with that of plain implementations.
 
     scripts/bench_submit_score.py MASKS [PREDICTED]
 
-MASKS are masks that submit can read; PREDICTED, those of predict, are scored against them (without it, MASKS
-against themselves). Everything that is compared takes turns in this one process, and the ratios are those of
-the medians. It says something about a machine only if nothing else runs there: the load is printed first.
+MASKS are masks that submit can read. PREDICTED are masks made by predict, which are scored against MASKS;
+without them, MASKS are scored against themselves. All implementations take turns in this process, and the
+ratios are those of the median times. They only describe a machine if nothing else runs on it, so its load is
+printed first.
 
-The row with pycocotools needs it: pip install "carvana-batch[bench]".
+The row for pycocotools needs it: pip install "carvana-batch[bench]".
 """
 
 import argparse
 import csv
-import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from measuring import describe_machine
+from numpy.typing import NDArray
 from PIL import Image
 
 from carvana_batch.errors import UsageError
@@ -30,6 +31,7 @@ from carvana_batch.masks import rle
 from carvana_batch.masks.read import read_mask
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.submission.write import write_submission
+from carvana_batch.values import PackedMask
 
 try:
     from pycocotools import mask as coco
@@ -42,9 +44,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("masks", type=Path, metavar="MASKS", help="a folder of masks")
-    parser.add_argument("predicted", type=Path, metavar="PREDICTED", nargs="?", help="another, of predict")
-    parser.add_argument("--limit", type=int, help="take only the first so many masks")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each kind  [default: 5]")
+    parser.add_argument(
+        "predicted", type=Path, metavar="PREDICTED", nargs="?", help="a folder of masks made by predict"
+    )
+    parser.add_argument("--limit", type=int, help="use only this many masks, the first ones")
+    parser.add_argument("--turns", type=int, default=5, help="runs of each implementation  [default: 5]")
     arguments = parser.parse_args()
     try:
         masks = find_masks(arguments.masks)
@@ -53,31 +57,17 @@ def main() -> None:
         parser.error(str(error))
     ids = [name for name in masks if name in predicted][: arguments.limit]
     if not ids or arguments.turns < 1:
-        parser.error("there is nothing to measure: MASKS and PREDICTED must share ids; --turns is at least 1")
-    print_machine(len(ids), arguments.turns)
+        parser.error("MASKS and PREDICTED must have an id in common, and --turns must be at least 1")
+    print(describe_machine(f"Python {platform.python_version()}", f"NumPy {np.__version__}"))
+    print(f"{len(ids)} masks, {arguments.turns} turns\n")
     with tempfile.TemporaryDirectory() as folder:
-        true, ours = Path(folder, "true"), Path(folder, "ours")
+        true, predicted_links = Path(folder, "true"), Path(folder, "predicted")
         link_all(ids, masks, true)
-        link_all(ids, predicted, ours)
-        print("| what | ms a mask | against | ms a mask | ratio |\n|---|---|---|---|---|")
+        link_all(ids, predicted, predicted_links)
+        print("| what | ms/mask | compared with | ms/mask | ratio |\n|---|---|---|---|---|")
         measure_encoding([read_mask(masks[name]) for name in ids], arguments.turns)
         measure_submit(true, Path(folder, "s.csv"), len(ids), arguments.turns)
-        measure_score(ours, true, len(ids), arguments.turns)
-
-
-def print_machine(count: int, turns: int) -> None:
-    packages = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    print(f"{date.today()}, {platform.machine()}, {find_processor()}, {os.cpu_count()} cores, {packages}")
-    print(f"{count} masks, {turns} turns, load before: {load}\n")
-
-
-def find_processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+        measure_score(predicted_links, true, len(ids), arguments.turns)
 
 
 def link_all(ids: list[str], masks: dict[str, Path], folder: Path) -> None:
@@ -87,8 +77,8 @@ def link_all(ids: list[str], masks: dict[str, Path], folder: Path) -> None:
         link.symlink_to(masks[name].resolve())
 
 
-def take_turns(runs: dict[str, Callable[[], object]], count: int, turns: int) -> dict[str, float]:
-    """The median time of each run in milliseconds a mask, after one turn that does not count."""
+def measure_in_turns(runs: Mapping[str, Callable[[], object]], count: int, turns: int) -> dict[str, float]:
+    """Return the median time of each implementation in ms per mask, after a warm-up turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -104,21 +94,21 @@ def print_ratio(times: dict[str, float], what: str, against: str) -> None:
     print(f"| {what} | {one:.3f} | {against} | {other:.3f} | {one / other:.2f} |")
 
 
-def measure_encoding(packed: list, turns: int) -> None:
+def measure_encoding(packed: Sequence[PackedMask], turns: int) -> None:
     arrays = [mask.to_bool() for mask in packed]
     if any(rle.encode(array) != encode_with_numpy(array) for array in arrays):
         raise SystemExit("the rows differ from those of the NumPy snippet")
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         "encode packed rows": lambda: [rle.encode_packed(mask) for mask in packed],
         "encode a bool array": lambda: [rle.encode(array) for array in arrays],
         "NumPy snippet": lambda: [encode_with_numpy(array) for array in arrays],
     }
     if coco is not None:
-        # Column by column is how pycocotools counts: the transposed mask gives the same runs without a copy.
-        # What it makes of them, compressed counts, is not yet a row of the competition.
-        turned = [array.view(np.uint8).T for array in arrays]
-        runs["pycocotools"] = lambda: [coco.encode(array) for array in turned]
-    times = take_turns(runs, len(packed), turns)
+        # pycocotools counts column by column, so the transposed mask gives the same runs without a copy.
+        # Its result, compressed counts, would still have to be converted to a row of the competition.
+        transposed = [array.view(np.uint8).T for array in arrays]
+        runs["pycocotools"] = lambda: [coco.encode(array) for array in transposed]
+    times = measure_in_turns(runs, len(packed), turns)
     for what in ("encode packed rows", "encode a bool array"):
         for against in ("pycocotools", "NumPy snippet"):
             if against in times:
@@ -135,15 +125,15 @@ def measure_submit(masks: Path, target: Path, count: int, turns: int) -> None:
         "submit, 1 worker, .csv.gz": lambda: write_submission(
             masks, target.with_suffix(".csv.gz"), None, workers=1
         ),
-        "plain loop, .csv": lambda: submit_plainly(masks, plain),
-        "decoding with Pillow": lambda: decode_plainly(masks),
+        "plain loop with Pillow, .csv": lambda: submit_plainly(masks, plain),
+        "only decoding with Pillow": lambda: decode_plainly(masks),
     }
-    times = take_turns(runs, count, turns)
+    times = measure_in_turns(runs, count, turns)
     if target.read_bytes() != plain.read_bytes():
         raise SystemExit("submit and the plain loop wrote different rows")
-    print_ratio(times, "submit, 1 worker", "plain loop, .csv")
+    print_ratio(times, "submit, 1 worker", "plain loop with Pillow, .csv")
     for what in ("submit, 1 worker", "submit, 1 worker, .csv.gz"):
-        print_ratio(times, what, "decoding with Pillow")
+        print_ratio(times, what, "only decoding with Pillow")
     print_ratio(times, "submit, 1 worker", "submit, 2 workers")
 
 
@@ -151,25 +141,25 @@ def measure_score(predicted: Path, masks: Path, count: int, turns: int) -> None:
     runs = {
         "score, 1 worker": lambda: compare_masks(predicted, masks, workers=1),
         "score, 2 workers": lambda: compare_masks(predicted, masks, workers=2),
-        "plain loop, Dice alone": lambda: score_plainly(predicted, masks),
+        "plain loop with Pillow, only Dice": lambda: score_plainly(predicted, masks),
     }
-    times = take_turns(runs, count, turns)
+    times = measure_in_turns(runs, count, turns)
     ours = compare_masks(predicted, masks).summary
     if ours is None or abs(ours.dice - score_plainly(predicted, masks)) > 1e-9:
         raise SystemExit("score and the plain loop differ in the mean Dice")
-    print_ratio(times, "score, 1 worker", "plain loop, Dice alone")
+    print_ratio(times, "score, 1 worker", "plain loop with Pillow, only Dice")
     print_ratio(times, "score, 1 worker", "score, 2 workers")
 
 
-def encode_with_numpy(mask: np.ndarray) -> str:
-    """As in many notebooks of the competition."""
+def encode_with_numpy(mask: NDArray[np.bool_]) -> str:
+    """Encode as many notebooks of the competition do."""
     pixels = np.concatenate([[0], mask.flatten(), [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
     runs[1::2] -= runs[::2]
     return " ".join(str(number) for number in runs)
 
 
-def read_plainly(path: Path) -> np.ndarray:
+def read_plainly(path: Path) -> NDArray[np.bool_]:
     with Image.open(path) as image:
         return np.asarray(image.convert("L")) > 127
 
@@ -189,7 +179,7 @@ def decode_plainly(masks: Path) -> None:
 
 
 def score_plainly(predicted: Path, masks: Path) -> float:
-    """The mean Dice."""
+    """Return the mean Dice."""
     true = find_masks(masks)
     scores = []
     for name, path in find_masks(predicted).items():

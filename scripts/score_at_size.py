@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""The protocol of the earlier PyTorch project: scores at the size that photos are averaged down to.
+"""Score a model at the size that it averages photos down to, as the earlier PyTorch project did.
 
     scripts/score_at_size.py runs/unet data/val
 
-Pixels are counted on the small masks, Dice and IoU over the pixels of a batch of 16 and then averaged, which
-hides thin parts and small cars. `carvana-batch score` says how good the masks are that one gets.
+Pixels are counted on the small masks. Dice and IoU are computed over the pixels of each batch of 16 and then
+averaged, which hides errors in thin structures and small cars. `carvana-batch score` measures the masks that
+users get.
 """
 
 import argparse
@@ -26,27 +27,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="weights, or the folder of a run")
-    parser.add_argument("data", type=Path, help="images/ and masks/")
+    parser.add_argument("model", type=Path, help="a weights file, or the folder of a training run")
+    parser.add_argument("data", type=Path, help="a folder with images/ and masks/")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     network = prepare_network(model.network, torch.device("cpu"), torch.float32)
     counts = [count_at_size(network, model, pair) for pair in find_pairs(arguments.data)]
     batches = [sum_counts(counts[start : start + BATCH]) for start in range(0, len(counts), BATCH)]
     for name in ("dice", "iou", "pixel_accuracy"):
-        print(f"{name:<15}{np.mean([getattr(counts, name) for counts in batches]):.4f}")
+        print(f"{name:<15}{np.mean([getattr(batch, name) for batch in batches]):.4f}")
 
 
 @torch.inference_mode()
 def count_at_size(network: torch.nn.Module, model: Model, pair: Pair) -> Counts:
-    image, mask = (np.asarray(one) for one in load_pair(pair, model.size))
-    normalised = (image / 255 - model.mean) / model.deviation
+    """Compare the mask of a photo with the true one at the size of the model."""
+    photo, true_mask = (np.asarray(image) for image in load_pair(pair, model.size))
+    normalised = (photo / 255 - model.mean) / model.deviation
     logits = network(torch.from_numpy(normalised).permute(2, 0, 1)[None].float())
-    return count(PackedMask.from_bool(logits[0, 0].numpy() > 0), PackedMask.from_bool(mask > 127))
+    return count(PackedMask.from_bool(logits[0, 0].numpy() > 0), PackedMask.from_bool(true_mask > 127))
 
 
 def sum_counts(counts: list[Counts]) -> Counts:
-    return Counts(*(sum(getattr(one, name) for one in counts) for name in Counts.__slots__))
+    return Counts(*(sum(getattr(each, name) for each in counts) for name in Counts.__slots__))
 
 
 if __name__ == "__main__":

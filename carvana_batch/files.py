@@ -29,14 +29,15 @@ CANNOT_SYNC_FOLDER = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
 class WriteError(CarvanaBatchError):
-    """A file that could not be written; what was there before is still there."""
+    """A file could not be written; a previous file of this name is unchanged."""
 
 
 def check_target(path: Path) -> None:
-    """Say early, before any work, that a file cannot be written at ``path``.
+    """Check, before any work is done, that a file can be written at ``path``.
 
-    Raises UsageError where the folder is missing or must not be written, and where something lies at
-    ``path`` that is not a regular file: renaming over a device such as /dev/null would replace it.
+    Raises:
+        UsageError: the folder is missing or not writable, or ``path`` is something other than a regular file;
+            renaming a file to a device such as /dev/null would replace the device.
     """
     folder = path.parent
     try:
@@ -67,29 +68,36 @@ def atomic_writer(path: Path, mode: Literal["w"], *, sync: bool = ...) -> Abstra
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+    """Open a temporary file beside ``path``, which is renamed to ``path`` when the block ends without error.
 
-    Leave the file open; it is flushed and closed here. If anything is raised in the block, the temporary
-    file is removed and whatever was at ``path`` stays as it was. Mode "w" is UTF-8, writes line ends as
-    they are given, and gives file names that are not UTF-8 back as the bytes they were.
+    Do not close the file; that is done here. If the block raises anything, the temporary file is removed, and
+    what was at ``path`` is unchanged.
 
-    What is promised: a reader sees the old file or the new one, never a part. The bytes reach the disk
-    before the name does (fsync of the file, then of the folder); without ``sync`` they may reach it later,
-    and a power cut may leave an empty or shorter file.
+    Promised: a reader sees the old file or the new one, never a part. With ``sync``, the bytes reach the disk
+    before the name does (fsync of the file, then of the folder); without it they may do so later, and a power
+    cut may leave an empty or shorter file.
 
-    What is not: a process killed outright (power, SIGKILL, an unhandled SIGTERM) leaves its temporary file,
-    a hidden one named ``.carvana-batch-*.tmp`` (see ``find_leftovers``). Of two writers of one path the last
-    to finish wins. The new file has the permissions of a new file, not those of the old one; hard links keep
-    the old content; a symbolic link is followed. Folders that cannot be synced (some network file systems,
-    Windows, no right to read) are not, and there a power cut may bring the old file back. If syncing the
-    folder itself fails, this raises although the new file is already there, whole.
+    Not promised: a process that is killed (power cut, SIGKILL, an unhandled SIGTERM) leaves its temporary
+    file, a hidden one named ``.carvana-batch-*.tmp`` (see :func:`find_leftovers`). Of two writers of one
+    path, the last to finish wins. The new file has the permissions of a new file, not those of the old one;
+    hard links keep the old content; a symbolic link is followed. Folders that cannot be synced (some network
+    file systems, Windows, no permission to read) are not synced, and there a power cut may bring the old file
+    back. If syncing the folder fails, this raises although the complete new file is already there.
 
-    Raises UsageError (see ``check_target``), OutOfSpaceError where the disk or the quota is full, and
-    WriteError for any other OSError, in the block too.
+    Args:
+        path: where the file is to appear.
+        mode: "wb"; or "w" for UTF-8 text whose line ends are written as given, and in which file names that
+            are not valid UTF-8 (surrogate escapes) become the original bytes.
+        sync: whether to sync the file and its folder.
+
+    Raises:
+        UsageError: see :func:`check_target`.
+        OutOfSpaceError: the disk or the quota is full.
+        WriteError: any other OSError, also in the block.
     """
     check_target(path)
     target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
-    # Not built from the target's name: that may already be as long as the file system allows.
+    # Not derived from the target's name, which may be as long as the file system allows.
     name = f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     temporary = target.parent / name
     text: dict[str, Any] = (
@@ -107,13 +115,13 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        # Gone already if all went well; and if it cannot be removed, the first error matters more.
+        # It no longer exists unless there was an error; and that error matters more than one of removing.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def write_error(path: Path, error: OSError) -> CarvanaBatchError:
-    """What to raise, and so what to tell the user, where ``path`` could not be written."""
+    """What to raise if ``path`` could not be written."""
     if error.errno in OUT_OF_SPACE:
         return OutOfSpaceError(
             f"No space left for {shown(path)}. Free some space and run the same command again."
@@ -122,16 +130,16 @@ def write_error(path: Path, error: OSError) -> CarvanaBatchError:
 
 
 def read_error(path: Path, error: OSError) -> CarvanaBatchError:
-    """What to raise where a file that an earlier run wrote could not be read."""
+    """What to raise if a file that an earlier run wrote could not be read."""
     return CarvanaBatchError(f"Cannot read {shown(path)}: {error.strerror or error}")
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """Temporary files in and below ``folder`` of processes of this machine that are no more."""
+    """Temporary files in and below ``folder`` whose process ran on this machine and has ended."""
     pattern = re.compile(f"{re.escape(TEMPORARY_PREFIX + _host())}-([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
     found = [
-        (Path(place, name), int(match[1]))
-        for place, _, names in os.walk(folder)
+        (Path(parent, name), int(match[1]))
+        for parent, _, names in os.walk(folder)
         for name in names
         if (match := pattern.fullmatch(name))
     ]
@@ -143,19 +151,19 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # someone else's
+    except PermissionError:  # another user's process
         return True
     return True
 
 
 @functools.cache
 def _host() -> str:
-    """A name of this machine that fits into file names."""
+    """A short name of this machine for use in file names."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlast a power cut, where the system can."""
+    """Make a rename in ``folder`` survive a power cut, if the system supports it."""
     if os.name == "nt":
         return
     try:
@@ -171,53 +179,64 @@ def _sync_folder(folder: Path) -> None:
 
 def write_row(file: IO[str], cells: Sequence[object]) -> None:
     """Write one row of a CSV, with line feeds at the ends of rows."""
-    # Python before 3.13 leaves a carriage return without quotes, and readers take it for the end of the row.
+    # Python before 3.13 does not quote a carriage return, which readers take for the end of the row.
     quoted = any("\r" in str(cell) for cell in cells)
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writerow(cells)
 
 
 def defuse_formula(text: str) -> str:
-    """``text`` with an apostrophe before it if a spreadsheet would take it for a formula.
+    """Put an apostrophe before ``text`` if a spreadsheet would take it for a formula.
 
-    For tables that people open. Not for a submission, whose names must stay what they are.
+    For tables that people open, not for submissions, in which names must not change.
     """
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def not_writable(root: Path, problem: str, argument: str = "OUT") -> UsageError:
+    """What to raise if the folder ``root`` cannot be written to; ``argument``: which one it was given as."""
     return UsageError(f"Cannot write into {shown(root)}: {problem}. Choose another {argument}.")
 
 
-def _remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
+    """Remove a file, if it exists.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
     try:
         path.unlink()
-    except (FileNotFoundError, NotADirectoryError):  # gone, or a file is where its folder was
+    except (FileNotFoundError, NotADirectoryError):  # already gone, or a file has the place of its folder
         return
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # so it was never written
+        if error.errno == errno.ENAMETOOLONG:  # no such file can exist
             return
         raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file of an out folder, and the folders above it.
+    """Write a file of an out folder, and create the folders above it.
 
-    Raises what ``atomic_writer`` raises.
+    Raises:
+        CarvanaBatchError: see :func:`atomic_writer`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
-    # Not synced: a resumed run finds a mask that a power cut has shortened by its size in the journal.
+    # Not synced: the size in the journal tells a resumed run which masks a power cut has shortened.
     with atomic_writer(path, sync=False) as file:
         file.write(content)
 
 
 def check_out_folder(root: Path) -> None:
-    """Raise UsageError, before any work, where no out folder can be made or written at ``root``.
+    """Check, before any work is done, that ``root`` can be created as an out folder or be written to.
 
-    The folder above it must be there: what is missing may as well be a typing error, or a disk that is not.
+    The folder above it must exist, because a missing one may be a typing error, or a disk that is not
+    mounted.
+
+    Raises:
+        UsageError: it cannot be created or written to.
     """
     nearest = root
     try:

@@ -29,7 +29,7 @@ from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.report import RunReport, rank_correlation, write_table
 from carvana_batch.output.rle_spool import RunLengthSpool
-from carvana_batch.output.writer import Sinks, Written, compare
+from carvana_batch.output.writer import MaskWriter, Written, compare
 from carvana_batch.parallel import map_in_order
 from carvana_batch.stopping import StopFlag
 from carvana_batch.submission.write import write_rows
@@ -166,9 +166,9 @@ class Run:
         self.report.already_done = len(self.own) - len(self.todo)
         if not self.todo:
             return
-        self._predictor = self._make_predictor(Choice.from_json(out.chosen))
+        self._predictor = self._make_predictor(out.choice)
         choice = describe_choice(self._predictor.device, self._predictor.limits)
-        chosen = Choice.from_json(out.start(asdict(choice)))
+        chosen = out.start(choice)
         if chosen != choice:  # another shard has begun in the meantime
             self._predictor = self._make_predictor(chosen)
         decode_options = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
@@ -176,8 +176,8 @@ class Run:
         if workers is None:
             workers = default_workers(self._predictor.device, len(self.todo))
         self._loader = PhotoLoader(self.todo, decode_options, workers)
-        self._writer = Sinks(
-            out,
+        self._writer = MaskWriter(
+            out.paths,
             options.extras,
             options.mask_bits,
             options.rle_file is not None,
@@ -195,7 +195,7 @@ class Run:
         start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             if self.options.rle_file is not None:
-                self._spool = stack.enter_context(RunLengthSpool(self.out.spool_path))
+                self._spool = stack.enter_context(RunLengthSpool(self.out.paths.spool))
             threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
             stack.enter_context(memory_shared_with_workers())
             photos = stack.enter_context(contextlib.closing(self._photos()))  # always ends the workers
@@ -226,19 +226,19 @@ class Run:
             self._compare_again(self.truth)
         out, report = self.out, self.report
         report.peak_memory = peak_memory()
-        with out.alone():
-            journal = read_entries(out.state)
+        with out.shared_files_lock():
+            journal = read_entries(out.paths.state)
             masked = self._complete_report(journal)
-            write_table(out.root / "report.csv", journal.values())
-            report.write(out.root / "run.json")
+            write_table(out.paths.report, journal.values())
+            report.write(out.paths.run)
         if self.options.rle_file is not None and report.stopped_by is None:
-            with RunLengthSpool(out.spool_path) as spool:
-                rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.mask_path)
+            with RunLengthSpool(out.paths.spool) as spool:
+                rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.paths.mask)
                 write_rows(self.options.rle_file, ((mask_id(entry.key), runs) for entry, runs in rows))
 
     def _make_predictor(self, earlier: Choice | None) -> Predictor:
         predictor, self.report.device = make_predictor(
-            self.model, self.options, earlier, on_change=lambda choice: self.out.choose(asdict(choice))
+            self.model, self.options, earlier, on_change=self.out.record_choice
         )
         return predictor
 
@@ -273,15 +273,17 @@ class Run:
     def _compare_again(self, truth: Mapping[str, Path]) -> None:
         """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
         keys = {ref.key for ref in self.own} - {ref.key for ref in self.todo}
-        entries = [entry for key, entry in sorted(read_entries(self.out.state).items()) if key in keys]
+        entries = [entry for key, entry in sorted(read_entries(self.out.paths.state).items()) if key in keys]
 
         def compare_file(entry: Entry) -> Entry:
             try:
-                mask = read_mask(self.out.mask_path(entry.key))
+                mask = read_mask(self.out.paths.mask(entry.key))
             except ImageError as error:  # damaged since, but still of the size in the journal
                 return replace(entry, dice=None, reason=str(error))
-            dice, problem = compare(entry.key, mask, truth)
-            return replace(entry, dice=dice, reason=problem)
+            dice = compare(entry.key, mask, truth)
+            if isinstance(dice, Failure):
+                return replace(entry, dice=None, reason=dice.reason)
+            return replace(entry, dice=dice, reason="")
 
         for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
             if self.stop.signal is not None:

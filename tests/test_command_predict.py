@@ -18,7 +18,7 @@ from carvana_batch.errors import FolderInUseError, ModelError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
 from carvana_batch.output.folder import OutFolder
-from carvana_batch.output.writer import Sinks
+from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import Progress
 
 FAST = ("--precision", "fp32", "--workers", "0")
@@ -472,7 +472,7 @@ def test_an_unknown_model_is_rejected(run, here):
 
 
 def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
-    write = Sinks.write
+    write = MaskWriter.write
 
     def write_and_signal(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
@@ -480,7 +480,7 @@ def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
 
     arguments = ["predict", "in", "out", "--overwrite", "--model", "a b"]
     monkeypatch.setattr("sys.argv", ["/usr/bin/carvana-batch", *arguments])
-    monkeypatch.setattr(Sinks, "write", write_and_signal)
+    monkeypatch.setattr(MaskWriter, "write", write_and_signal)
     monkeypatch.setattr("carvana_batch.run.WRITER_THREADS", 1)
     monkeypatch.setattr("carvana_batch.run.MOST_UNWRITTEN", 0)
     monkeypatch.setattr("os._exit", lambda code: None)  # which the second signal calls

@@ -10,6 +10,7 @@ from helpers import names_below, write_mask
 
 from carvana_batch.commands import group
 from carvana_batch.errors import ImageError, UsageError
+from carvana_batch.options import Choice
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry
 from carvana_batch.values import Failure, ImageRef
@@ -88,7 +89,7 @@ def test_sample(here):
 def test_unfinished_run_is_accepted_with_a_warning(here):
     out = here / "out"
     with OutFolder(out, {}, (1, 2), overwrite=False) as folder:
-        folder.start({})
+        folder.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
         write_mask(out / "a.png", [[1, 0]])
         folder.commit(Entry("a", "in/a.jpg", 1, 1))
         folder.commit_failure(Failure.of(ImageRef("b", here / "b.jpg"), "decode", "is empty"))
@@ -118,7 +119,7 @@ def test_invalid_sizes_are_refused(size):
 
 def test_deleted_masks_are_warned_about(here):
     with OutFolder(here / "out", {}, (1, 1), overwrite=False) as out:
-        out.start({})
+        out.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
         for name in "abc":
             write_mask(here / "out" / f"{name}.png", [[1, 0]])
             out.commit(Entry(name, f"in/{name}.jpg", 1, 1, mask_bytes=1))

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import filelock
@@ -12,14 +13,14 @@ from helpers import leave_temporary_file, names_in
 from carvana_batch.errors import FolderInUseError, OutOfSpaceError, UsageError
 from carvana_batch.files import TEMPORARY_PREFIX, WriteError, atomic_writer
 from carvana_batch.inputs.keys import mask_id
-from carvana_batch.options import EXTRA_FILES
+from carvana_batch.options import EXTRA_FILES, Choice
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, append, read_entries
 from carvana_batch.output.lock import LOCK_PATIENCE
 from carvana_batch.values import Failure, ImageRef
 
 SETTINGS = {"model": "m", "save": ("overlay",), "threshold": 0.5}
-CHOSEN = {"precision": "bf16"}
+CHOICE = Choice("cpu", "bf16", batch=1, most_pixels=4096)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def open_folder(tmp_path, settings=SETTINGS, shard=(1, 1), overwrite=False):
 
 def write_mask(out, ref, content=b"mask"):
     """What a run does for a photo: the mask, the extras, the journal line."""
-    for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in EXTRA_FILES)):
+    for path in (out.paths.mask(ref.key), *(out.paths.extra(kind, ref.key) for kind in EXTRA_FILES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     source = ref.path.stat()
@@ -49,7 +50,7 @@ def write_mask(out, ref, content=b"mask"):
 
 def mask_once(tmp_path, *refs, **options):
     with open_folder(tmp_path, **options) as out:
-        out.start(CHOSEN)
+        out.start(CHOICE)
         for ref in refs:
             write_mask(out, ref)
 
@@ -60,9 +61,9 @@ def missing(tmp_path, *refs):
 
 def test_where_files_belong(tmp_path):
     out = open_folder(tmp_path)
-    assert out.mask_path("a/b.c") == tmp_path / "out/a/b.c.png"
-    assert out.extra_path("prob", "a/b") == tmp_path / "out/_prob/a/b.tif"
-    assert out.extra_path("cutout", "a/b") == tmp_path / "out/_cutout/a/b.png"
+    assert out.paths.mask("a/b.c") == tmp_path / "out/a/b.c.png"
+    assert out.paths.extra("prob", "a/b") == tmp_path / "out/_prob/a/b.tif"
+    assert out.paths.extra("cutout", "a/b") == tmp_path / "out/_cutout/a/b.png"
 
 
 def test_only_what_has_a_whole_mask_of_the_photo_as_it_is_now_is_done(tmp_path, photo):
@@ -116,16 +117,16 @@ def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path,
     gone = ImageRef("c", tmp_path / "gone.jpg")
     with open_folder(tmp_path) as out:
         assert list(out.find_missing([photo, gone])) == [photo, gone]
-        out.start(CHOSEN)
+        out.start(CHOICE)
         out.commit_failure(Failure.of(photo, "decode", "is empty"))
         out.commit_failure(Failure.of(gone, "decode", "does not exist"))
     assert missing(tmp_path, photo) == ["a/b"]
-    out.mask_path("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
+    out.paths.mask("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
     assert missing(tmp_path, photo) == ["a/b"]
-    out.mask_path("a/b").unlink()
+    out.paths.mask("a/b").unlink()
     files = [name for name in names_in(tmp_path / "out") if (tmp_path / "out" / name).is_file()]
     assert [name for name in files if not name.startswith(".carvana-batch")] == ["c.png"]
-    entries = read_entries(out.state)
+    entries = read_entries(out.paths.state)
     assert (entries["a/b"].failed, entries["a/b"].stage, entries["a/b"].reason) == (
         True,
         "decode",
@@ -142,7 +143,7 @@ def test_the_journal_keeps_any_name_and_number(tmp_path):
     with open_folder(tmp_path) as out:
         for entry in entries:
             out.commit(entry)
-    assert list(read_entries(out.state).values()) == entries
+    assert list(read_entries(out.paths.state).values()) == entries
 
 
 def test_of_one_key_the_last_line_counts(tmp_path):
@@ -150,26 +151,26 @@ def test_of_one_key_the_last_line_counts(tmp_path):
         for size in (1, 2, 3):
             out.commit(Entry("a", "in/a.jpg", size, 0))
     with open_folder(tmp_path, shard=(1, 2)) as out:
-        os.utime(out.state / "journal-1-of-1.jsonl", (1, 1))
+        os.utime(out.paths.state / "journal-1-of-1.jsonl", (1, 1))
         out.commit(Entry("a", "in/a.jpg", 4, 0))
-    assert [entry.source_bytes for entry in read_entries(out.state).values()] == [4]
+    assert [entry.source_bytes for entry in read_entries(out.paths.state).values()] == [4]
 
 
 def test_a_journal_torn_at_any_byte_loses_the_last_line_alone(tmp_path):
     with open_folder(tmp_path) as out:
         for key in ("a", "b"):
             out.commit(Entry(key, f"in/{key}.jpg", 1, 1))
-    journal = out.state / "journal-1-of-1.jsonl"
+    journal = out.paths.state / "journal-1-of-1.jsonl"
     whole = journal.read_bytes()
     second = whole.rindex(b"\n")
     for length in range(second, len(whole)):
         journal.write_bytes(whole[:length])
-        assert list(read_entries(out.state)) == ["a"]
+        assert list(read_entries(out.paths.state)) == ["a"]
         with open_folder(tmp_path) as again:
             again.commit(Entry("c", "in/c.jpg", 1, 1))
-        assert list(read_entries(out.state)) == ["a", "c"], length
+        assert list(read_entries(out.paths.state)) == ["a", "c"], length
     journal.write_bytes(whole)
-    assert list(read_entries(out.state)) == ["a", "b"]
+    assert list(read_entries(out.paths.state)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_a_run_that_is_refused_holds_no_lock(tmp_path):
 def test_who_holds_a_folder_may_be_unknown(tmp_path):
     with open_folder(tmp_path) as out:
         for content in ("", "[]", "{}"):
-            (out.state / "holder-1-of-1.json").write_text(content)
+            (out.paths.state / "holder-1-of-1.json").write_text(content)
             with pytest.raises(FolderInUseError, match="in use by another process"), open_folder(tmp_path):
                 pass
 
@@ -240,7 +241,7 @@ def test_a_lock_that_another_run_only_looks_at_is_waited_for(tmp_path):
     with open_folder(tmp_path) as out:
         pass
     for own in ("lock-1-of-1", "lock-1-of-2"):
-        glance = filelock.FileLock(out.state / own, thread_local=False)
+        glance = filelock.FileLock(out.paths.state / own, thread_local=False)
         glance.acquire()
         end = threading.Timer(LOCK_PATIENCE / 4, glance.release)
         end.start()
@@ -252,7 +253,7 @@ def test_a_lock_that_another_run_only_looks_at_is_waited_for(tmp_path):
 def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     mask_once(tmp_path)
     with open_folder(tmp_path) as out:
-        assert out.chosen == CHOSEN
+        assert out.choice == CHOICE
     other = {"model": "m", "save": ["overlay"], "threshold": 0.25, "tta": "flip"}
     expected = "other settings (threshold: 0.5 before, 0.25 now; tta: None before, 'flip' now)"
     with pytest.raises(UsageError, match=re.escape(expected)), open_folder(tmp_path, other):
@@ -275,19 +276,19 @@ def test_settings_that_cannot_be_read(tmp_path, content):
     ):
         pass
     with open_folder(tmp_path, overwrite=True) as out:
-        assert out.start(CHOSEN) == CHOSEN
+        assert out.start(CHOICE) == CHOICE
     with open_folder(tmp_path) as out:
-        assert out.chosen == CHOSEN
+        assert out.choice == CHOICE
 
 
 def test_what_the_first_shard_chose_holds_for_all(tmp_path):
     with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
-        assert (first.chosen, second.chosen) == ({}, {})
-        assert first.start(CHOSEN) == CHOSEN
-        assert second.start({"precision": "fp32"}) == CHOSEN
-        second.choose({"precision": "fp16"})
+        assert (first.choice, second.choice) == (None, None)
+        assert first.start(CHOICE) == CHOICE
+        assert second.start(replace(CHOICE, precision="fp32")) == CHOICE
+        second.record_choice(replace(CHOICE, precision="fp16"))
     with open_folder(tmp_path) as out:
-        assert out.chosen == {"precision": "fp16"}
+        assert out.choice == replace(CHOICE, precision="fp16")
 
 
 def test_a_shard_with_other_settings_is_refused_even_if_both_start_at_the_same_moment(tmp_path):
@@ -295,9 +296,9 @@ def test_a_shard_with_other_settings_is_refused_even_if_both_start_at_the_same_m
         open_folder(tmp_path, shard=(1, 2)) as first,
         open_folder(tmp_path, {"x": 1}, shard=(2, 2)) as second,
     ):
-        first.start(CHOSEN)
+        first.start(CHOICE)
         with pytest.raises(UsageError, match="other settings"):
-            second.start(CHOSEN)
+            second.start(CHOICE)
 
 
 def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path, photo):
@@ -310,7 +311,7 @@ def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path,
     with open_folder(tmp_path, {"x": 1}, overwrite=True) as out:
         assert list(out.find_missing([photo, other])) == [photo, other]
         assert names_in(tmp_path / "out") == before
-        assert out.start(CHOSEN) == CHOSEN
+        assert out.start(CHOICE) == CHOICE
         left = names_in(tmp_path / "out")
     files = [name for name in left if (tmp_path / "out" / name).is_file()]
     assert sorted(name for name in files if not name.startswith(".carvana-batch")) == [
@@ -319,9 +320,9 @@ def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path,
         "mine.png",
         "report.csv",
     ]
-    assert read_entries(out.state) == {}
+    assert read_entries(out.paths.state) == {}
     with open_folder(tmp_path, {"x": 1}) as out:
-        assert out.chosen == CHOSEN
+        assert out.choice == CHOICE
 
 
 def test_overwrite_where_a_file_has_taken_the_place_of_a_folder(tmp_path, photo):
@@ -331,7 +332,7 @@ def test_overwrite_where_a_file_has_taken_the_place_of_a_folder(tmp_path, photo)
     (tmp_path / "out" / "a").rmdir()
     (tmp_path / "out" / "a").write_bytes(b"")
     with open_folder(tmp_path, overwrite=True) as out:
-        out.start(CHOSEN)
+        out.start(CHOICE)
     assert (tmp_path / "out" / "a").read_bytes() == b""
 
 
@@ -344,7 +345,7 @@ def test_a_mask_that_cannot_be_removed(tmp_path, photo):
         open_folder(tmp_path, overwrite=True) as out,
         pytest.raises(WriteError, match=r"Cannot remove .*b\.png"),
     ):
-        out.start(CHOSEN)
+        out.start(CHOICE)
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])
@@ -372,17 +373,17 @@ def test_a_full_disk_under_the_journal_is_one_message_and_the_lock_is_let_go(tmp
         pytest.raises(OutOfSpaceError, match=r"No space left for .*journal-1-of-1\.jsonl"),
         open_folder(tmp_path) as out,
     ):
-        (out.state / "journal-1-of-1.jsonl").symlink_to("/dev/full")
+        (out.paths.state / "journal-1-of-1.jsonl").symlink_to("/dev/full")
         out.commit(Entry("a", "in/a.jpg", 1, 1))
-    (out.state / "journal-1-of-1.jsonl").unlink()
+    (out.paths.state / "journal-1-of-1.jsonl").unlink()
     with open_folder(tmp_path) as out:
         out.commit(Entry("a", "in/a.jpg", 1, 1))
-    assert list(read_entries(out.state)) == ["a"]
+    assert list(read_entries(out.paths.state)) == ["a"]
 
 
 def test_any_other_fault_of_the_journal(tmp_path):
     with open_folder(tmp_path) as out:
-        (out.state / "journal-1-of-1.jsonl").mkdir()
+        (out.paths.state / "journal-1-of-1.jsonl").mkdir()
         with pytest.raises(WriteError, match=r"Cannot write .*journal-1-of-1\.jsonl: Is a directory"):
             out.commit(Entry("a", "in/a.jpg", 1, 1))
 
@@ -424,11 +425,11 @@ def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
         entered = threading.Event()
 
         def enter():
-            with second.alone():
+            with second.shared_files_lock():
                 entered.set()
 
         thread = threading.Thread(target=enter)
-        with first.alone():
+        with first.shared_files_lock():
             thread.start()
             assert not entered.wait(0.3)
         assert entered.wait(60)
@@ -459,7 +460,7 @@ def test_temporary_files_of_a_killed_run_go_but_not_those_of_processes_at_work(t
 def test_settings_are_written_as_they_can_be_read(tmp_path):
     mask_once(tmp_path)
     content = json.loads((tmp_path / "out" / ".carvana-batch" / "settings.json").read_text())
-    assert content == {"settings": {**SETTINGS, "save": ["overlay"]}, "chosen": CHOSEN}
+    assert content == {"settings": {**SETTINGS, "save": ["overlay"]}, "chosen": asdict(CHOICE)}
     assert open_folder(tmp_path).begun
     assert not OutFolder(tmp_path / "other", SETTINGS, (1, 1), False).begun
 
@@ -493,5 +494,5 @@ def test_of_several_journals_the_latest_line_counts_whichever_file_was_touched_l
         out.commit(masked)
     with open_folder(tmp_path) as out:
         out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
-    assert masked in read_entries(out.state).values()
-    assert failed not in read_entries(out.state).values()
+    assert masked in read_entries(out.paths.state).values()
+    assert failed not in read_entries(out.paths.state).values()

@@ -6,9 +6,10 @@ import pytest
 from helpers import write_mask
 
 from carvana_batch.inputs.find import find_images
-from carvana_batch.options import Options
-from carvana_batch.output.folder import STATE_FOLDER, OutFolder
+from carvana_batch.options import Choice, Options
+from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
+from carvana_batch.output.paths import STATE_FOLDER
 from carvana_batch.output.report import RunReport, write_table
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.run import Listener, run
@@ -24,9 +25,9 @@ def out(tmp_path):
 def work(out, done=(), failed=(), shard=(1, 1)):
     """What a run of predict journals; as if it were killed then."""
     with OutFolder(out, {}, shard, overwrite=False) as folder:
-        folder.start({})
+        folder.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
         for key in done:
-            write_mask(folder.mask_path(key), [[1]])
+            write_mask(folder.paths.mask(key), [[1]])
             folder.commit(Entry(key, f"in/{key}.jpg", 1, 1, mask_bytes=1))
         for key in failed:
             folder.commit_failure(Failure.of(ImageRef(key, out / "none.jpg"), "decode", "is empty"))

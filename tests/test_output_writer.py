@@ -18,7 +18,7 @@ from carvana_batch.masks.read import read_mask
 from carvana_batch.output.extras import OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import read_entries
-from carvana_batch.output.writer import Sinks
+from carvana_batch.output.writer import MaskWriter
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 EXTRAS = ("cutout", "overlay", "panel", "prob")
@@ -63,7 +63,7 @@ def failing(number):
 @pytest.mark.parametrize("bits", [1, 8])
 def test_the_mask_and_its_journal_line(out, bits):
     prediction = make_prediction()
-    written = Sinks(out, mask_bits=bits).write(prediction)
+    written = MaskWriter(out.paths, mask_bits=bits).write(prediction)
     path = out.root / "a" / "b.png"
     image = open_image(path)
     assert (image.mode, image.size) == ({1: "1", 8: "L"}[bits], (WIDTH, HEIGHT))
@@ -85,7 +85,7 @@ def test_the_mask_and_its_journal_line(out, bits):
 
 def test_the_run_length_row(out):
     prediction = make_prediction()
-    written = Sinks(out, encode_runs=True).write(prediction)
+    written = MaskWriter(out.paths, encode_runs=True).write(prediction)
     assert written.runs == rle.encode_packed(prediction.mask)
     assert np.array_equal(rle.decode(written.runs, HEIGHT, WIDTH), prediction.mask.to_bool())
 
@@ -100,14 +100,14 @@ def test_extras_are_written_before_the_mask(out, monkeypatch):
 
     monkeypatch.setattr(os, "replace", note)
     monkeypatch.setattr(os, "rename", note)
-    Sinks(out, EXTRAS).write(make_prediction())
+    MaskWriter(out.paths, EXTRAS).write(make_prediction())
     assert names == ["_cutout/a/b.png", "_overlay/a/b.jpg", "_panel/a/b.jpg", "_prob/a/b.tif", "a/b.png"]
 
 
 def test_what_the_extras_show(out):
     prediction = make_prediction()
     mask, pixels = prediction.mask.to_bool(), prediction.photo.pixels
-    Sinks(out, EXTRAS).write(prediction)
+    MaskWriter(out.paths, EXTRAS).write(prediction)
 
     values = tifffile.imread(out.root / "_prob/a/b.tif")
     assert (values.dtype, values.shape) == (np.uint16, (HEIGHT, WIDTH))
@@ -180,10 +180,10 @@ def test_a_probability_that_was_not_kept():
 @pytest.mark.parametrize(("kind", "width"), [("overlay", 65501), ("panel", 32751)])
 def test_a_photo_that_no_jpeg_can_hold(out, kind, width):
     with pytest.raises(ImageError, match=f"too large for --save {kind}: a JPEG cannot have 655.*x1 pixels"):
-        Sinks(out, (kind,)).write(make_prediction(size=(1, width)))
-    assert not out.mask_path("a/b").exists()
-    Sinks(out, (kind,)).write(make_prediction(size=(1, width - 1)))
-    assert out.mask_path("a/b").exists()
+        MaskWriter(out.paths, (kind,)).write(make_prediction(size=(1, width)))
+    assert not out.paths.mask("a/b").exists()
+    MaskWriter(out.paths, (kind,)).write(make_prediction(size=(1, width - 1)))
+    assert out.paths.mask("a/b").exists()
 
 
 def test_dice_with_the_true_mask(out, tmp_path):
@@ -198,7 +198,7 @@ def test_dice_with_the_true_mask(out, tmp_path):
         "broken": tmp_path / "broken.png",
     }
     truth["broken"].write_bytes(b"text")
-    sinks = Sinks(out, truth=truth)
+    sinks = MaskWriter(out.paths, truth=truth)
     entry = sinks.write(prediction).entry
     assert entry.dice == pytest.approx(
         2 * (mask & true_mask).sum() / (mask.sum() + true_mask.sum()), abs=1e-12
@@ -209,14 +209,14 @@ def test_dice_with_the_true_mask(out, tmp_path):
         entry = sinks.write(make_prediction(key)).entry
         assert (entry.dice, entry.failed) == (None, False)
         assert reason in entry.reason
-        assert out.mask_path(key).exists()
+        assert out.paths.mask(key).exists()
 
 
 def test_one_photo_gives_the_same_bytes_each_time(tmp_path):
     contents = []
     for number in range(2):
         with OutFolder(tmp_path / f"out{number}", {}, (1, 1), False) as out:
-            Sinks(out, EXTRAS, encode_runs=True).write(make_prediction())
+            MaskWriter(out.paths, EXTRAS, encode_runs=True).write(make_prediction())
             files = sorted(out.root.rglob("b.*"))
             contents.append([path.read_bytes() for path in files])
     assert contents[0] == contents[1]
@@ -243,7 +243,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
 
 
 def test_the_entry_can_be_journaled_and_the_mask_read(out):
-    entry = Sinks(out).write(make_prediction()).entry
+    entry = MaskWriter(out.paths).write(make_prediction()).entry
     out.commit(entry)
-    assert list(read_entries(out.state).values()) == [entry]
-    assert np.array_equal(read_mask(out.mask_path("a/b")).rows, make_prediction().mask.rows)
+    assert list(read_entries(out.paths.state).values()) == [entry]
+    assert np.array_equal(read_mask(out.paths.mask("a/b")).rows, make_prediction().mask.rows)

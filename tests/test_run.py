@@ -29,7 +29,7 @@ from carvana_batch.output import extras
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.lock import is_locked
 from carvana_batch.output.report import rank_correlation, write_table
-from carvana_batch.output.writer import Sinks
+from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import MOST_UNWRITTEN, Listener, run
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.stopping import StopFlag
@@ -521,7 +521,7 @@ def test_a_full_disk_stops_the_run_which_can_be_resumed(predict, photos, tmp_pat
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
-    fail, callers = failing_from(number, Sinks.write, RuntimeError("a mistake"))
+    fail, callers = failing_from(number, MaskWriter.write, RuntimeError("a mistake"))
     read_image, photos_read = loader.read_image, []
 
     def wait_for_writer(path, **options):
@@ -534,7 +534,7 @@ def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out,
         return read_image(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sinks, "write", fail)
+        patch.setattr(MaskWriter, "write", fail)
         patch.setattr(loader, "read_image", wait_for_writer)
         with pytest.raises(RuntimeError, match="a mistake"):
             predict(photos, out)
@@ -544,8 +544,8 @@ def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out,
 
 
 def test_an_error_leaves_no_worker_and_no_thread_behind(predict, photos, out, monkeypatch):
-    fail, _ = failing_from(1, Sinks.write, RuntimeError("a mistake"))
-    monkeypatch.setattr(Sinks, "write", fail)
+    fail, _ = failing_from(1, MaskWriter.write, RuntimeError("a mistake"))
+    monkeypatch.setattr(MaskWriter, "write", fail)
     with pytest.raises(RuntimeError, match="a mistake") as caught:
         predict(photos, out, workers=1)
     assert caught.tb is not None  # the traceback keeps everything in use from being collected
@@ -556,7 +556,7 @@ def test_an_error_leaves_no_worker_and_no_thread_behind(predict, photos, out, mo
 def test_the_network_waits_for_slow_writers(predict, drawn, out, monkeypatch):
     refs = [ImageRef(f"{number:02}", drawn / "images" / "car0.jpg") for number in range(30)]
     waiting = most_waiting = 0
-    read_image, write = loader.read_image, Sinks.write
+    read_image, write = loader.read_image, MaskWriter.write
 
     def counting_read(*arguments, **options):
         nonlocal waiting, most_waiting
@@ -571,7 +571,7 @@ def test_the_network_waits_for_slow_writers(predict, drawn, out, monkeypatch):
         return write(*arguments)
 
     monkeypatch.setattr(loader, "read_image", counting_read)
-    monkeypatch.setattr(Sinks, "write", slow_write)
+    monkeypatch.setattr(MaskWriter, "write", slow_write)
     assert predict(None, out, refs=refs).done == 30
     assert most_waiting <= MOST_UNWRITTEN + 4
 

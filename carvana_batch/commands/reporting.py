@@ -141,7 +141,7 @@ def print_plan(
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
     reporter.say(f"{counted(len(own), 'photo')}, {done:,} of them done already, {len(todo):,} to do")
     for ref in todo[:PLANNED_SHOWN]:
-        mask = out if mask_file else folder.mask_path(ref.key)
+        mask = out if mask_file else folder.paths.mask(ref.key)
         reporter.say(f"  {shown(ref.path)} -> {shown(mask)}")
     if len(todo) > PLANNED_SHOWN:
         reporter.say(f"  ... and {len(todo) - PLANNED_SHOWN:,} more")

@@ -91,7 +91,10 @@ def refuse_overwriting(refs: Sequence[ImageRef], root: Path, options: Options) -
 
     def targets() -> Iterator[tuple[Path, tuple[int, int]]]:
         for ref in refs:
-            for path in (out.mask_path(ref.key), *(out.extra_path(kind, ref.key) for kind in options.extras)):
+            for path in (
+                out.paths.mask(ref.key),
+                *(out.paths.extra(kind, ref.key) for kind in options.extras),
+            ):
                 if (identity := _identity(path)) is not None:
                     yield path, identity
 

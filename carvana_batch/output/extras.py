@@ -1,8 +1,12 @@
-"""What can be written beside a mask: probability map, overlay, panel, cut-out."""
+"""Extra files that can be written in addition to a mask: probability map, overlay, panel, cut-out.
+
+A new kind joins in ``ENCODERS`` and, with its folder and suffix, in ``options.EXTRA_FILES``.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import tifffile
@@ -22,49 +26,81 @@ JPEG_LONGEST_SIDE = 65500
 
 
 def encode_extra(kind: str, prediction: Prediction, threshold: float) -> bytes:
-    """The file of one kind of extra: ``prob``, ``overlay``, ``panel`` or ``cutout``.
+    """The content of an extra file.
 
-    Raises ImageError where the file format cannot hold the photo.
+    Args:
+        kind: one of ``ENCODERS``.
+        prediction: what it is made of.
+        threshold: probability above which a pixel of the mask is car.
+
+    Raises:
+        ImageError: the file format cannot hold the photo.
     """
-    pixels = prediction.photo.pixels
+    try:
+        return ENCODERS[kind](prediction, threshold)
+    except ImageError as error:
+        raise ImageError(f"is too large for --save {kind}: {error}") from error
+
+
+def encode_probability(prediction: Prediction, threshold: float) -> bytes:
+    """A 16-bit TIFF of the probability map; see :func:`quantise_probability`."""
     buffer = io.BytesIO()
-    if kind == "prob":
-        tifffile.imwrite(
-            buffer,
-            quantise_probability(prediction, threshold),
-            compression="zlib",
-            predictor=True,
-            description="probability of car = value / 65535",
-            metadata=None,
-        )
-    elif kind == "cutout":
-        alpha = prediction.mask.to_bool().astype(np.uint8) * 255
-        Image.fromarray(np.dstack((pixels, alpha))).save(buffer, "PNG", compress_level=1)
-    else:
-        draw = {"overlay": draw_overlay, "panel": draw_panel}[kind]
-        picture = draw(pixels, prediction.mask.to_bool())
-        if max(picture.shape) > JPEG_LONGEST_SIDE:
-            size = f"{picture.shape[1]}x{picture.shape[0]}"
-            raise ImageError(f"is too large for --save {kind}: a JPEG cannot have {size} pixels")
-        Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    tifffile.imwrite(
+        buffer,
+        quantise_probability(prediction, threshold),
+        compression="zlib",
+        predictor=True,
+        description="probability of car = value / 65535",
+        metadata=None,
+    )
     return buffer.getvalue()
 
 
-def quantise_probability(prediction: Prediction, threshold: float) -> NDArray[np.uint16]:
-    """The probability (H, W) times 65535; exactly where the mask is set, value / 65535 > threshold.
+def encode_overlay(prediction: Prediction, _threshold: float) -> bytes:
+    """A JPEG of the photo with the car tinted."""
+    return _encode_jpeg(draw_overlay(prediction.photo.pixels, prediction.mask.to_bool()))
 
-    Rounding alone would carry some pixels across the threshold.
+
+def encode_panel(prediction: Prediction, _threshold: float) -> bytes:
+    """A JPEG of the photo beside its mask."""
+    return _encode_jpeg(draw_panel(prediction.photo.pixels, prediction.mask.to_bool()))
+
+
+def encode_cutout(prediction: Prediction, _threshold: float) -> bytes:
+    """A PNG of the photo with the mask as its alpha channel."""
+    alpha = prediction.mask.to_bool().astype(np.uint8) * 255
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.dstack((prediction.photo.pixels, alpha)))
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+ENCODERS: dict[str, Callable[[Prediction, float], bytes]] = {
+    "prob": encode_probability,
+    "overlay": encode_overlay,
+    "panel": encode_panel,
+    "cutout": encode_cutout,
+}
+"""For each kind of extra file, a function of prediction and threshold that makes its content."""
+
+
+def quantise_probability(prediction: Prediction, threshold: float) -> NDArray[np.uint16]:
+    """The (H, W) probabilities times 65535, so that value / 65535 > threshold exactly where the mask is set.
+
+    Rounding alone would move some pixels across the threshold.
     """
     if prediction.probability is None:
         raise ValueError("the predictor was not told to keep probabilities")
     values = np.rint(prediction.probability * 65535).astype(np.uint16)
-    outside = np.uint16(np.count_nonzero(np.arange(65536) / 65535 <= threshold) - 1)  # the highest of them
-    inside = np.uint16(min(int(outside) + 1, 65535))
-    return np.where(prediction.mask.to_bool(), np.maximum(values, inside), np.minimum(values, outside))
+    highest_outside = np.uint16(np.count_nonzero(np.arange(65536) / 65535 <= threshold) - 1)
+    lowest_inside = np.uint16(min(int(highest_outside) + 1, 65535))
+    return np.where(
+        prediction.mask.to_bool(), np.maximum(values, lowest_inside), np.minimum(values, highest_outside)
+    )
 
 
 def draw_overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The photo (H, W, 3) uint8 with the car (H, W) bool tinted."""
+    """The photo (H, W, 3) uint8 with the car, (H, W) bool, tinted."""
     tinted = pixels.copy()
     colour = np.array(OVERLAY_COLOUR, np.float32) * OVERLAY_STRENGTH
     tinted[mask] = (pixels[mask] * np.float32(1 - OVERLAY_STRENGTH) + colour).astype(np.uint8)
@@ -75,3 +111,12 @@ def draw_panel(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np
     """The photo and, to its right, the mask in black and white: (H, 2 W, 3) uint8."""
     white = np.repeat((mask.astype(np.uint8) * 255)[:, :, None], 3, axis=2)
     return np.concatenate((pixels, white), axis=1)
+
+
+def _encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """A JPEG; raises ImageError if the picture is too large for one."""
+    if max(picture.shape) > JPEG_LONGEST_SIDE:
+        raise ImageError(f"a JPEG cannot have {picture.shape[1]}x{picture.shape[0]} pixels")
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

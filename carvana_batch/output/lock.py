@@ -9,16 +9,57 @@ from pathlib import Path
 
 import filelock
 
-from carvana_batch.files import (
-    atomic_writer,
-)
+from carvana_batch.files import atomic_writer
 
 LOCK_PATIENCE = 0.5
-"""Seconds to wait for a lock: a run that only looks whether it is free holds it for an instant."""
+"""Seconds to wait for a lock, because a run that only checks whether it is free holds it for a moment."""
+
+
+class FolderLock:
+    """A lock that one process holds at a time; a file beside it says which.
+
+    Args:
+        lock: the lock file.
+        holder: the file that says who holds the lock.
+    """
+
+    def __init__(self, lock: Path, holder: Path) -> None:
+        self.path, self.holder = lock, holder
+        self._lock = filelock.FileLock(lock, timeout=LOCK_PATIENCE)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._lock.is_locked
+
+    def acquire(self) -> bool:
+        """Take the lock; False if another process holds it.
+
+        Raises:
+            OSError: the lock file cannot be opened.
+        """
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the lock up, if it is held."""
+        self._lock.release()
+
+    def write_holder(self) -> None:
+        """Write down that this process holds the lock.
+
+        Raises:
+            CarvanaBatchError: see :func:`atomic_writer`.
+        """
+        with atomic_writer(self.holder, "w", sync=False) as file:
+            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
 
 
 def is_locked(lock: Path, patience: float = LOCK_PATIENCE) -> bool:
-    """Whether another process holds the lock, and keeps it for ``patience`` seconds."""
+    """Whether another process holds the lock, and keeps holding it for ``patience`` seconds."""
     try:
         with filelock.FileLock(lock, timeout=patience):
             return False
@@ -26,14 +67,8 @@ def is_locked(lock: Path, patience: float = LOCK_PATIENCE) -> bool:
         return True
 
 
-def write_holder(holder: Path) -> None:
-    """Say, for those who find the folder locked, who holds it."""
-    with atomic_writer(holder, "w", sync=False) as file:
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-
-
 def describe_holder(holder: Path) -> str:
-    """Who holds a locked folder, as far as that was written down."""
+    """Who holds a locked folder, as far as it was written down."""
     try:
         content = json.loads(holder.read_text())
         return f"process {content['pid']} on {content['host']}"

@@ -1,4 +1,4 @@
-"""Run-length rows put aside during a run, so that its CSV needs no second pass over the masks."""
+"""Run-length rows stored during a run, so that its CSV does not need a second pass over the masks."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ RUNS = re.compile("[0-9 ]*")
 
 
 class RunLengthSpool:
-    """A file with a JSON line [key, size and time of the photo, row] for each mask, as they were made.
+    """A file with a JSON line [key, [size and time of the photo], row] for each mask; a context manager.
 
-    It outlives the run, so that a resumed one can give the rows of all photos. A row that is not there, or is
-    that of an earlier state of the photo, because the run was killed or had no spool, is made again from the
-    mask. Use as a context manager.
+    The file outlives the run, so that a resumed run can write the rows of all photos. A row that is missing,
+    or is of an earlier state of the photo, because a run was killed or had no spool, is made from the mask.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         try:
             self._end = path.open("ab", buffering=0)
         except OSError as error:
             raise write_error(path, error) from error
         try:
             self._file = path.open("rb")
-            place = 0
+            offset = 0
             for line in self._file:
                 if (row := _parse(line)) is not None:
-                    self._places[row[0]] = place
-                place += len(line)
+                    self._offsets[row[0]] = offset
+                offset += len(line)
         except OSError as error:
             raise read_error(path, error) from error
 
@@ -48,21 +47,23 @@ class RunLengthSpool:
         self._file.close()
 
     def append(self, entry: Entry, runs: str) -> None:
-        """Add the row of a mask; call it before the mask is journaled as done.
+        """Add the row of a mask; call it before the mask is committed to the journal.
 
-        Raises OutOfSpaceError and WriteError.
+        Raises:
+            OutOfSpaceError: the disk is full.
+            WriteError: the file cannot be written for another reason.
         """
         line = json.dumps([entry.key, [entry.source_bytes, entry.source_time], runs])
-        # A line break first: it parts a new line from one that a killed run left torn.
-        place = self._end.seek(0, 2) + 1
+        # A line break first: it separates the line from one that a killed run left incomplete.
+        offset = self._end.seek(0, 2) + 1
         try:
             append(self._end, b"\n" + line.encode("ascii"))
         except OSError as error:
             raise write_error(self.path, error) from error
-        self._places[entry.key] = place
+        self._offsets[entry.key] = offset
 
     def rows(self, entries: Iterable[Entry], mask_path: Callable[[str], Path]) -> Iterator[tuple[Entry, str]]:
-        """Each journal entry of a mask, in their order, with its run-length row."""
+        """The given entries of masks, each with its run-length row."""
         for entry in entries:
             row = self._read(entry.key)
             if row is not None and row[1] == [entry.source_bytes, entry.source_time]:
@@ -71,14 +72,14 @@ class RunLengthSpool:
                 yield entry, rle.encode_packed(read_mask(mask_path(entry.key)))
 
     def _read(self, key: str) -> tuple[str, list[int], str] | None:
-        if key not in self._places:
+        if key not in self._offsets:
             return None
-        self._file.seek(self._places[key])
+        self._file.seek(self._offsets[key])
         return _parse(self._file.readline())
 
 
 def _parse(line: bytes) -> tuple[str, list[int], str] | None:
-    """Key, size and time of the photo, row; None of a torn line."""
+    """Key, size and time of the photo, and row; None for an incomplete line."""
     try:
         key, source, runs = json.loads(line)
     except (ValueError, TypeError, RecursionError):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carvana_batch.errors import CarvanaBatchError
-from carvana_batch.output.folder import STATE_FOLDER
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.lock import is_locked
+from carvana_batch.output.paths import STATE_FOLDER
 
 
 @dataclass(frozen=True, slots=True)

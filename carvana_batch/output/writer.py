@@ -1,4 +1,4 @@
-"""What is written for a mask: the extras that were asked for, then the mask itself."""
+"""Writing what a prediction is made into: extra files, the mask, its run-length row and its Dice."""
 
 from __future__ import annotations
 
@@ -16,57 +16,67 @@ from carvana_batch.masks import rle
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import read_mask
+from carvana_batch.options import DEFAULT_THRESHOLD
 from carvana_batch.output.extras import encode_extra
-from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry
-from carvana_batch.values import PackedMask, Prediction
+from carvana_batch.output.paths import OutPaths
+from carvana_batch.values import Failure, PackedMask, Prediction
 
 
 @dataclass(frozen=True)
 class Written:
-    """The journal line of a mask, its run-length row if that was asked for, and the seconds it took."""
+    """What was written for a prediction.
+
+    Attributes:
+        entry: the entry for the journal.
+        runs: the run-length row of the mask, None unless asked for.
+        seconds: time that writing took.
+    """
 
     entry: Entry
     runs: str | None
     seconds: float
 
 
-class Sinks:
-    """Writes predictions into an out folder; safe to call from several threads at once.
+class MaskWriter:
+    """Writes predictions into an out folder; several threads may call it at once.
 
     Args:
-        extras: kinds of ``options.EXTRA_FILES`` to write beside the mask.
-        mask_bits: 1 or 8 bits a pixel of the mask.
-        encode_runs: also give each mask's run-length row.
-        truth: true masks by id, or None where there are none to compare with.
-        threshold: the probability above which a pixel of the masks is car.
+        paths: where each file belongs.
+        extras: kinds of ``options.EXTRA_FILES`` to write in addition to the mask.
+        mask_bits: 1 or 8 bits per pixel of the mask.
+        encode_runs: whether to make the run-length row of each mask.
+        truth: true masks by id, None if there are none to compare with.
+        threshold: probability above which a pixel of the masks is car.
     """
 
     def __init__(
         self,
-        out: OutFolder,
+        paths: OutPaths,
         extras: Collection[str] = (),
         mask_bits: int = 1,
         encode_runs: bool = False,
         truth: Mapping[str, Path] | None = None,
-        threshold: float = 0.5,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
-        self.out, self.extras, self.mask_bits = out, extras, mask_bits
+        self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
         self.encode_runs, self.truth, self.threshold = encode_runs, truth, threshold
 
     def write(self, prediction: Prediction) -> Written:
-        """Write all files of one prediction, the mask last: once it is there, the photo is done.
+        """Write all files of a prediction, the mask last: once it is there, the photo is done.
 
-        Raises ImageError where an extra cannot hold this photo, and what ``write_file`` raises.
+        Raises:
+            ImageError: the format of an extra file cannot hold this photo.
+            CarvanaBatchError: see :func:`write_file`.
         """
         start = time.perf_counter()
         photo, mask = prediction.photo, prediction.mask
         key = photo.ref.key
         for kind in self.extras:
-            write_file(self.out.extra_path(kind, key), encode_extra(kind, prediction, self.threshold))
-        dice, problem = (None, "") if self.truth is None else compare(key, mask, self.truth)
+            write_file(self.paths.extra(kind, key), encode_extra(kind, prediction, self.threshold))
+        dice = None if self.truth is None else compare(key, mask, self.truth)
         content = encode_mask(mask, self.mask_bits)
-        write_file(self.out.mask_path(key), content)
+        write_file(self.paths.mask(key), content)
         entry = Entry(
             key=key,
             source=photo.ref.path_text,
@@ -76,20 +86,26 @@ class Sinks:
             height=mask.height,
             car_share=int(np.bitwise_count(mask.rows).sum()) / (mask.width * mask.height),
             expected_dice=prediction.expected_dice,
-            dice=dice,
+            dice=None if isinstance(dice, Failure) else dice,
             mask_bytes=len(content),
-            reason=problem,
+            reason=dice.reason if isinstance(dice, Failure) else "",
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)
 
 
-def compare(key: str, mask: PackedMask, truth: Mapping[str, Path]) -> tuple[float | None, str]:
-    """Dice of a photo's mask with the true one, or why there is none."""
+def compare(key: str, mask: PackedMask, truth: Mapping[str, Path]) -> float | Failure:
+    """The Dice of a mask with the true mask of the same photo.
+
+    Args:
+        key: key of the photo.
+        mask: the predicted mask.
+        truth: true masks by id.
+    """
     true_mask = truth.get(mask_id(key))
     if true_mask is None:
-        return None, "no true mask of this name"
+        return Failure(key, "score", "no true mask of this name")
     try:
-        return count(mask, read_mask(true_mask)).dice, ""
+        return count(mask, read_mask(true_mask)).dice
     except (ImageError, SizeError) as error:
-        return None, str(error)
+        return Failure(key, "score", str(error), str(true_mask))

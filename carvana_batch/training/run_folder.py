@@ -18,12 +18,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from carvana_batch.errors import FolderInUseError, UsageError
 from carvana_batch.files import atomic_writer, find_leftovers, not_writable, write_error
-from carvana_batch.output.lock import LOCK_PATIENCE, describe_holder, write_holder
+from carvana_batch.output.lock import FolderLock, describe_holder
 from carvana_batch.text import shown
 from carvana_batch.training.settings import (
     TrainingSettings,
@@ -44,21 +43,20 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._state = root / ".carvana-batch"
-        self._lock = filelock.FileLock(self._state / "lock", timeout=LOCK_PATIENCE)
+        self._lock = FolderLock(self._state / "lock", self._state / "holder.json")
 
     def __enter__(self) -> RunFolder:
-        holder = self._state / "holder.json"
         try:
             self._state.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise FolderInUseError(
-                f"{shown(self.root)} is in use by {describe_holder(holder)}. Wait for it to end, or choose"
-                " another RUN."
-            ) from error
+            acquired = self._lock.acquire()
         except OSError as error:
             raise not_writable(self.root, error.strerror or str(error), "RUN") from error
-        write_holder(holder)
+        if not acquired:
+            raise FolderInUseError(
+                f"{shown(self.root)} is in use by {describe_holder(self._lock.holder)}. Wait for it to end, or"
+                " choose another RUN."
+            )
+        self._lock.write_holder()
         for leftover in find_leftovers(self.root):
             leftover.unlink()
         return self

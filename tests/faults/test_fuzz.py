@@ -30,6 +30,7 @@ from carvana_batch.masks.png import encode_mask
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import FORMAT, load_model, save_model
 from carvana_batch.network.segunet import SegUNet
+from carvana_batch.options import Choice
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.report import RunReport, write_table
@@ -379,7 +380,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
         state = read_run_state(root)
         assert state.masked + state.failed == len(entries)
         with OutFolder(root, {}, (1, 2), overwrite=True) as afresh:
-            afresh.start({})
+            afresh.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
             assert read_entries(root / ".carvana-batch") == {}
         assert all(path.exists() for path in outside)
 

@@ -1,0 +1,62 @@
+"""Resuming: which photos still have to be masked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.output.journal import Entry
+from carvana_batch.output.paths import OutPaths
+from carvana_batch.text import shown
+from carvana_batch.values import ImageRef
+
+
+def find_missing(photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths) -> PhotoList:
+    """The photos without a complete mask of their present state.
+
+    Args:
+        photos: the photos of this run.
+        entries: what the journals say, by key.
+        paths: the out folder.
+
+    Raises:
+        UsageError: the mask of another photo would be replaced.
+    """
+    missing = photos.select(
+        index for index, ref in enumerate(photos) if not _is_done(ref, entries.get(ref.key), paths)
+    )
+    for ref in missing:
+        if ref.key in entries:
+            _refuse_another_photo(ref, entries[ref.key], paths)
+    return missing
+
+
+def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths) -> bool:
+    """Whether the photo has not changed since it was masked, and its mask is complete."""
+    if entry is None or entry.failed:
+        return False
+    try:
+        source, mask = ref.path.stat(), paths.mask(ref.key).stat()
+    except OSError:
+        return False
+    unchanged = (source.st_size, source.st_mtime_ns) == (entry.source_bytes, entry.source_time)
+    return unchanged and mask.st_size == entry.mask_bytes
+
+
+def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:
+    """Raise UsageError if the existing mask is of another photo, which is still where it was."""
+    if entry.failed or entry.source == ref.path_text:
+        return
+    try:
+        source, other = ref.path.stat(), Path(entry.source).stat()
+    except OSError:  # it was moved, or has another path as seen from this folder
+        return
+    unchanged = (other.st_size, other.st_mtime_ns) == (entry.source_bytes, entry.source_time)
+    if unchanged and (source.st_dev, source.st_ino) != (other.st_dev, other.st_ino):
+        raise UsageError(
+            f"{shown(paths.mask(ref.key))} is the mask of {shown(entry.source)}, and would be"
+            f" replaced by that of {shown(ref.path)}. Choose another OUT, or use --overwrite to start"
+            " afresh."
+        )

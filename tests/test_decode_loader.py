@@ -56,7 +56,7 @@ def describe(result):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Look every 0.1 s whether a worker has died; torch itself looks every 5 s."""
-    monkeypatch.setattr(workers_module, "GLANCE", 0.1)
+    monkeypatch.setattr(workers_module, "WORKER_POLL_SECONDS", 0.1)
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
@@ -80,7 +80,7 @@ def write_noise(path, width, height, orientation=1):
 def put(monkeypatch, tmp_path):
     """A file to which workers add a letter for each photo: d if it was decoded into its slot, c if copied."""
     log = tmp_path / "put"
-    original = shared_memory._SharedMemory.put
+    original = shared_memory.SharedMemory.put
 
     def noted(self, pixels):
         direct = np.may_share_memory(self._slots[self._turn].numpy(), pixels)
@@ -88,7 +88,7 @@ def put(monkeypatch, tmp_path):
             file.write("d" if direct else "c")
         return original(self, pixels)
 
-    monkeypatch.setattr(shared_memory._SharedMemory, "put", noted)
+    monkeypatch.setattr(shared_memory.SharedMemory, "put", noted)
     return log
 
 
@@ -120,11 +120,11 @@ def test_memory_is_opened_once_and_jpegs_of_one_size_are_decoded_into_it(tmp_pat
     pytest.importorskip("simplejpeg")
     opened = []
 
-    def watched(place, slots, original=loader._open):
-        opened.append(place.memory is not None)
-        return original(place, slots)
+    def watched(slots, pixels, original=shared_memory.OpenedSlots.view):
+        opened.append(pixels.memory is not None)
+        return original(slots, pixels)
 
-    monkeypatch.setattr(loader, "_open", watched)
+    monkeypatch.setattr(shared_memory.OpenedSlots, "view", watched)
     refs = [write_noise(tmp_path / f"{number:02}.jpg", 30, 20) for number in range(12)]
     for result in PhotoLoader(refs, OPTIONS, workers):
         np.testing.assert_array_equal(result.pixels, read_image(result.ref.path))
@@ -136,14 +136,14 @@ def test_memory_is_opened_once_and_jpegs_of_one_size_are_decoded_into_it(tmp_pat
 def test_a_header_that_lies_takes_no_shared_memory(tmp_path, monkeypatch):
     """Of 40 megapixels, which such a photo promises, 120 MB would stay taken."""
     pytest.importorskip("simplejpeg")
-    find_room = shared_memory._SharedMemory.find_room
+    find_room = shared_memory.SharedMemory.find_room
 
     def noted(self, size):
         room = find_room(self, size)
         (tmp_path / "asked").write_text(f"{size} {max(slot.numel() for slot in self._slots)} {room is None}")
         return room
 
-    monkeypatch.setattr(shared_memory._SharedMemory, "find_room", noted)
+    monkeypatch.setattr(shared_memory.SharedMemory, "find_room", noted)
     refs = [write_noise(tmp_path / f"{number}.jpg", 30, 20) for number in range(5)]
     content = bytearray(refs[4].path.read_bytes())
     place = content.index(b"\xff\xc0") + 5
@@ -333,7 +333,7 @@ def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_pho
 ):
     """Without room in /dev/shm: one stands in the midst of writing as long as the network is busy."""
     refs = [write_photo(tmp_path / f"{number}.png", number, (1000, 1000)) for number in range(6)]
-    monkeypatch.setattr(shared_memory._SharedMemory, "put", lambda self, pixels: pixels)
+    monkeypatch.setattr(shared_memory.SharedMemory, "put", lambda self, pixels: pixels)
     photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=2_000_000, apply_exif=False), 2)
     told = []
     for number, result in enumerate(photo_loader):
@@ -348,7 +348,7 @@ def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_pho
 
 def test_the_reason_says_whether_it_died_or_hung_however_long_that_took_to_show(photos, monkeypatch):
     monkeypatch.setattr(loader, "read_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(workers_module, "GLANCE", 0.5)
+    monkeypatch.setattr(workers_module, "WORKER_POLL_SECONDS", 0.5)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.6)
     (failure,) = PhotoLoader(photos[:1], options, 1)
     assert failure.reason.startswith("the process that decoded it died")

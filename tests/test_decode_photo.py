@@ -636,7 +636,7 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
 
 def test_a_worker_forked_at_a_bad_moment_does_not_wait_for_ever(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    with image_file._header_lock:  # as another thread may hold it
+    with image_file.warnings_lock:  # as another thread may hold it
         worker = multiprocessing.get_context("fork").Process(target=read_image, args=[tmp_path / "a.png"])
         worker.start()
         worker.join(timeout=30)

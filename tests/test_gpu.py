@@ -23,7 +23,7 @@ def drawn_photos(count: int, size: tuple[int, int]) -> list[Photo]:
 
 
 def predict(photos: list[Photo], predictor: Predictor) -> list[Prediction]:
-    results = list(predictor.predict(photos))
+    results = [result for result in predictor.predict(photos) if isinstance(result, Prediction)]
     assert [result.photo for result in results] == photos
     return results
 

@@ -1,6 +1,7 @@
 import copy
 import os
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,15 @@ def model() -> Model:
 
 def plan(model, chosen=None, **options):
     """The predictor for the options; ``chosen`` is the stored choice of an earlier run."""
-    options = {"device": "cpu", "precision": "fp32", "memory": 500 * MEGABYTE, "overlap": 64} | options
+    arguments: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "memory": 500 * MEGABYTE,
+        "overlap": 64,
+        **options,
+    }
     earlier = None if chosen is None else Choice.from_json(chosen)
-    return make_predictor(model, Options(**options), earlier)[0]
+    return make_predictor(model, Options(**arguments), earlier)[0]
 
 
 def choice_of(predictor):

@@ -85,7 +85,7 @@ def test_tiles_match_the_whole_photo_if_the_overlap_suffices(size, most_pixels):
     network = make_small_network()  # it looks 18 pixels far, and 7/16 of the overlap are 19
     photo = random_photo(*size)
     predictor = make_predictor(network, Tiling(None, most_pixels, 44), keep_probability=True)
-    assert predictor.limits.tiling.plan(*size, network.stride, network.unit).tile_count > 3
+    assert predictor.runner.plan(photo, predictor.limits.tiling).tile_count > 3
     result = predict_one(predictor, photo)
     probability = probabilities_of_whole_photo(network, photo)
     np.testing.assert_allclose(result.probability, probability, atol=1e-3)
@@ -209,7 +209,7 @@ def test_photos_come_back_once_and_failures_are_passed_on(sizes, batch, tiling):
     stream = [
         Failure.of(ImageRef(f"failure {index}", Path("f")), "decode", "no JPEG")
         if size is None
-        else random_photo(*size, index)
+        else random_photo(size[0], size[1], index)
         for index, size in enumerate(sizes)
     ]
     failures = [item for item in stream if isinstance(item, Failure)]

@@ -134,8 +134,8 @@ def test_a_large_photo_alone_may_get_smaller_tiles():
     ],
 )
 def test_nothing_is_lower_than_the_smallest_tile(tiling, tile_limit, size):
-    assert next_lower_limits(Limits(1, tiling, torch.float32), tile_limit, *size, 4, 4) is None
-    assert next_lower_limits(Limits(2, tiling, torch.float32), tile_limit, *size, 4, 4) is not None
+    assert next_lower_limits(Limits(1, tiling, torch.float32), tile_limit, size[0], size[1], 4, 4) is None
+    assert next_lower_limits(Limits(2, tiling, torch.float32), tile_limit, size[0], size[1], 4, 4) is not None
 
 
 @st.composite

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ def predict(model):
     """``predict(photos, out, ...)`` masks a folder with the bundled network in float32."""
 
     def predict_folder(photos, out, listener=None, stop=None, refs=None, **options):
-        options = Options(**{"precision": "fp32", "workers": 0, **options})
         refs = find_images(photos).refs if refs is None else refs
-        return run(refs, out, model, options, listener, stop)
+        arguments: dict[str, Any] = {"precision": "fp32", "workers": 0, **options}
+        return run(refs, out, model, Options(**arguments), listener, stop)
 
     return predict_folder
 
@@ -595,7 +596,7 @@ def test_the_report_contains_bottleneck_and_throughput(predict, photos, out):
 
 def test_the_listener_is_called_for_every_photo(predict, photos, out):
     (photos / "bad.jpg").write_text("text")
-    calls = []
+    calls: list[tuple[str | int, int]] = []
     listener = Listener(
         on_start=lambda line, progress: calls.append((line.split(",")[0], progress.total)),
         on_progress=lambda progress: calls.append((progress.done, progress.failed)),

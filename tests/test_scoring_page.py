@@ -99,8 +99,8 @@ def make_scores(*rows, **fields):
 
 
 def make_image(true, predicted, image="car_01", photo=None, **fields):
-    masks = (PackedMask.from_bool(np.asarray(mask, bool)) for mask in (true, predicted))
-    return WorstImage(image, 0.9, *masks, photo, **fields)
+    true, predicted = (PackedMask.from_bool(np.asarray(mask, bool)) for mask in (true, predicted))
+    return WorstImage(image, 0.9, true, predicted, photo, **fields)
 
 
 def render(tmp_path, scores, worst=()):

@@ -44,8 +44,10 @@ def make_masks(height, width, seed):
     return blocks.repeat(5, axis=1).repeat(5, axis=2)[:, :height, :width]
 
 
-def make_image(row, true, predicted, photo=None):
-    return WorstImage(row.image, row.dice, PackedMask.from_bool(true), PackedMask.from_bool(predicted), photo)
+def make_image(row, true, predicted, *photo):
+    return WorstImage(
+        row.image, row.dice, PackedMask.from_bool(true), PackedMask.from_bool(predicted), *photo
+    )
 
 
 @pytest.fixture(scope="module")

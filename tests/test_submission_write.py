@@ -221,7 +221,12 @@ def test_masks_are_not_read_far_ahead(tmp_path, monkeypatch, workers):
         max_ahead = max(max_ahead, len(read) - done)
 
     monkeypatch.setattr(submission, "find_masks", lambda _: {f"{n:05}": Path(str(n)) for n in range(count)})
-    monkeypatch.setattr(submission, "read_mask", lambda path: read.append(path) or mask)
+
+    def note_and_read(path):
+        read.append(path)
+        return mask
+
+    monkeypatch.setattr(submission, "read_mask", note_and_read)
     summary = write_submission(tmp_path, tmp_path / "s.csv", (2, 1), workers=workers, on_progress=written)
     assert summary.rows == len(read) == count
     assert max_ahead <= workers * TASKS_PER_WORKER * submission.BATCH

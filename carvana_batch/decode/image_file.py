@@ -1,7 +1,7 @@
-"""Opening an image file of any supported format as a Pillow image; a bad file becomes an ImageError.
+"""Opens image files of all supported formats as Pillow images; a bad file raises ImageError.
 
-TIFF is decoded by tifffile, everything else by Pillow. Only the first page or frame of a file is looked at,
-and embedded colour profiles are ignored.
+TIFF is decoded by tifffile, everything else by Pillow. Only the first page or frame of a file is decoded, and
+embedded colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -25,14 +25,8 @@ from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import ImageError
 from carvana_batch.text import shown
 
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
-
-
-# Pillow's own limit would refuse what --pixel-limit allows, and it warns long before that. The size is
-# checked here, from the header, for every file.
+# Pillow's own limit would refuse what --pixel-limit allows, and warn long before that. Instead, read_header
+# checks the size of every file.
 Image.MAX_IMAGE_PIXELS = None
 
 SIGNATURES = (
@@ -52,7 +46,7 @@ JPEG_FORMATS = {"JPEG", "MPO"}
 
 CUT_SHORT = "is cut short: the file ends before the picture does"
 
-DAMAGE = (
+DECODER_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -66,12 +60,12 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""What the decoders raise for damaged files; found by cutting and flipping bytes in every format."""
+"""What decoders raise for damaged files; found by cutting files and flipping bytes in every format."""
 
 
 @contextmanager
-def _told_as_image_error(path: Path) -> Iterator[None]:
-    """Put the file's name before a reason raised within; turn what decoders raise into such a reason."""
+def named_image_errors(path: Path) -> Iterator[None]:
+    """A with block that turns errors of opening and decoding a file into ImageErrors that name the file."""
     try:
         yield
     except ImageError as error:
@@ -80,16 +74,16 @@ def _told_as_image_error(path: Path) -> Iterator[None]:
         reason = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
         raise ImageError(f"{shown(path)} {reason}") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{shown(path)} {_reason(error)}") from error
+        raise ImageError(f"{shown(path)} {_describe_damage(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _describe_damage(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     if isinstance(error, UnidentifiedImageError):
         return "is damaged or cut short: its header cannot be read"
     if not isinstance(error, (OSError, RuntimeError, SyntaxError, ValueError)):
-        return "is damaged or cut short"  # the words of the others, such as "0", would tell nothing
+        return "is damaged or cut short"  # messages of other errors, such as "0", say nothing
     detail = shown(" ".join(str(error).split())[:100])
     if "truncated" in detail.lower():
         return CUT_SHORT
@@ -97,18 +91,29 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def open_regular_file(path: Path) -> Iterator[BinaryIO]:
+    """A with block with the open file.
+
+    Raises:
+        ImageError: it is a folder, a pipe or anything else that is not a regular file.
+        OSError: it cannot be opened.
+    """
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise ImageError("is a folder, not an image")
-    if not stat.S_ISREG(kind):  # to open a pipe would be to wait for its writer
+    if not stat.S_ISREG(kind):  # opening a pipe would wait for its writer
         raise ImageError("is not a regular file")
     with path.open("rb") as file:
         yield file
 
 
-def _decode_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
-    """The first page or frame as a Pillow image, which also knows the orientation tag; TIFF is decoded."""
+def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
+    """The first page or frame as a Pillow image, with its orientation tag; only TIFF is decoded already.
+
+    Raises:
+        ImageError: the format is not supported, the file is damaged, or it has more than ``pixel_limit``
+        pixels.
+    """
     head = file.read(16)
     file.seek(0)
     if not head:
@@ -116,19 +121,24 @@ def _decode_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
     image_format = _format_of(head)
     if image_format is None:
         raise ImageError("is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
-    with _told_as_damage():
+    with _damage_as_image_error():
         if image_format == "TIFF":
             return decode_tiff(file, pixel_limit)
-        with _quiet_header():
+        with without_metadata_warnings():
             image = Image.open(file, formats=[image_format])
         check_size(image.width, image.height, pixel_limit)
         return image
 
 
-def _decode_rest(image: Image.Image, file: BinaryIO) -> Image.Image:
-    with _told_as_damage():
+def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """Decode the pixels of an image that :func:`read_header` has returned.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    with _damage_as_image_error():
         image.load()
-        if image.format in JPEG_FORMATS:  # Pillow notices most of the ends that are missing, but not all
+        if image.format in JPEG_FORMATS:  # Pillow notices most missing ends, but not all
             file.seek(0)
             if not has_end(file.read()):
                 raise ImageError(CUT_SHORT)
@@ -136,11 +146,11 @@ def _decode_rest(image: Image.Image, file: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def _told_as_damage() -> Iterator[None]:
+def _damage_as_image_error() -> Iterator[None]:
     try:
         yield
-    except DAMAGE as error:
-        raise ImageError(_reason(error)) from error
+    except DECODER_ERRORS as error:
+        raise ImageError(_describe_damage(error)) from error
 
 
 def _format_of(head: bytes) -> str | None:
@@ -149,24 +159,24 @@ def _format_of(head: bytes) -> str | None:
     return next((name for signature, name in SIGNATURES if head.startswith(signature)), None)
 
 
-_header_lock = threading.Lock()
+warnings_lock = threading.Lock()
 
 
 @contextmanager
-def _quiet_header() -> Iterator[None]:
-    """Hide Pillow's warnings on odd metadata, which come from reading headers and EXIF only.
+def without_metadata_warnings() -> Iterator[None]:
+    """A with block that hides Pillow's warnings about odd metadata, for reading headers and EXIF.
 
-    Python has one switch for the warnings of all threads, hence the lock.
+    The lock is needed because Python's warning filters are shared by all threads.
     """
-    with _header_lock, warnings.catch_warnings():
+    with warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _renew_header_lock() -> None:
-    global _header_lock
-    _header_lock = threading.Lock()
+def _renew_warnings_lock() -> None:
+    global warnings_lock
+    warnings_lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # another thread may hold the lock while a worker is forked
-    os.register_at_fork(after_in_child=_renew_header_lock)
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock when a worker is forked
+    os.register_at_fork(after_in_child=_renew_warnings_lock)

@@ -1,4 +1,4 @@
-"""Photos in the order of their paths, decoded by worker processes."""
+"""Photos decoded by worker processes, in the order of their keys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from carvana_batch.decode.photo import read_image
-from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, _InSlot, _open, _SharedMemory
-from carvana_batch.decode.workers import _Watch, begin_worker, workers_starting
+from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, InSlot, OpenedSlots, SharedMemory
+from carvana_batch.decode.workers import WorkerWatch, begin_worker, is_lost_worker, workers_starting
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -33,8 +32,13 @@ NO_MEMORY = "does not fit into the memory that is free"
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """``pixel_limit``: most pixels of a photo; ``apply_exif``: turn photos as their EXIF orientation says;
-    ``timeout``: seconds after which a worker is given up that does not get done with a photo."""
+    """How photos are decoded.
+
+    Attributes:
+        pixel_limit: most pixels of a photo.
+        apply_exif: turn photos as their EXIF orientation says.
+        timeout: kill a worker that spends longer than this on one photo, in seconds.
+    """
 
     pixel_limit: int
     apply_exif: bool
@@ -42,61 +46,80 @@ class DecodeOptions:
 
 
 class _Decoded(NamedTuple):
-    """What a worker sends: the pixels (H, W, 3) uint8 or the reason why there are none, the size and the time
-    of the file, and the seconds that it took."""
+    """What a worker sends for a photo.
 
-    place: int
-    pixels: _InSlot | NDArray[np.uint8] | str
+    Attributes:
+        photo_index: of the photo.
+        result: its pixels (H, W, 3) uint8, in shared memory or not, or why there are none.
+        file_bytes: size of the file before it was read.
+        file_time: time of its last change before it was read, in ns.
+        seconds: time that decoding took.
+    """
+
+    photo_index: int
+    result: InSlot | NDArray[np.uint8] | Failure
     file_bytes: int
     file_time: int
     seconds: float
 
 
 class _Decoding(Dataset[_Decoded]):
+    """Decodes photos; torch runs it in the workers."""
+
     def __init__(self, photos: PhotoList, options: DecodeOptions) -> None:
         self.photos, self.options = photos, options
-        self._memory = _SharedMemory()
+        self._memory = SharedMemory()
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> _Decoded:
         start = time.perf_counter()
-        path = self.photos[index].path
+        ref = self.photos[index]
+        path = ref.path
         size = changed = 0
         try:
-            # Before it is read: a photo that changes meanwhile is then masked again by the next run.
+            # Before it is read, so that the next run masks a photo again that changes meanwhile.
             status = path.stat()
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # what is wrong with the file, read_image says better
+        except OSError:  # read_image has a better message
             pass
-        limit, apply_exif = self.options.pixel_limit, self.options.apply_exif
-        pixels: _InSlot | NDArray[np.uint8] | str
+        result: InSlot | NDArray[np.uint8] | Failure
         try:
-            pixels = self._memory.put(
-                read_image(path, pixel_limit=limit, apply_exif=apply_exif, find_room=self._memory.find_room)
+            pixels = read_image(
+                path,
+                pixel_limit=self.options.pixel_limit,
+                apply_exif=self.options.apply_exif,
+                find_room=self._memory.find_room,
             )
+            result = self._memory.put(pixels)
         except ImageError as error:
-            pixels = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
+            reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
+            result = Failure.of(ref, "decode", reason)
         except MemoryError:
-            pixels = NO_MEMORY
-        return _Decoded(index, pixels, size, changed, time.perf_counter() - start)
+            result = Failure.of(ref, "decode", NO_MEMORY)
+        return _Decoded(index, result, size, changed, time.perf_counter() - start)
 
 
-def _keep(decoded: Any) -> Any:
-    """Instead of torch's own function, which would make a tensor of the array again."""
+def _unchanged(decoded: Any) -> Any:
+    """Replaces torch's own collate function, which would convert the array to a tensor."""
     return decoded
 
 
 class PhotoLoader:
-    """Iterates over ``Photo | Failure`` in the order of ``refs``, whatever the number of workers.
+    """Iterates over ``Photo | Failure`` in the order of ``refs``, with any number of workers.
 
-    A worker that dies, of a file that crashes the decoder or of a lack of memory, or that hangs, costs at
-    most one photo. Without workers, photos are decoded in this process, and take it along.
+    A worker that hangs or dies, because a file crashes the decoder or memory runs out, costs at most one
+    photo. With 0 workers, photos are decoded in this process, and a crash ends it.
+
+    Args:
+        refs: the photos.
+        options: how they are decoded.
+        workers: number of processes that decode.
 
     Attributes:
-        seconds: time that decoding took, added up over the workers.
-        warnings: one line for each thing that had to give way.
+        seconds: time that decoding took, summed over the workers.
+        warnings: one line for each restriction that was necessary.
     """
 
     def __init__(self, refs: Sequence[ImageRef], options: DecodeOptions, workers: int) -> None:
@@ -116,11 +139,11 @@ class PhotoLoader:
                 for photo in photos:
                     position += 1
                     yield photo
-                    if self.warnings and self._prefetched > 1:  # shared memory is full: with fewer in flight
+                    if self.warnings and self._prefetched > 1:  # shared memory is full: fewer in flight
                         self._prefetched = 1
                         break
                 else:
-                    if position < len(self.photos):  # a worker died or hangs, perhaps of this photo
+                    if position < len(self.photos):  # a worker died or hung, perhaps because of this photo
                         yield self._decode_alone(position)
                         position += 1
 
@@ -134,9 +157,9 @@ class PhotoLoader:
         return Failure.of(self.photos[position], "decode", reason)
 
     def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
-        """Decode in the order of the indexes; ends early if a worker dies or hangs."""
+        """Decode in the order of the indexes; end early if a worker dies or hangs."""
         with warnings.catch_warnings():
-            # That there are more workers than cores is for the user to decide.
+            # It is up to the user to have more workers than cores.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(
                 self._dataset,
@@ -144,29 +167,27 @@ class PhotoLoader:
                 sampler=indexes,
                 num_workers=workers,
                 prefetch_factor=self._prefetched if workers else None,
-                collate_fn=_keep,
+                collate_fn=_unchanged,
                 worker_init_fn=begin_worker,
             )
             with workers_starting():
                 photos = iter(loader)
-        slots: dict[tuple[int, int], Tensor] = {}
+        slots = OpenedSlots()
         try:
             for decoded in self._wait_for_each(photos) if workers else photos:
                 yield self._result(decoded, slots)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not is_lost_worker(error):
                 raise
-        except (OSError, EOFError):  # it died while it sent a photo
-            pass
         finally:
-            if workers:  # not left to the garbage collector: it comes late, and may break the queues first
+            if workers:  # the garbage collector would do it later, and may break the queues first
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
     def _wait_for_each(self, photos: Any) -> Iterator[_Decoded]:
-        """As they come from the workers."""
-        # Only workers write to this pipe: when all are dead, reading from it ends.
+        """The results as they arrive from the workers."""
+        # Only workers write to this pipe. Without this end, reading from it ends when all are dead.
         photos._worker_result_queue._writer.close()
-        watch = _Watch(photos._workers)
+        watch = WorkerWatch(photos._workers)
         watch.start()
         try:
             while True:
@@ -182,16 +203,16 @@ class PhotoLoader:
             watch.join()
             self._hung = watch.hung
 
-    def _result(self, decoded: _Decoded, slots: dict[tuple[int, int], Tensor]) -> Photo | Failure:
-        """What a worker made of a photo; ``slots`` are those that it and the others sent before."""
+    def _result(self, decoded: _Decoded, slots: OpenedSlots) -> Photo | Failure:
+        """The photo, or the failure, that a worker has sent."""
         self.seconds += decoded.seconds
-        ref = self.photos[decoded.place]
-        pixels = decoded.pixels
-        if isinstance(pixels, str):
-            return Failure.of(ref, "decode", pixels)
-        if isinstance(pixels, _InSlot):
+        ref = self.photos[decoded.photo_index]
+        pixels = decoded.result
+        if isinstance(pixels, Failure):
+            return pixels
+        if isinstance(pixels, InSlot):
             try:
-                pixels = _open(pixels, slots).numpy().copy()  # the worker will write another photo there
+                pixels = slots.view(pixels).copy()  # the worker will reuse the slot
             except MemoryError:
                 return Failure.of(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:

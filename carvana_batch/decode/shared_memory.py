@@ -1,4 +1,4 @@
-"""How decoded photos travel from a worker to the main process."""
+"""Shared memory, in which decoded photos travel from a worker to the main process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ PREFETCHED_PHOTOS = 2
 """Decoded photos that each worker keeps ready."""
 
 SLOTS = PREFETCHED_PHOTOS + 1
-"""Places in shared memory of each worker: the main process copies one photo while the others wait."""
+"""Slots of each worker: the main process copies one photo while the others wait."""
 
 
-class _InSlot(NamedTuple):
-    """Pixels of this shape lie at the start of a slot in shared memory. ``memory`` is sent once, with the
-    first ones in there, because the main process needs as long to open it as to copy a photo."""
+class InSlot(NamedTuple):
+    """Pixels that lie at the start of a slot.
+
+    Attributes:
+        worker: number of the worker.
+        slot: number of its slot.
+        shape: of the pixels.
+        memory: of the slot. It is only sent with the first pixels in it, because opening it takes the main
+            process as long as copying a photo.
+    """
 
     worker: int
     slot: int
@@ -28,12 +35,12 @@ class _InSlot(NamedTuple):
     memory: Tensor | None
 
 
-class _SharedMemory:
-    """Where photos lie on their way from a worker to the main process, in turns: its memory is used again and
-    again, because to get new one from the system takes longer than to decode a photo into it.
+class SharedMemory:
+    """The slots of a worker, which are used in turn.
 
-    A slot is free again when its turn comes: the main process asks for another photo only after it has copied
-    the one before.
+    Slots are reused because getting new memory from the system takes longer than decoding a photo into it. A
+    slot is free again when its turn comes: the main process only asks for another photo after it has copied
+    the previous one.
     """
 
     def __init__(self) -> None:
@@ -42,18 +49,20 @@ class _SharedMemory:
         self._turn = 0
 
     def find_room(self, size: int) -> NDArray[np.uint8] | None:
-        """(size,) uint8 in the slot whose turn it is, if photos before were as large.
+        """(size,) uint8 in the next slot, if earlier photos were as large.
 
-        A slot never grows for a photo that is not decoded yet: its header may lie.
+        A slot does not grow for a photo that is not decoded yet, because its header may be wrong.
         """
         slot = self._slots[self._turn]
         return slot.numpy()[:size] if 0 < size <= slot.numel() else None
 
-    def put(self, pixels: NDArray[np.uint8]) -> _InSlot | NDArray[np.uint8]:
-        """Where in shared memory they lie now; they themselves outside of workers and where /dev/shm has no
-        room, to go through a pipe, which is slower.
+    def put(self, pixels: NDArray[np.uint8]) -> InSlot | NDArray[np.uint8]:
+        """Put pixels into the next slot.
 
-        A tensor without room would be lost on its way, and the main process would wait for it for ever.
+        Returns:
+            The pixels themselves outside of workers, and if /dev/shm has no room: they then go through a
+            pipe, which is slower. (A tensor without room would be lost on its way, and the main process would
+            wait for it forever.)
         """
         worker = get_worker_info()
         if worker is None:
@@ -71,12 +80,19 @@ class _SharedMemory:
         slot, self._turn = self._turn, (self._turn + 1) % SLOTS
         memory = None if self._sent[slot] else self._slots[slot]
         self._sent[slot] = True
-        return _InSlot(worker.id, slot, pixels.shape, memory)
+        return InSlot(worker.id, slot, pixels.shape, memory)
 
 
-def _open(place: _InSlot, slots: dict[tuple[int, int], Tensor]) -> Tensor:
-    """The pixels there; ``slots`` are those that the main process has seen before, by worker and number."""
-    key = place.worker, place.slot
-    if place.memory is not None:
-        slots[key] = place.memory
-    return slots[key][: math.prod(place.shape)].view(place.shape)
+class OpenedSlots:
+    """The slots of all workers that the main process has opened."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[int, int], Tensor] = {}
+
+    def view(self, pixels: InSlot) -> NDArray[np.uint8]:
+        """The pixels in a slot, until the worker reuses it."""
+        key = pixels.worker, pixels.slot
+        if pixels.memory is not None:
+            self._memory[key] = pixels.memory
+        view: NDArray[np.uint8] = self._memory[key][: math.prod(pixels.shape)].view(pixels.shape).numpy()
+        return view

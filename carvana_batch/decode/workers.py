@@ -1,4 +1,4 @@
-"""The worker processes: how they start, which signals reach them, and who notices when one dies or hangs."""
+"""Worker processes: how they start, which signals reach them, and how one that dies or hangs is noticed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from collections.abc import Iterator, Sequence
 
 from carvana_batch.main_memory import keep_freed_memory
 
-GLANCE = 0.5
-"""Seconds between two looks at the workers."""
+WORKER_POLL_SECONDS = 0.5
+"""How often it is checked whether all workers are alive."""
 
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
-"""Signals that a terminal or a batch system may send to all processes, but that are for the main one."""
+"""Signals that a terminal or batch system may send to all processes, but that only the main one handles."""
 
 
 def begin_worker(_worker: int) -> None:
-    """In a worker: freed memory is given back, as photos may differ in size; and SIGTERM, although it is
-    blocked, means to end if it comes from the main process."""
+    """Initialise a worker.
+
+    Freed memory is returned to the system, because photos may differ in size. SIGTERM, although blocked, ends
+    the worker if the main process sent it.
+    """
     keep_freed_memory(False)
 
     def wait() -> None:
@@ -34,15 +37,16 @@ def begin_worker(_worker: int) -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-class _Watch(threading.Thread):
-    """Kills all workers as soon as one has died, or does not get done with a photo in time.
+class WorkerWatch(threading.Thread):
+    """Kills all workers as soon as one has died, or takes too long for a photo.
 
-    The main process would wait for ever otherwise: torch also asks a worker for the memory of photos that it
-    has decoded before, and reads from a pipe what a dead one has not written to its end.
+    Otherwise the main process would wait forever: torch also asks a worker for the memory of photos that it
+    decoded earlier, and reads from a pipe what a dead worker has only written in part.
 
     Attributes:
-        deadline: when the photo that the main process waits for has to be there; None while it does not wait.
-        hung: whether the workers were killed because that had passed.
+        deadline: time by which the photo that the main process waits for must arrive; None while it does not
+            wait for one.
+        hung: whether the workers were killed because the deadline had passed.
     """
 
     def __init__(self, workers: Sequence[multiprocessing.Process]) -> None:
@@ -53,7 +57,7 @@ class _Watch(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        while not self.ended.wait(GLANCE):
+        while not self.ended.wait(WORKER_POLL_SECONDS):
             self.hung = self.deadline is not None and time.monotonic() > self.deadline
             if self.hung or any(worker.exitcode for worker in self.workers):
                 for worker in self.workers:
@@ -63,11 +67,11 @@ class _Watch(threading.Thread):
 
 @contextlib.contextmanager
 def workers_starting() -> Iterator[None]:
-    """Keep signals for the main process from the workers that start meanwhile, which inherit that they are
-    blocked; and torch from raising errors at any line.
+    """A with block in which workers are started.
 
-    torch's handler of SIGCHLD would raise in the midst of whatever the main thread does when a worker dies.
-    Without it the death shows when the next photo does not come.
+    Signals for the main process are blocked during it, which the workers inherit. torch's handler of SIGCHLD
+    is removed after it: when a worker dies, it would raise at an arbitrary line of the main thread. Without
+    it, the death is noticed when the next photo does not arrive.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -75,19 +79,18 @@ def workers_starting() -> Iterator[None]:
     try:
         yield
     finally:
-        if in_main_thread:  # Python sets handlers nowhere else, and so does torch
+        if in_main_thread:  # Python, and so torch, only sets handlers there
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
 def memory_shared_with_workers() -> Iterator[None]:
-    """A with block, around the life of workers, in which the garbage collector leaves alone what was there
-    before it, in all of this process.
+    """A with block around the life of workers, in which the garbage collector ignores all earlier objects.
 
-    The collector writes to each object that it looks at, and a forked worker would get a copy of its own of
-    nearly all that it shares with the main process, some 40 MB. Does nothing where the program, or a block
-    around this one, has seen to that.
+    The collector writes to each object that it examines, so that a forked worker would get its own copy of
+    nearly all memory that it shares with the main process, about 40 MB. If the program, or an enclosing
+    block, has already frozen objects, this does nothing.
     """
     if gc.get_freeze_count():
         yield
@@ -97,3 +100,14 @@ def memory_shared_with_workers() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether an exception of a DataLoader means that a worker died.
+
+    OSError and EOFError are raised if it died while it sent a photo. In other cases torch has no class for
+    it, but raises a RuntimeError "DataLoader worker (pid ...) exited unexpectedly", as seen in torch 2.13.0.
+    """
+    if isinstance(error, OSError | EOFError):
+        return True
+    return isinstance(error, RuntimeError) and "exited unexpectedly" in str(error)

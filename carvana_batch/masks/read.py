@@ -18,10 +18,10 @@ except ImportError:
     simplejpeg = None
 from carvana_batch.decode.image_file import (
     JPEG_FORMATS,
-    _decode_header,
-    _decode_rest,
-    _open,
-    _told_as_image_error,
+    decode_pixels,
+    named_image_errors,
+    open_regular_file,
+    read_header,
 )
 
 MASK_PIXEL_LIMIT = 2**31
@@ -50,12 +50,12 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
 
     Raises ImageError if the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
-    with _told_as_image_error(path), _open(path) as file:
+    with named_image_errors(path), open_regular_file(path) as file:
         mask = decode_mask(file, pixel_limit)
         if mask is not None:
             return mask
         file.seek(0)
-        return _to_mask(_decode_rest(_decode_header(file, pixel_limit), file), hard)
+        return _to_mask(decode_pixels(read_header(file, pixel_limit), file), hard)
 
 
 def _to_mask(image: Image.Image, hard: bool) -> PackedMask:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,16 +71,16 @@ class LimitedNetwork(SegUNet):
 def predict(photos, out, network, stop_after=None, **options):
     """Run ``predict``, stopped by a signal after ``stop_after`` photos unless None, and return its report."""
     model = Model("test", network.eval(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "digest")
-    options = Options(
-        **{"precision": "fp32", "workers": 0, "overlap": OVERLAP, "batch": 4, "memory": 10**9, **options}
-    )
+    arguments: dict[str, Any] = {"precision": "fp32", "workers": 0, "overlap": OVERLAP, "batch": 4}
+    arguments |= {"memory": 10**9, **options}
     stop = StopFlag()
 
     def check(progress):
         if progress.done == stop_after:
             stop.signal = 15
 
-    return run(find_images(photos).refs, out, model, options, Listener(on_progress=check), stop)
+    listener = Listener(on_progress=check)
+    return run(find_images(photos).refs, out, model, Options(**arguments), listener, stop)
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,7 @@ def test_wrong_arguments_are_rejected(run, arguments, message):
 @pytest.mark.usefixtures("without_model")
 def test_photos_with_conflicting_masks_are_rejected(run, here):
     shutil.copytree(here / "in", here / "in" / "_prob")
-    assert "would lie in the folder _prob of OUT" in usage_error(run("in", "out"))
+    assert "its mask would lie in _prob, where submit and score do not look" in usage_error(run("in", "out"))
     shutil.rmtree(here / "in" / "_prob")
     write_photo(here / "in" / "car0.png")
     message = usage_error(run("in", "out"))

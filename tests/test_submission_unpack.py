@@ -15,11 +15,12 @@ from PIL import Image
 
 from carvana_batch.errors import OutOfSpaceError, UsageError
 from carvana_batch.files import TEMPORARY_PREFIX, WriteError
+from carvana_batch.inputs.keys import mask_name_problem
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.parallel import TASKS_PER_WORKER
 from carvana_batch.submission import unpack
-from carvana_batch.submission.unpack import decode_submission, find_fault
+from carvana_batch.submission.unpack import decode_submission
 from carvana_batch.submission.write import write_rows, write_submission
 from carvana_batch.values import Failure
 
@@ -179,12 +180,12 @@ def test_names_that_have_no_place_in_the_folder(tmp_path, name):
         assert lines_and_names(summary.failures) == [(2, f"{name}{suffix}")]
         assert names_in(tmp_path) == sorted([*before, "s.csv"])
     if name in OUTSIDE:
-        assert find_fault(name).endswith("so its mask would lie outside of OUT.")
+        assert mask_name_problem(name).endswith("so its mask would lie outside of OUT.")
 
 
 @pytest.mark.parametrize("name", ["x..", "a..b/x", "\\x", "C:x", "a\\..\\x", "~", "-", "%2e%2e"])
 def test_names_that_only_look_as_if_they_led_out(name):
-    assert find_fault(name) == ""
+    assert mask_name_problem(name) == ""
 
 
 def test_too_long_names_fail(tmp_path, out):

@@ -1,7 +1,8 @@
-"""All rules of names: keys of photos, ids of masks, and which of them can be a mask below an out folder."""
+"""All rules for names: keys of photos, ids of masks, and which keys a mask in an out folder can have."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
@@ -9,22 +10,80 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carvana_batch.errors import UsageError
+from carvana_batch.options import EXTRA_FILES
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of the files that a folder is searched for, in lower case; upper case counts as well."""
+"""Suffixes of the files that a folder is searched for, in lower case; upper case is accepted as well."""
 
 LONGEST_NAME = 255
-"""Bytes of a file's name: no common disk takes more."""
+"""Most bytes of a file name on any common file system."""
+
+LONGEST_PATH = 4000
+"""Most bytes of a path below an out folder: no common system accepts longer ones."""
+
+EXTRA_FOLDERS = {folder for folder, _ in EXTRA_FILES.values()}
+"""Folders of extra files at the top of an out folder, in which no masks are looked for."""
+
+REPORT_NAMES = {"report.csv", "run.json"}
+"""Files at the top of an out folder that a run writes."""
+
+
+def mask_name_problem(key: str) -> str:
+    """Why ``key`` cannot be the name of a mask, ``<key>.png`` below an out folder; "" if it can.
+
+    Whether the file system accepts the name is not checked.
+    """
+    parts = key.split("/")
+    if "\0" in key:
+        return "the name holds a NUL byte, which no file can have."
+    if ".." in parts:
+        return 'the name contains "..", so its mask would lie outside of OUT.'
+    if key.startswith("/"):
+        return "the name is an absolute path, so its mask would lie outside of OUT."
+    if "" in parts:
+        return "the name has a part without characters."
+    if any(part.startswith(".") for part in parts):
+        return "its mask would be hidden, and submit and score pass over hidden files."
+    longest = max(len(os.fsencode(part)) for part in (*parts[:-1], parts[-1] + ".png"))
+    if longest > LONGEST_NAME or len(os.fsencode(key)) > LONGEST_PATH:
+        return "the name is too long for a file, with .png at its end."
+    if len(parts) > 1 and parts[0] in EXTRA_FOLDERS:
+        return f"its mask would lie in {parts[0]}, where submit and score do not look for masks."
+    if len(parts) > 1 and fold_key(parts[0]) in REPORT_NAMES:
+        return f"its mask would lie in a folder {parts[0]}, where the report of this name belongs."
+    return ""
+
+
+def refuse_bad_names(refs: Iterable[ImageRef]) -> None:
+    """Raise UsageError for the first photo whose key cannot be the name of a mask."""
+    for ref in refs:
+        if problem := mask_name_problem(ref.key):
+            raise UsageError(
+                f"{shown(ref.path)} cannot be masked: {problem} Rename the photo or its folder, or give a"
+                " path below that folder."
+            )
+
+
+def refuse_same_ids(refs: Sequence[ImageRef]) -> None:
+    """Raise UsageError for two photos whose masks ``submit`` and ``score`` would take for the same.
+
+    They take the masks ``x.png`` and ``x_mask.png`` for two of the same photo.
+    """
+    for first, second in find_same(refs, lambda ref: mask_id(ref.key)):
+        raise UsageError(
+            f"{shown(first.path)} and {shown(second.path)} would have masks that submit and score take for"
+            " two of the same photo. Move one of them away, or mask them into two out folders."
+        )
 
 
 def refuse_clashes(refs: Sequence[ImageRef]) -> None:
-    """Raise UsageError, naming two files, if they cannot both have a mask in one out folder.
+    """Raise UsageError for two photos that cannot both have a mask in one out folder.
 
-    Keys that differ only in upper and lower case, or in how accents are encoded, clash as well: the out
-    folder may lie on, or be copied to, a disk that takes such names for the same. So does a mask
-    ``x.png`` with a folder ``x.png`` that holds other masks.
+    Keys clash even if they differ in upper and lower case, or in how accents are encoded: the out folder may
+    be on, or be copied to, a file system that does not distinguish such names. A mask ``x.png`` also clashes
+    with a folder ``x.png`` that holds other masks.
     """
     for first, second in find_same(refs, lambda ref: fold_key(ref.key)):
         why = "" if first.key == second.key else ", as many disks do not tell their names apart"
@@ -45,9 +104,9 @@ def refuse_clashes(refs: Sequence[ImageRef]) -> None:
 def find_same(
     refs: Sequence[ImageRef], name: Callable[[ImageRef], str]
 ) -> Iterator[tuple[ImageRef, ImageRef]]:
-    """Each photo that has the same ``name`` as one before, behind the first one that has it.
+    """Pairs of photos with the same ``name``: the first one that has it, and each later one.
 
-    Only names whose hash occurs twice are kept: all of them would take more memory than the photos.
+    Only names whose hash occurs twice are kept in memory: all names would take more memory than the photos.
     """
     hashes = hashes_of(name(ref) for ref in refs)
     hashes.sort()

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.find import find_images
-from carvana_batch.inputs.keys import mask_id
-from carvana_batch.options import EXTRA_FILES
+from carvana_batch.inputs.keys import EXTRA_FOLDERS, mask_id
 from carvana_batch.text import shown
 
 MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
 
-EXTRA_FOLDERS = {folder for folder, _ in EXTRA_FILES.values()}
 
 PREDICTED_ADVICE = "`carvana-batch predict` writes masks into `out`."
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from carvana_batch.files import read_error
-from carvana_batch.inputs.keys import LONGEST_NAME
+from carvana_batch.inputs.keys import mask_name_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def _is_sound(entry: Entry) -> bool:
         and all(type(number) is int for number in (*sizes, *times))
         and min(sizes) >= 0
         and all(share is None or (type(share) is float and math.isfinite(share)) for share in shares)
-        and _is_below(entry.key)
+        and not mask_name_problem(entry.key)
     )
 
 
@@ -91,13 +90,6 @@ def _can_be_written(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_below(key: str) -> bool:
-    """Whether a key can be that of a mask in the out folder."""
-    parts = key.split("/")
-    longest = max(len(os.fsencode(part)) for part in (*parts[:-1], parts[-1] + ".png"))
-    return "" not in parts and ".." not in parts and "\0" not in key and longest <= LONGEST_NAME
 
 
 def append(file: IO[bytes], line: bytes) -> None:

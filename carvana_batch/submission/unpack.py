@@ -13,8 +13,8 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import WriteError, check_out_folder, write_file
-from carvana_batch.inputs.keys import LONGEST_NAME, fold_key, mask_id, without_suffix
-from carvana_batch.inputs.masks import EXTRA_FOLDERS, find_masks
+from carvana_batch.inputs.keys import fold_key, mask_id, mask_name_problem, without_suffix
+from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
@@ -28,9 +28,6 @@ CHUNK_ROWS = 256
 
 MAX_NAME_CHARACTERS = 80
 """Longer names are cut short in the ids of failures."""
-
-LONGEST_PATH = 4000
-"""Bytes of a path below the folder: no common disk takes more."""
 
 SINGLE_FILE_ERRORS = {
     errno.EEXIST,
@@ -116,30 +113,6 @@ def decode_submission(
     return DecodeSummary(masks, empty, tuple(failures[line] for line in sorted(failures)))
 
 
-def find_fault(photo_id: str) -> str:
-    """Why an id cannot be the name of a mask below an out folder; "" if it can.
-
-    Whether the disk takes the name is not looked at.
-    """
-    parts = photo_id.split("/")
-    if "\0" in photo_id:
-        return "the name holds a NUL byte, which no file can have."
-    if ".." in parts:
-        return 'the name contains "..", so its mask would lie outside of OUT.'
-    if photo_id.startswith("/"):
-        return "the name is an absolute path, so its mask would lie outside of OUT."
-    if "" in parts:
-        return "the name has a part without characters."
-    if any(part.startswith(".") for part in parts):
-        return "its mask would be hidden, and submit and score pass over hidden files."
-    longest = max(len(os.fsencode(part)) for part in (*parts[:-1], parts[-1] + ".png"))
-    if longest > LONGEST_NAME or len(os.fsencode(photo_id)) > LONGEST_PATH:
-        return "the name is too long for a file."
-    if len(parts) > 1 and parts[0] in EXTRA_FOLDERS:
-        return f"its mask would lie in {parts[0]}, where submit and score do not look for masks."
-    return ""
-
-
 def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int, Failure]]:
     """Count the rows and find those that fail for other reasons than their runs.
 
@@ -160,7 +133,7 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
         for line, fields in rows:
             total += 1
             photo_id = without_suffix(fields[0])
-            problem = check_row(fields) or find_fault(photo_id)
+            problem = check_row(fields) or mask_name_problem(photo_id)
             if not problem:
                 first = first_lines.setdefault(fold_key(mask_id(photo_id)), line)
                 if first != line:

@@ -53,8 +53,8 @@ class RunFolder:
             raise not_writable(self.root, error.strerror or str(error), "RUN") from error
         if not acquired:
             raise FolderInUseError(
-                f"{shown(self.root)} is in use by {describe_holder(self._lock.holder)}. Wait for it to end, or"
-                " choose another RUN."
+                f"{shown(self.root)} is in use by {describe_holder(self._lock.holder)}. Wait for it to end,"
+                " or choose another RUN."
             )
         self._lock.write_holder()
         for leftover in find_leftovers(self.root):

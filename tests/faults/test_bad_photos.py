@@ -447,7 +447,7 @@ def test_bad_photos_of_any_name_are_named(zygote, names, tmp_path, on_terminal, 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("x" * 255, "too long a name"),
+        ("x" * 255, "the name is too long for a file"),
         ("report.csv/a.jpg", "where the report of this name belongs"),
         ("run.json/deeper/a.jpg", "where the report of this name belongs"),
     ],
@@ -461,7 +461,7 @@ def test_a_mask_that_cannot_have_its_place_is_refused_before_any_work(
     (here / "list").write_text(name)
     finished = zygote.run(here, "predict", "--files-from", "list", "out")
     assert (finished.code, finished.stdout) == (2, "")
-    assert re.fullmatch(f"Error: The mask of {name} would .*{reason}.*\n", finished.stderr)
+    assert re.fullmatch(f"Error: {name} cannot be masked: .*{reason}.*\n", finished.stderr)
     assert not (here / "out").exists()
     count_faults("no name does harm where it stands", 1)
 

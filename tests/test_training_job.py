@@ -22,7 +22,7 @@ from carvana_batch.network.checkpoints import load_model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.stopping import StopFlag
 from carvana_batch.training.job import find_split, train
-from carvana_batch.training.loop import Outcome, TrainingListener
+from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.settings import TrainingSettings
 

@@ -27,11 +27,13 @@ from carvana_batch.options import Options
 from carvana_batch.scoring.scores import Score
 from carvana_batch.stopping import StopFlag
 from carvana_batch.training import loop
-from carvana_batch.training.loop import Outcome, Training, TrainingListener, input_statistics
+from carvana_batch.training.listener import Outcome, TrainingListener
+from carvana_batch.training.loop import Training
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.settings import NO_AUGMENTATION, TrainingSettings
+from carvana_batch.training.starting import input_statistics
 
 CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(

@@ -13,7 +13,7 @@ from carvana_batch.commands.reporting import SECONDS_BETWEEN_DRAWINGS, SECONDS_B
 
 if TYPE_CHECKING:
     from carvana_batch.scoring.scores import Summary
-    from carvana_batch.training.loop import TrainingListener
+    from carvana_batch.training.listener import TrainingListener
 
 SMOOTHING = 0.95
 """Weight of the losses before in the one that is shown."""
@@ -27,7 +27,7 @@ class TrainingReporter(Screen):
 
     @property
     def listener(self) -> TrainingListener:
-        from carvana_batch.training.loop import TrainingListener
+        from carvana_batch.training.listener import TrainingListener
 
         return TrainingListener(
             on_step=self._show_step, on_log=self._show_log, on_work=self._show_work, on_say=self.say

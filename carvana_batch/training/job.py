@@ -20,7 +20,8 @@ from carvana_batch.network.checkpoints import load_model
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import counted, shown
 from carvana_batch.training.curves import plot_curves
-from carvana_batch.training.loop import Outcome, Training, TrainingListener, check_batch, load_initial
+from carvana_batch.training.listener import Outcome, TrainingListener
+from carvana_batch.training.loop import Training
 from carvana_batch.training.pairs import (
     MASK_NAMES,
     PHOTO_FOLDERS,
@@ -37,6 +38,7 @@ from carvana_batch.training.processes import Processes, join_processes
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples, draw_batches
 from carvana_batch.training.settings import TrainingSettings
+from carvana_batch.training.starting import check_batch, load_initial
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs
 

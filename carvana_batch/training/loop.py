@@ -3,171 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from carvana_batch.decode.workers import begin_worker, workers_starting
-from carvana_batch.errors import CarvanaBatchError, ImageError, ModelError, UsageError
+from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference.memory import FreedMemory, is_out_of_memory
 from carvana_batch.inference.precision import PRECISIONS, choose_precision
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import Model, load_model, save_model
+from carvana_batch.network.checkpoints import Model, save_model
 from carvana_batch.scoring.scores import Score, Summary, summarise, write_scores
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import shown
+from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.optimisation import WeightAverage, learning_rate_at, make_optimizer
-from carvana_batch.training.pairs import Pair, load_pair
+from carvana_batch.training.pairs import Pair
+from carvana_batch.training.passes import Pass, passes_of_steps
 from carvana_batch.training.processes import Processes
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import Draw, Samples, collate, draw_batches, take_passes
+from carvana_batch.training.samples import Samples
 from carvana_batch.training.settings import TrainingSettings, describe_settings
+from carvana_batch.training.starting import (
+    check_batch,
+    model_of_checkpoint,
+    start_model,
+    unusable_checkpoint,
+)
 from carvana_batch.training.validation import validate
 
 WORST_KEPT = 6
 """Photos with the lowest Dice whose ids are kept, to be drawn at the end."""
 
-LOST_WORKER_TEXTS = ("exited unexpectedly", "shared memory", "No space left on device")
-"""What torch says where a worker of the DataLoader is lost."""
-
-STATISTICS_PHOTOS = 64
-"""Photos from which mean and deviation of the input are taken."""
-
 MOST_LOGGED_STEPS = 50
 """Steps whose mean loss makes a line of the log; fewer in a run of less than 5,000 steps."""
-
-INIT_NOTE = "init"
-"""The note in a file of weights on those that its training started from."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
 LOWEST_SCALE = 1e-3
 """A scale of fp16 gradients below which they cannot be what overflows: it begins at 65,536 and is halved."""
-
-
-@dataclass
-class TrainingListener:
-    """What the caller wants to hear while a run goes on.
-
-    on_step(step, steps, loss, samples a second); on_log(line of the log); on_work(what, done, total) while
-    photos are read or validated; on_say(a line for the user).
-    """
-
-    on_step: Callable[[int, int, float, float], object] = lambda *_: None
-    on_log: Callable[[dict[str, Any]], object] = lambda _: None
-    on_work: Callable[[str, int, int], object] = lambda *_: None
-    on_say: Callable[[str], object] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: at which of its steps, its best validation, and the signal that stopped it, if any."""
-
-    step: int
-    steps: int
-    best: Summary | None
-    stopped_by: int | None = None
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether validation had not improved for long enough."""
-        return self.stopped_by is None and self.step < self.steps
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What goes through the network at once: (n, 3, h, w) uint8 images, (n, 1, h, w) uint8 soft masks."""
-
-    draws: list[Draw]
-    images: Tensor
-    masks: Tensor
-
-
-def input_statistics(
-    pairs: Sequence[Pair],
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of the red, green and blue channel over some photos, scaled to [0, 1]."""
-    chosen = pairs[:: max(1, len(pairs) // STATISTICS_PHOTOS)]
-    pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]
-    values = np.concatenate(pixels) / 255
-    red, green, blue = values.mean(axis=0).round(4).tolist()
-    deviations = np.maximum(values.std(axis=0), 0.01).round(4).tolist()
-    return (red, green, blue), (deviations[0], deviations[1], deviations[2])
-
-
-def check_batch(settings: TrainingSettings, processes: int) -> None:
-    """Raise UsageError where a step's photos cannot be shared out evenly."""
-    passes = settings.accumulate * processes
-    if settings.batch % passes:
-        raise UsageError(
-            f"--batch {settings.batch} cannot be split evenly into {settings.accumulate} passes"
-            f" (--accumulate) of {processes} processes; use a multiple of {passes}."
-        )
-
-
-def load_initial(settings: TrainingSettings) -> Model:
-    """The model of ``settings.init``; raises UsageError if it is another network or cannot be used."""
-    try:
-        model = load_model(str(settings.init))
-    except ModelError as error:
-        raise UsageError(f"--init {settings.init}: {error}") from error
-    if model.name != settings.model:
-        raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
-    return model
-
-
-def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
-    """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
-
-    Its notes tell what the initial weights have seen. Raises what :func:`load_initial` raises.
-    """
-    if settings.init is None:
-        torch.manual_seed(settings.seed)
-        mean, deviation = input_statistics(pairs)
-        return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
-    model = load_initial(settings)
-    origin = (
-        f"{settings.init}, sha256 {model.digest[:16]}, trained on {model.notes.get('data', 'unknown data')}"
-    )
-    if INIT_NOTE in model.notes:
-        origin += f", from {model.notes[INIT_NOTE]}"
-    notes = {INIT_NOTE: origin}
-    return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size)
-
-
-def _model_of(state: dict[str, Any], settings: TrainingSettings) -> Model:
-    """The model of a checkpoint, its weights still to be filled in."""
-    try:
-        mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
-    except (KeyError, TypeError) as error:
-        raise _foreign_checkpoint(error) from error
-    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
-
-
-def _foreign_checkpoint(error: Exception) -> UsageError:
-    return UsageError(
-        f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
-        f" {shown(str(error)[:100])}). Begin another RUN."
-    )
-
-
-def _make_pass(draws: list[Draw], tensors: tuple[Tensor, Tensor] | str) -> Pass:
-    """Raises ImageError where a photo or mask could not be read."""
-    if isinstance(tensors, str):
-        raise ImageError(tensors)
-    return Pass(draws, *tensors)
 
 
 class Training:
@@ -209,7 +92,7 @@ class Training:
             self.model = start_model(pairs, settings)
             self.precision: str = self.processes.share(self._pick_precision())
         else:
-            self.model = _model_of(state, settings)
+            self.model = model_of_checkpoint(state, settings)
             self.precision = state["precision"]
         self.network = self.model.network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, settings)
@@ -239,7 +122,16 @@ class Training:
         )
         stopping = self._is_validation_due() and not self._validate()  # the run was stopped before it
         spent, first, saved = 0.0, self.step, time.monotonic()
-        with contextlib.closing(self._passes_of_steps()) as steps:
+        with contextlib.closing(
+            passes_of_steps(
+                self.samples,
+                self.settings,
+                range(self.step, self.steps),
+                self.processes,
+                self.device,
+                self.workers,
+            )
+        ) as steps:
             while not (self._is_over() or stopping):
                 began = time.monotonic()
                 loss, stopping = self._agree(self._take_step(next(steps)))
@@ -284,36 +176,6 @@ class Training:
             self.model.name, network.eval(), self.model.mean, self.model.deviation, "", size=self.model.size
         )
 
-    def _passes_of_steps(self) -> Generator[list[Pass]]:
-        """The passes of each step that is left, as far as they are this process's."""
-        settings, processes = self.settings, self.processes
-        draws, drawn = itertools.tee(
-            pass_draws
-            for step_draws in draw_batches(len(self.pairs), settings, range(self.step, self.steps))
-            for pass_draws in take_passes(step_draws, settings.accumulate, processes.rank, processes.count)
-        )
-        loader = DataLoader(
-            self.samples,
-            batch_sampler=draws,
-            collate_fn=collate,
-            num_workers=self.workers,
-            worker_init_fn=begin_worker,
-            pin_memory=self.device.type == "cuda",
-        )
-        with workers_starting():
-            tensors = iter(loader)
-        passes = itertools.starmap(_make_pass, zip(drawn, tensors, strict=True))
-        try:
-            while step_passes := list(itertools.islice(passes, settings.accumulate)):
-                yield step_passes
-        except RuntimeError as error:
-            if not any(text in str(error) for text in LOST_WORKER_TEXTS):
-                raise
-            raise CarvanaBatchError(
-                "A process that reads photos died, or found no room in shared memory (/dev/shm). Use --resume"
-                " to go on from the last checkpoint, with --workers 0 if it happens again."
-            ) from error
-
     def _take_step(self, passes: list[Pass]) -> float:
         """One step of the optimizer; its mean loss."""
         for group in self.optimizer.param_groups:
@@ -331,7 +193,7 @@ class Training:
                 raise self._not_finite("a gradient", passes)
             self.scaler.step(self.optimizer)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            if not is_too_small_for_batch_norm(error):
                 raise
             raise UsageError(
                 "One sample this small is not enough for batch norm, whose coarsest level has a single pixel."
@@ -498,7 +360,7 @@ class Training:
             self.best = None if state["best"] is None else Summary(**state["best"])
             self.worst, self.losses = list(state["worst"]), list(state["losses"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise _foreign_checkpoint(error) from error
+            raise unusable_checkpoint(error) from error
 
     def _agree(self, loss: float) -> tuple[float, bool]:
         """The mean loss of all processes, and whether a signal reached one of them."""
@@ -517,3 +379,11 @@ class Training:
         line = {"step": self.step, "epoch": round(self._epochs(self.step), 4), **values}
         self.run.add_to_log(line)
         self.listener.on_log(line)
+
+
+def is_too_small_for_batch_norm(error: ValueError) -> bool:
+    """Whether batch norm refused a feature map with a single value per channel.
+
+    torch has no class for it; this part of its message was seen in torch 2.13.0.
+    """
+    return "more than 1 value per channel" in str(error)

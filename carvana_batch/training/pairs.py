@@ -27,7 +27,7 @@ from carvana_batch.masks.read import read_mask
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
 from carvana_batch.text import shown
-from carvana_batch.values import PackedMask
+from carvana_batch.values import Failure, PackedMask
 
 PHOTO_FOLDERS = ("images", "train")
 MASK_NAMES = ("masks", "train_masks")
@@ -151,8 +151,8 @@ def check_pairs(
     faults: list[str] = []
     with contextlib.closing(map_in_order(_check_pair, pairs, workers)) as results:
         for done, result in enumerate(results, start=1):
-            if isinstance(result, str):
-                faults.append(result)
+            if isinstance(result, Failure):
+                faults.append(result.reason)
             else:
                 sizes.append(result)
             on_progress(done, len(pairs))
@@ -311,11 +311,11 @@ def _read_pair(pair: Pair) -> tuple[NDArray[np.uint8], PackedMask]:
     return pixels, pair.read_mask(pixels.shape[1], pixels.shape[0])
 
 
-def _check_pair(pair: Pair) -> tuple[int, int] | str:
+def _check_pair(pair: Pair) -> tuple[int, int] | Failure:
     try:
         pixels, _ = _read_pair(pair)
     except ImageError as error:
-        return str(error)
+        return Failure(pair.id, "read", str(error))
     return pixels.shape[1], pixels.shape[0]
 
 

@@ -17,6 +17,7 @@ from carvana_batch.parallel import map_in_order
 from carvana_batch.training.augmentation import augment
 from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
+from carvana_batch.values import Failure
 
 KEPT_SHARE = 0.25
 """Part of the free memory that photos of a smaller size may take, so that they are decoded only once."""
@@ -37,10 +38,10 @@ class Draw:
 Sample = tuple[torch.Tensor, torch.Tensor]
 
 
-class Samples(Dataset[Sample | str]):
+class Samples(Dataset[Sample | Failure]):
     """Augmented (3, h, w) uint8 images and (1, h, w) uint8 soft masks, addressed by :class:`Draw`.
 
-    In the place of one that cannot be read stands the reason.
+    A sample that cannot be read is a Failure.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class Samples(Dataset[Sample | str]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, draw: Draw) -> Sample | str:
+    def __getitem__(self, draw: Draw) -> Sample | Failure:
         try:
             image, mask = self.make(draw)
         except ImageError as error:  # raised in a worker, it would come with a page of traceback
-            return str(error)
+            return Failure(self.pairs[draw.index].id, "read", str(error))
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
 
     def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -95,12 +96,14 @@ class Samples(Dataset[Sample | str]):
         return np.array(image), np.array(mask)
 
 
-def collate(samples: Sequence[Sample | str]) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """(n, 3, h, w) images and (n, 1, h, w) masks, or why one of them could not be read."""
+def collate(samples: Sequence[Sample | Failure]) -> tuple[torch.Tensor, torch.Tensor] | Failure:
+    """(n, 3, h, w) images and (n, 1, h, w) masks, or the first failure among them."""
+    images, masks = [], []
     for sample in samples:
-        if isinstance(sample, str):
+        if isinstance(sample, Failure):
             return sample
-    images, masks = zip(*samples, strict=True)
+        images.append(sample[0])
+        masks.append(sample[1])
     return torch.stack(images), torch.stack(masks)
 
 

@@ -1,0 +1,89 @@
+"""The samples of each step, as passes through the network, read by worker processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from carvana_batch.decode.workers import begin_worker, is_lost_worker, workers_starting
+from carvana_batch.errors import CarvanaBatchError, ImageError
+from carvana_batch.training.processes import Processes
+from carvana_batch.training.samples import Draw, Samples, collate, draw_batches, take_passes
+from carvana_batch.training.settings import TrainingSettings
+from carvana_batch.values import Failure
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the network at once.
+
+    Attributes:
+        draws: which samples they are.
+        images: (n, 3, h, w) uint8.
+        masks: (n, 1, h, w) uint8 soft masks, 0 to 255.
+    """
+
+    draws: list[Draw]
+    images: Tensor
+    masks: Tensor
+
+
+def passes_of_steps(
+    samples: Samples,
+    settings: TrainingSettings,
+    steps: range,
+    processes: Processes,
+    device: torch.device,
+    workers: int,
+) -> Generator[list[Pass]]:
+    """For each step, those of its passes that belong to this process.
+
+    Raises:
+        ImageError: a photo or mask cannot be read.
+        CarvanaBatchError: a worker process died.
+    """
+    draws, drawn = itertools.tee(
+        pass_draws
+        for step_draws in draw_batches(len(samples), settings, steps)
+        for pass_draws in take_passes(step_draws, settings.accumulate, processes.rank, processes.count)
+    )
+    loader = DataLoader(
+        samples,
+        batch_sampler=draws,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=begin_worker,
+        pin_memory=device.type == "cuda",
+    )
+    with workers_starting():
+        tensors = iter(loader)
+    passes = itertools.starmap(_make_pass, zip(drawn, tensors, strict=True))
+    try:
+        while step_passes := list(itertools.islice(passes, settings.accumulate)):
+            yield step_passes
+    except RuntimeError as error:
+        if not (is_lost_worker(error) or is_shared_memory_full(error)):
+            raise
+        raise CarvanaBatchError(
+            "A process that reads photos died, or found no room in shared memory (/dev/shm). Use --resume"
+            " to go on from the last checkpoint, with --workers 0 if it happens again."
+        ) from error
+
+
+def is_shared_memory_full(error: RuntimeError) -> bool:
+    """Whether an exception of a DataLoader means that a worker found no room in shared memory.
+
+    torch has no class for it; these parts of its messages were seen in torch 2.13.0.
+    """
+    return any(text in str(error) for text in ("shared memory", "No space left on device"))
+
+
+def _make_pass(draws: list[Draw], tensors: tuple[Tensor, Tensor] | Failure) -> Pass:
+    if isinstance(tensors, Failure):
+        raise ImageError(tensors.reason)
+    return Pass(draws, *tensors)

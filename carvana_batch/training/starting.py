@@ -1,0 +1,90 @@
+"""What a training run starts from: a new network, other weights, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.network import NETWORKS
+from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.text import shown
+from carvana_batch.training.pairs import Pair, load_pair
+from carvana_batch.training.settings import TrainingSettings
+
+STATISTICS_PHOTOS = 64
+"""Number of photos from which mean and deviation of the input are computed."""
+
+INIT_NOTE = "init"
+"""Name of the note, in a file of weights, about the weights that its training started from."""
+
+
+def input_statistics(
+    pairs: Sequence[Pair],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of the red, green and blue channel over some photos, scaled to [0, 1]."""
+    chosen = pairs[:: max(1, len(pairs) // STATISTICS_PHOTOS)]
+    pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]
+    values = np.concatenate(pixels) / 255
+    red, green, blue = values.mean(axis=0).round(4).tolist()
+    deviations = np.maximum(values.std(axis=0), 0.01).round(4).tolist()
+    return (red, green, blue), (deviations[0], deviations[1], deviations[2])
+
+
+def check_batch(settings: TrainingSettings, processes: int) -> None:
+    """Raise UsageError where a step's photos cannot be shared out evenly."""
+    passes = settings.accumulate * processes
+    if settings.batch % passes:
+        raise UsageError(
+            f"--batch {settings.batch} cannot be split evenly into {settings.accumulate} passes"
+            f" (--accumulate) of {processes} processes; use a multiple of {passes}."
+        )
+
+
+def load_initial(settings: TrainingSettings) -> Model:
+    """The model of ``settings.init``; raises UsageError if it is another network or cannot be used."""
+    try:
+        model = load_model(str(settings.init))
+    except ModelError as error:
+        raise UsageError(f"--init {settings.init}: {error}") from error
+    if model.name != settings.model:
+        raise UsageError(f"--init {settings.init}: weights of {model.name}, but --model is {settings.model}.")
+    return model
+
+
+def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
+    """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
+
+    Its notes tell what the initial weights have seen. Raises what :func:`load_initial` raises.
+    """
+    if settings.init is None:
+        torch.manual_seed(settings.seed)
+        mean, deviation = input_statistics(pairs)
+        return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
+    model = load_initial(settings)
+    origin = (
+        f"{settings.init}, sha256 {model.digest[:16]}, trained on {model.notes.get('data', 'unknown data')}"
+    )
+    if INIT_NOTE in model.notes:
+        origin += f", from {model.notes[INIT_NOTE]}"
+    notes = {INIT_NOTE: origin}
+    return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size)
+
+
+def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Model:
+    """The model of a checkpoint, its weights still to be filled in."""
+    try:
+        mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
+    except (KeyError, TypeError) as error:
+        raise unusable_checkpoint(error) from error
+    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
+
+
+def unusable_checkpoint(error: Exception) -> UsageError:
+    return UsageError(
+        f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
+        f" {shown(str(error)[:100])}). Begin another RUN."
+    )

@@ -191,7 +191,9 @@ def test_simplejpeg_makes_no_difference_to_damaged_files(
         damaged = bytearray(data)
         for position in random.integers(0, len(data), random.integers(1, 4)):
             damaged[position] = random.integers(256)
-        path.write_bytes(damaged[: random.choice([len(data), random.integers(1, len(data))], p=[0.9, 0.1])])
+        path.write_bytes(
+            damaged[: random.choice([len(data), int(random.integers(1, len(data)))], p=[0.9, 0.1])]
+        )
         with_simplejpeg = decoded_or_reason(path)
         with monkeypatch.context() as patch:
             patch.setattr(images, "simplejpeg", None)

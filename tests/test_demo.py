@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_a_roof_rack_and_a_spoiler_are_in_the_mask(monkeypatch):
         seed = first_seed(part)
         _, with_part = drawing.draw_photo(seed, 5, SMALL)
         car = make_car(seed)
-        plain = replace(car, **{part: False})
+        without_part: Any = {part: False}
+        plain = replace(car, **without_part)
         with monkeypatch.context() as patch:
             patch.setattr(drawing, "make_car", lambda _, plain=plain: plain)
             _, without = drawing.draw_photo(seed, 5, SMALL)

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def count_convolutions(module: nn.Module) -> int:
 
 
 def test_the_structure_of_segunet():
-    network = build_without_weights("segunet")
+    network: Any = build_without_weights("segunet")
     parts = [*network.encoder, network.center, *network.decoder, network.classifier]
     sizes = output_sizes(parts, network, 128)
     encoder = [(8, 128), (24, 64), (64, 32), (128, 16), (256, 8), (512, 4), (768, 2)]
@@ -119,7 +120,7 @@ def test_the_structure_of_segunet():
 
 
 def test_the_structure_of_segunet_s():
-    network = build_without_weights("segunet-s")
+    network: Any = build_without_weights("segunet-s")
     sizes = output_sizes([*network.encoder, network.center, *network.decoder], network, 128)
     encoder = [(16, 64), (32, 32), (64, 16), (96, 8), (128, 4), (160, 2)]
     assert sizes == [*encoder, (160, 1), *reversed(encoder)]
@@ -127,7 +128,7 @@ def test_the_structure_of_segunet_s():
 
 
 def test_the_structure_of_unet():
-    network = build_without_weights("unet")
+    network: Any = build_without_weights("unet")
     sizes = output_sizes([*network.down, network.bottleneck, *network.up], network, 16)
     encoder = [(64, 16), (128, 8), (256, 4), (512, 2)]
     assert sizes == [*encoder, (1024, 1), *reversed(encoder)]
@@ -194,7 +195,7 @@ def test_pad_to_repeats_the_last_row_and_column(height, width, more_rows, more_c
 
 
 def test_every_pixel_of_a_block_of_the_unshuffled_network_gets_its_own_logit():
-    network = SMALL_NETWORKS["segunet with unshuffle"]().eval()
+    network: Any = SMALL_NETWORKS["segunet with unshuffle"]().eval()
     nn.init.zeros_(network.classifier.weight)
     network.classifier.bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
     logits = network(torch.zeros(1, 3, 5, 4))
@@ -342,7 +343,8 @@ def test_a_coarse_map_is_convolved_as_if_it_were_enlarged_and_joined(height, wid
     joined = torch.cat((enlarged, fine), dim=1)
     expected = functional.conv2d(joined, convolution.weight, convolution.bias, padding=1)
     torch.testing.assert_close(convolution((coarse, fine)), expected)
-    fused = FusedConvolution(convolution).to(dtype).to(memory_format=torch.channels_last)
+    fused: Any = FusedConvolution(convolution).to(dtype)
+    fused = fused.to(memory_format=torch.channels_last)
     result = fused(
         tuple(part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (coarse, fine))
     )

@@ -347,7 +347,7 @@ def test_foreign_files_of_other_tensors_or_of_something_else_are_refused(tmp_pat
     for content in ({"a": torch.zeros(3)}, {}, {"state_dict": {}}, {**weights, "more": torch.zeros(1)}):
         torch.save(content, path)
         refused(path, "none of the networks")
-    for content in (
+    for other in (
         {"a": 1},
         {**weights, "epoch": 3},
         [torch.zeros(3)],
@@ -355,7 +355,7 @@ def test_foreign_files_of_other_tensors_or_of_something_else_are_refused(tmp_pat
         {"state_dict": 1},
         None,
     ):
-        torch.save(content, path)
+        torch.save(other, path)
         refused(path, "not a state dict")
 
 

@@ -5,6 +5,7 @@ import re
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -409,7 +410,7 @@ def test_a_line_is_written_whole_even_if_the_system_takes_a_part_at_a_time():
             self.content += bytes(data[:3])
             return min(3, len(data))
 
-    file = Slow()
+    file: Any = Slow()
     append(file, b"0123456789")
     assert file.content == b"0123456789"
 

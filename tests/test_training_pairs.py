@@ -141,7 +141,8 @@ def test_a_pair_has_one_mask() -> None:
 @pytest.mark.parametrize("suffix", ["_mask.gif", ".png", "_mask.tif", ".jpg"])
 def test_folders_of_masks(tmp_path: Path, photos: str, masks: str, suffix: str) -> None:
     write_photos(tmp_path / photos, suffix=".png")
-    write_masks(tmp_path / masks, suffix=suffix, **({"quality": 95} if suffix == ".jpg" else {}))
+    options: Any = {"quality": 95} if suffix == ".jpg" else {}
+    write_masks(tmp_path / masks, suffix=suffix, **options)
     pairs = find_pairs(tmp_path)
     assert [pair.id for pair in pairs] == IDS
     assert check_pairs(pairs) == [(WIDTH, HEIGHT)] * len(IDS)

@@ -31,8 +31,8 @@ def flat(height, width, colour):
     return np.full((height, width, 3), colour, np.uint8)
 
 
-def masks(*arrays):
-    return [PackedMask.from_bool(np.asarray(array, bool)) for array in arrays]
+def masks(true, predicted) -> tuple[PackedMask, PackedMask]:
+    return PackedMask.from_bool(np.asarray(true, bool)), PackedMask.from_bool(np.asarray(predicted, bool))
 
 
 # Samples
@@ -169,7 +169,7 @@ def test_a_small_photo_is_enlarged_whole():
 @pytest.mark.parametrize("width", [1, 40, 333])
 def test_photos_of_any_shape_can_be_drawn(shape, width):
     """Every pixel is missed, so all of the second column has that colour, the frame as well."""
-    photo = flat(*shape, (50, 50, 50))
+    photo = flat(shape[0], shape[1], (50, 50, 50))
     full = np.full(shape, 255, np.uint8)
     height = max(1, round(shape[0] * width / shape[1]))
     assert draw_samples([(photo, full)], width=width).size == (width, height)
@@ -213,9 +213,12 @@ def test_without_errors_nothing_is_marked_but_the_legend():
 
 def test_the_caption_tells_title_dice_and_counts(monkeypatch):
     written = []
-    monkeypatch.setattr(
-        "carvana_batch.training.pictures._write", lambda image, x, text: written.append(text) or x
-    )
+
+    def note(_image, x, text):
+        written.append(text)
+        return x
+
+    monkeypatch.setattr("carvana_batch.training.pictures.write_text", note)
     true, predicted = np.zeros((2, 40, 60), bool)
     true[:30, :50] = predicted[:1, :1] = True
     predicted[35, :3] = True
@@ -224,7 +227,10 @@ def test_the_caption_tells_title_dice_and_counts(monkeypatch):
 
 
 def test_captions_are_written_in_dark_on_light():
-    panel = [Panel(title, flat(9, 9, RED), *masks(*[np.zeros((9, 9))] * 2), dice=1.0) for title in ("a", "b")]
+    panel = [
+        Panel(title, flat(9, 9, RED), *masks(np.zeros((9, 9)), np.zeros((9, 9))), dice=1.0)
+        for title in ("a", "b")
+    ]
     first, second = (np.asarray(draw_panels([one], width=200))[LINE_HEIGHT + GAP :] for one in panel)
     for caption in (first[:LINE_HEIGHT], second[:LINE_HEIGHT]):
         assert 0.01 < (caption.mean(axis=2) < 128).mean() < 0.5
@@ -239,7 +245,7 @@ def test_the_colours_of_the_errors_differ_in_lightness_too():
 @pytest.mark.parametrize("which", ["true", "predicted"])
 def test_a_mask_of_another_size_is_named(which):
     true, predicted = masks(np.zeros((4, 6)), np.zeros((4, 6)))
-    (wrong,) = masks(np.zeros((6, 4)))
+    wrong, _ = masks(np.zeros((6, 4)), np.zeros((6, 4)))
     pair = (wrong, predicted) if which == "true" else (true, wrong)
     with pytest.raises(SizeError, match=rf"car_07.*6x4.*{which} mask 4x6"):
         draw_panels([Panel("car_07", flat(4, 6, RED), *pair, dice=0.0)])

@@ -67,7 +67,9 @@ def test_no_limits_change_nothing() -> None:
 def test_a_crop_is_cut_from_image_and_mask_alike(tmp_path: Path) -> None:
     pairs = find_pairs(write_pairs(tmp_path))
     samples = Samples(pairs, None, NO_AUGMENTATION, seed=1)
-    image, mask = samples[Draw(4, 2, (48, 32))]
+    sample = samples[Draw(4, 2, (48, 32))]
+    assert isinstance(sample, tuple)
+    image, mask = sample
     assert image.shape == (3, 32, 48)
     assert mask.shape == (1, 32, 48)
     assert (image.float().mean(dim=0)[mask[0] > 0] > 100).all()
@@ -91,5 +93,7 @@ def test_photos_kept_in_memory_give_the_same_samples(tmp_path: Path) -> None:
     for path in (pair.image for pair in pairs):
         assert path.exists()
     for draw in (Draw(number, number % len(pairs), (40, 24)) for number in range(8)):
-        for first, second in zip(anew[draw], kept[draw], strict=True):
-            assert first.equal(second)
+        first, second = anew[draw], kept[draw]
+        assert isinstance(first, tuple)
+        assert isinstance(second, tuple)
+        assert all(one.equal(other) for one, other in zip(first, second, strict=True))

@@ -60,6 +60,6 @@ while line := sys.stdin.readline():
         except SystemExit as end:
             if not order["tidy"]:
                 sys.stdout.flush()
-                os._exit(end.code or 0)
+                os._exit(int(end.code or 0))
             raise
     answer(child)

@@ -132,7 +132,7 @@ def _draw_row(panel: Panel, width: int) -> Image.Image:
     )
     pictures = _join([Image.fromarray(_shrink(panel.photo, size)), Image.fromarray(marked), enlarged])
     caption = Image.new("RGB", (pictures.width, LINE_HEIGHT), PAPER)
-    _write(caption, GAP, text)
+    write_text(caption, GAP, text)
     return _stack([caption, pictures], gap=0)
 
 
@@ -159,11 +159,11 @@ def _draw_legend(width: int) -> Image.Image:
             draw.rectangle(box, outline=(FRAME_GREY,) * 3, width=2)
         else:
             draw.rectangle(box, fill=colour)
-        x = _write(legend, x + side + GAP, text) + 4 * GAP
+        x = write_text(legend, x + side + GAP, text) + 4 * GAP
     return legend
 
 
-def _write(image: Image.Image, x: int, text: str) -> int:
+def write_text(image: Image.Image, x: int, text: str) -> int:
     """Write a line of text ``x`` pixels from the left, halfway down; returns where it ends."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=TEXT_SIZE)

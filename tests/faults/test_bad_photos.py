@@ -85,6 +85,7 @@ def jpeg_of_size(width, height):
 def tiff(width, height, compression, strip):
     """A grey TIFF of one strip."""
     start = 8 + 2 + 9 * 12 + 4
+    values: tuple[tuple[int, int], ...]
     values = ((256, width), (257, height), (258, 8), (259, compression), (262, 1), (273, start), (277, 1))
     values += ((278, height), (279, len(strip)))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values)
@@ -110,7 +111,7 @@ def bombs():
 
 
 def fits():
-    cards = (
+    cards: tuple[str, ...] = (
         "SIMPLE  =                    T",
         "BITPIX  =                    8",
         "NAXIS   =                    2",

@@ -16,6 +16,7 @@ import tracemalloc
 import warnings
 import zipfile
 from dataclasses import asdict, fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -256,7 +257,7 @@ def test_a_line_that_unpacks_to_far_more_does_not_fill_the_memory(tmp_path, monk
 
 GOOD = Entry("good", "in/good.jpg", 5, 7, 4, 3, 0.25, 0.5, 0.75, 9, committed=2**62)
 FAILED = Entry("failed", "in/failed.jpg", 5, 7, stage="decode", reason="is cut short", committed=2**62)
-ABSURD = [
+ABSURD: list[Any] = [
     None,
     True,
     False,
@@ -341,7 +342,7 @@ def journals(draw):
 
 def check_entry(entry, root):
     for field in fields(Entry):
-        assert TYPES[field.type](getattr(entry, field.name)), (field.name, entry)
+        assert TYPES[str(field.type)](getattr(entry, field.name)), (field.name, entry)
     assert min(entry.source_bytes, entry.width, entry.height, entry.mask_bytes) >= 0
     mask = os.path.normpath(root / f"{entry.key}.png")
     assert mask.startswith(f"{root}{os.sep}")

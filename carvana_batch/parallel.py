@@ -1,4 +1,4 @@
-"""Working through a list in threads, in the order of the list."""
+"""Applies a function to a list in threads, with results in the order of the list."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ Result = TypeVar("Result")
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Generator[Result]:
-    """``function`` of each item, in the order of the items, worked out by ``workers`` threads.
+    """The results of ``function`` for each item, in the order of the items, computed by threads.
 
-    Threads are enough, because decoding and NumPy let go of the interpreter's lock. By default there is
-    one for each core. The items are handed out in portions, so that results cannot pile up in memory
-    while the caller is busy with the earlier ones.
+    Threads suffice, because decoding and NumPy release the interpreter lock. Items are handed out in
+    portions, so that results do not accumulate in memory while the caller is busy with earlier ones.
+
+    Args:
+        function: what to call for each item.
+        items: its arguments.
+        workers: number of threads, by default one per core.
     """
     workers = min(workers or joblib.cpu_count(), max(len(items), 1))
     portion = workers * TASKS_PER_WORKER
@@ -33,7 +37,7 @@ def map_in_order(
                 for result in results:  # noqa: UP028 (`yield from` would close it before the except)
                     yield result
             except GeneratorExit:
-                with warnings.catch_warnings():  # joblib's, of results that nobody wants any more
+                with warnings.catch_warnings():  # of joblib, about results that are no longer wanted
                     warnings.simplefilter("ignore")
                     results.close()
                 raise

@@ -1,4 +1,4 @@
-"""Names, counts and lists in messages to the user."""
+"""Names, counts and lists in messages for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def shown(path: Path | str) -> str:
-    """A file's name for a message: one line, and printable even if the name is not valid text."""
+    """A file name for a message: one line, and printable even if the name is not valid text."""
     text = str(path)
     if text.isprintable():
         return text
@@ -24,7 +24,7 @@ NAMED = 5
 
 
 def list_names(what: str, names: Sequence[str]) -> str:
-    """How many names there are and the first of them, a line each; nothing if there are none."""
+    """The number of names and the first of them, one per line; empty if there are none."""
     if not names:
         return ""
     lines = [f"{what}: {len(names):,}", *(f"  {shown(name)}" for name in names[:NAMED])]

@@ -53,14 +53,14 @@ def test_the_order_does_not_depend_on_the_file_system(
 ) -> None:
     make(tmp_path, *(f"{letter}/{number}.jpg" for letter in "abc" for number in range(5)))
     expected = find_images(tmp_path)
-    listing = inputs._entries
+    listing = inputs.list_folder
 
     def shuffled(folder: str) -> list[os.DirEntry[str]]:
         entries = list(listing(folder))
         random.Random(seed).shuffle(entries)
         return entries
 
-    monkeypatch.setattr(inputs, "_entries", shuffled)
+    monkeypatch.setattr(inputs, "list_folder", shuffled)
     again = find_images(tmp_path)
     assert (list(again.refs), again.ignored) == (list(expected.refs), expected.ignored)
 

@@ -281,7 +281,7 @@ def test_a_torch_whose_fused_convolutions_do_not_work_goes_without(small_network
             raise trouble
         return torch.zeros((1, 3, *features.shape[2:]))  # something else than it should be
 
-    monkeypatch.setattr(FusedConvolution, "_convolve", convolve)
+    monkeypatch.setattr(FusedConvolution, "convolve", convolve)
     inference.fusing_works.cache_clear()
     try:
         assert not inference.fusing_works(torch.float32)

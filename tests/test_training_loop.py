@@ -120,7 +120,7 @@ def test_workers_change_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
 def test_losses_between_two_lines_of_the_log_are_remembered(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Training, "_logged_steps", 4)
+    monkeypatch.setattr(Training, "logged_steps", 4)
     run_training(tmp_path / "whole", pairs)
     run_training(tmp_path / "broken", pairs, stop_at=6)
     run_training(tmp_path / "broken", pairs)

@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_apart(tmp_path, monkeypatch):
 
     with TensorBoardLog(tmp_path) as log:
         for name in ("add_scalar", "add_image"):
-            monkeypatch.setattr(log._writer, name, refuse)
+            monkeypatch.setattr(log.writer, name, refuse)
         with pytest.raises(OutOfSpaceError, match=tmp_path.name):
             log.add_line(step_line(50, 0.5))
         with pytest.raises(OutOfSpaceError, match=tmp_path.name):

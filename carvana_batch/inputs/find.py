@@ -1,4 +1,4 @@
-"""Finding photos: a folder, a single file or a list of files becomes sorted ``ImageRef`` values."""
+"""Finds photos in a folder, a single file or a list of files, and returns sorted ``ImageRef`` values."""
 
 from __future__ import annotations
 
@@ -33,14 +33,19 @@ REPEATED = "repeated lines"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The photos of an input, sorted by key, and what was passed over: a reason in words -> how many."""
+    """The photos that were found.
+
+    Attributes:
+        refs: sorted by key.
+        ignored: how many files and folders were passed over, by the reason in words.
+    """
 
     refs: PhotoList
     ignored: dict[str, int] = field(default_factory=dict)
 
     @property
     def ignored_line(self) -> str:
-        """What was passed over in one line for the user, the largest counts first; empty if nothing was."""
+        """What was passed over, in one line for the user, the largest counts first; empty if nothing was."""
         counts = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         parts = [f"{count:,} × {reason}" for reason, count in counts[:6]]
         if len(counts) > 6:
@@ -49,18 +54,22 @@ class Found:
 
 
 def find_images(source: Path, *, follow_links: bool = False, exclude: Path | None = None) -> Found:
-    """The photos in the folder ``source`` and its subfolders, or the single photo ``source``.
+    """Find the photos in a folder and its subfolders, or a single photo.
 
-    The key of a photo is its POSIX path below ``source`` without suffix; that of a single photo is its
-    stem. A folder is searched for files with one of ``IMAGE_SUFFIXES``; a single photo may have any
-    suffix, for its content decides. Hidden files and folders (leading dot) are passed over, and so is
-    the folder ``exclude``: an out folder below ``source`` would otherwise be found by the next run.
+    The key of a photo is its POSIX path below ``source`` without suffix; the key of a single photo is its
+    stem. In a folder, only files with one of ``IMAGE_SUFFIXES`` are photos; a single photo may have any
+    suffix, because its content determines the format. Hidden files and folders are passed over.
 
-    A link to a file is a photo like any other if the file lies below ``source``; links to folders and
-    links leading out of ``source`` are only followed with ``follow_links``. A link to nothing is kept:
-    it fails when it is read, and so is not overlooked.
+    A link to a file below ``source`` is a photo like any other. A link to nothing is kept, so that it is not
+    overlooked: it fails when it is read.
 
-    Raises UsageError if ``source``, or a folder below it, cannot be read, or if there are no photos.
+    Args:
+        source: the folder or the photo.
+        follow_links: also follow links to folders, and links that lead out of ``source``.
+        exclude: a folder to pass over, such as an out folder below ``source``.
+
+    Raises:
+        UsageError: ``source`` or a folder below it cannot be read, or there are no photos.
     """
     try:
         mode = source.stat().st_mode
@@ -86,14 +95,17 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
 
 
 def read_file_list(file: Path | BinaryIO) -> Found:
-    """The photos named in a list: one path a line, or separated by NUL bytes if the list has any.
+    """Read a list of photos: one path per line, or paths separated by NUL bytes if there are any.
 
-    Relative paths start at the current directory. The key is the path as it is given, in POSIX form,
-    without suffix, and without root or drive. Blank lines are passed over, and so is a path that was
-    already named. The bytes of a name are kept even if they are not valid text. Files are not looked
-    at: a wrong name fails when it is read.
+    Relative paths start at the current directory. The key is the path as given, in POSIX form, without suffix
+    and without root or drive. Blank lines and repeated paths are passed over. The bytes of a name are kept
+    even if they are not valid text. Files are not opened: a wrong name fails when it is read.
 
-    Raises UsageError for a list that cannot be read, names nothing, or has a path that contains "..".
+    Args:
+        file: the list, or an open binary file.
+
+    Raises:
+        UsageError: the list cannot be read, names no photos, or has a path that contains "..".
     """
     name = shown(file) if isinstance(file, Path) else getattr(file, "name", "<list>")
     try:
@@ -102,20 +114,23 @@ def read_file_list(file: Path | BinaryIO) -> Found:
         raise _unreadable(name, error) from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"The list {name} is UTF-16 text; save it as UTF-8.")
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows editors put before UTF-8
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of Windows editors
 
-    listed = PhotoList(_listed(data, name)).sorted()  # so that the same path comes in a row
+    listed = PhotoList(_listed(data, name)).sorted()  # so that equal paths are adjacent
     if not listed:
         raise UsageError(f"The list {name} names no photos.")
-    refs = listed.select(place for place, ref in enumerate(listed) if place == 0 or ref != listed[place - 1])
+    refs = listed.select(index for index, ref in enumerate(listed) if index == 0 or ref != listed[index - 1])
     repeated = len(listed) - len(refs)
     return Found(refs, {REPEATED: repeated} if repeated else {})
 
 
 def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:
-    """Part ``index`` of ``count`` (from 1): every ``count``-th photo in the order of the keys.
+    """Shard ``index`` of ``count``, counted from 1: every ``count``-th photo in the order of the keys.
 
-    The parts are disjoint, together they are ``refs``, and their sizes differ by at most one photo.
+    The shards are disjoint, together they contain all ``refs``, and their sizes differ by at most one photo.
+
+    Raises:
+        UsageError: ``index`` is not between 1 and ``count``.
     """
     if not 1 <= index <= count:
         raise UsageError(f"--shard {index}/{count}: the first number must lie between 1 and the second.")
@@ -136,11 +151,11 @@ def _walk(
 ) -> Iterator[ImageRef]:
     leads_outside = _outside_of(source)
     excluded = os.path.realpath(exclude) if exclude is not None else None
-    # A folder that waits: its path, the beginning of its keys, the identities of it and those above it.
+    # Folders to visit: path, prefix of the keys, and identities of the folder and all above it.
     waiting = [(str(source), "", frozenset([_identity(source)]))]
     while waiting:
         folder, prefix, above = waiting.pop()
-        for entry in _entries(folder):
+        for entry in list_folder(folder):
             name = entry.name
             if name.startswith("."):
                 ignored[HIDDEN] += 1
@@ -168,7 +183,7 @@ def _walk(
                     yield ImageRef(prefix + path.stem, path)
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+def list_folder(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             yield from entries

@@ -121,7 +121,7 @@ def find_same(
 
 
 def hashes_of(values: Iterable[Hashable]) -> NDArray[np.int64]:
-    """The hash of each value, (n,) int64."""
+    """The hashes of the values, (n,) int64."""
     return np.fromiter(map(hash, values), np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Folders of masks and of their photos: what lies in them, by id."""
+"""Finds the masks and photos in a folder, by id."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
 PREDICTED_ADVICE = "`carvana-batch predict` writes masks into `out`."
 
 TRUTH_ADVICE = "--gt takes the true masks of the photos."
-"""What to do where there are no masks, for those that predict has written, and for the true ones."""
+"""What to do if there are no masks: for masks that predict has written, and for true ones."""
 
 
 def find_photos(folder: Path) -> dict[str, Path]:
-    """The photos below ``folder`` by the id of their masks, in the order of the ids.
+    """The photos below a folder by the id of their masks, in the order of the ids. All links are followed.
 
-    Links are followed, wherever they lead. Raises UsageError where two photos would have masks of the same
-    id, and what ``find_images`` raises.
+    Raises:
+        UsageError: masks of two photos would have the same id; or see :func:`find_images`.
     """
     photos: dict[str, Path] = {}
     for ref in find_images(folder, follow_links=True).refs:
@@ -39,15 +39,19 @@ def find_photos(folder: Path) -> dict[str, Path]:
 
 
 def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Path]:
-    """The masks below ``folder`` by id, in the order of the ids.
+    """The masks below a folder by id, in the order of the ids.
 
-    A mask's id is its POSIX path below the folder, without the suffix and without a ``_mask`` at its end:
-    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. Left
-    out is what else ``predict`` writes there: hidden files and folders, files that are no images, and the
-    extras (the folders ``_overlay`` and the like at the top). Links to folders are not followed.
+    The id of a mask is its POSIX path below the folder, without suffix and without a trailing ``_mask``:
+    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. What else
+    ``predict`` writes is left out: hidden files and folders, files that are not images, and extra files (in
+    folders such as ``_overlay`` at the top). Links to folders are not followed.
 
-    Raises UsageError where the folder is missing or cannot be listed, where two masks have the same id,
-    and where there is no mask at all; ``advice`` ends its message where there are none.
+    Args:
+        folder: where to look.
+        advice: last sentence of the message if there are no masks.
+
+    Raises:
+        UsageError: the folder is missing or cannot be listed, two masks have the same id, or there are none.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"

@@ -1,4 +1,4 @@
-"""How well a hard mask agrees with the true one, counted in pixels. No smoothing terms."""
+"""How well a hard mask agrees with the true one, in pixel counts and ratios without smoothing terms."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from carvana_batch.values import PackedMask
 
 
 class SizeError(CarvanaBatchError, ValueError):
-    """Two masks that cannot be compared because their sizes differ."""
+    """Two masks cannot be compared because their sizes differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Pixels of one image, or of several added up, by what was predicted and what is true.
+    """Pixel counts of one image, or sums of several images.
 
-    Every ratio is in 0..1 and a whole image right is 1. Where a ratio is 0/0, it is 1 if neither mask has
-    foreground, else 0: nothing predicted where nothing is true is a right answer, nothing predicted where
-    something is true has a precision of 0, and something predicted where nothing is true a recall of 0.
+    Every ratio is in [0, 1], and 1 for two equal masks. A ratio of 0/0 is 1 if neither mask has foreground,
+    because predicting nothing is then right, and 0 otherwise: the precision if nothing is predicted although
+    something is true, and the recall in the opposite case.
     """
 
     true_positive: int
@@ -72,7 +72,11 @@ class Counts:
 
 
 def count(predicted: PackedMask, true: PackedMask) -> Counts:
-    """Count the pixels of two masks of one size by bits; raises SizeError if their sizes differ."""
+    """Compare two masks.
+
+    Raises:
+        SizeError: their sizes differ.
+    """
     if (predicted.width, predicted.height) != (true.width, true.height):
         raise SizeError(
             f"The predicted mask is {predicted.width}x{predicted.height} pixels, "

@@ -1,7 +1,7 @@
-"""Growing, shrinking and opening of packed masks by discs, eight pixels at a time.
+"""Dilation, erosion and opening of packed masks by discs, eight pixels at a time.
 
-What lies beyond the frame is background. The discs are put together from steps by a 3x3 square and by a
-cross of five pixels: few enough and small enough that the result is the disc exactly.
+Pixels beyond the frame are background. A disc is composed of steps by a 3x3 square and by a cross of five
+pixels; for discs as small as these, the result is exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rows = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Disc:
-    """All pixels whose centre is at most ``radius`` pixels from the middle one's."""
+    """All pixels whose centre is at most ``radius`` pixels from the centre of the middle one."""
 
     squares: int
     crosses: int
@@ -37,7 +37,7 @@ DISC_5, DISC_9, DISC_11 = Disc(1, 1), Disc(2, 2), Disc(2, 3)
 
 
 def grow(mask: PackedMask, disc: Disc) -> PackedMask:
-    """Dilation: the pixels that have one of ``mask`` within the disc around them."""
+    """Dilation: the pixels with foreground within the disc around them."""
     rows = mask.rows
     for number in range(disc.squares + disc.crosses):
         wide = _shift_right(rows, mask.width)
@@ -51,7 +51,7 @@ def grow(mask: PackedMask, disc: Disc) -> PackedMask:
 
 
 def shrink(mask: PackedMask, disc: Disc) -> PackedMask:
-    """Erosion: the pixels that have nothing but ``mask`` within the disc around them."""
+    """Erosion: the pixels with only foreground within the disc around them."""
     rows = mask.rows
     for number in range(disc.squares + disc.crosses):
         narrow = _shift_right(rows, mask.width)
@@ -66,22 +66,22 @@ def shrink(mask: PackedMask, disc: Disc) -> PackedMask:
 
 
 def open_by(mask: PackedMask, disc: Disc) -> PackedMask:
-    """Opening: what discs that fit into ``mask`` cover of it."""
+    """Opening: the pixels that are covered by discs that fit into the mask."""
     return grow(shrink(mask, disc), disc)
 
 
 def find_outline(mask: PackedMask) -> PackedMask:
-    """The pixels of ``mask`` with background, or the frame, above, below, left or right of them."""
+    """The foreground pixels with background, or the frame, above, below, left or right of them."""
     return PackedMask(mask.rows & ~shrink(mask, CROSS).rows, mask.width)
 
 
 def find_pixels(mask: PackedMask) -> NDArray[np.int64]:
-    """Row and column, (N, 2), of the foreground pixels, in row-major order."""
-    used = mask.rows.ravel()
-    places = np.flatnonzero(used != 0)  # most bytes hold none
-    place, bit = np.nonzero(np.unpackbits(used[places]).reshape(-1, 8))
-    row, byte = np.divmod(places, max(mask.rows.shape[1], 1))
-    return np.stack([row[place], byte[place] * 8 + bit], axis=1)
+    """Row and column of the foreground pixels in row-major order, (N, 2)."""
+    content = mask.rows.ravel()
+    offsets = np.flatnonzero(content != 0)  # most bytes have no foreground
+    index, bit = np.nonzero(np.unpackbits(content[offsets]).reshape(-1, 8))
+    row, byte = np.divmod(offsets, max(mask.rows.shape[1], 1))
+    return np.stack([row[index], byte[index] * 8 + bit], axis=1)
 
 
 def _shift_right(rows: Rows, width: int) -> Rows:

@@ -1,4 +1,4 @@
-"""PNG files straight from and to packed rows, which are the scanlines of a 1-bit grey PNG."""
+"""Encodes packed rows as PNG and back, because they are the scanlines of a 1-bit grey PNG."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ ONE_BIT = bytes((1, 0, 0, 0, 0))
 
 
 def encode_mask(mask: PackedMask, bits: int = 1) -> bytes:
-    """A grey PNG of a mask: 1 bit a pixel (0, 1), or 8 bits (0, 255).
+    """A grey PNG of a mask with 1 bit per pixel (0, 1) or 8 bits (0, 255).
 
-    Format: W3C, "Portable Network Graphics Specification", https://www.w3.org/TR/png-3/. Pillow gives the
-    same picture, but takes eight times as long to unpack, pack and compress it.
+    Pillow gives the same picture, but takes eight times as long to unpack, pack and compress it.
+
+    Source: W3C, "Portable Network Graphics Specification", https://www.w3.org/TR/png-3/.
     """
     rows = mask.rows if bits == 1 else mask.to_bool().astype(np.uint8) * 255
     scanlines = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)
@@ -44,11 +45,11 @@ def encode_mask(mask: PackedMask, bits: int = 1) -> bytes:
 
 
 def decode_mask(file: BinaryIO, pixel_limit: int) -> PackedMask | None:
-    """The mask of a 1-bit PNG such as ``encode_mask`` makes, from the start of a file.
+    """Decode a 1-bit PNG such as :func:`encode_mask` makes, several times as fast as Pillow.
 
-    None for all other files, among them damaged ones, those with filtered scanlines or further chunks, and
-    those of more than ``pixel_limit`` pixels: Pillow reads them, or says what is wrong. It takes several
-    times as long.
+    Returns:
+        None for all other files, such as damaged ones, those with filtered scanlines or other chunks, and
+        those with more than ``pixel_limit`` pixels. Pillow can decode them, or say what is wrong.
     """
     header = file.read(HEADER_END)
     if not header.startswith(BEGINNING) or len(header) < HEADER_END or header[24:29] != ONE_BIT:
@@ -57,7 +58,7 @@ def decode_mask(file: BinaryIO, pixel_limit: int) -> PackedMask | None:
     if not 0 < width * height <= pixel_limit:
         return None
     length = -(-width // 8) + 1
-    if file.seek(0, io.SEEK_END) > 2 * height * length + 4096:  # more than deflate ever needs
+    if file.seek(0, io.SEEK_END) > 2 * height * length + 4096:  # deflate never needs more
         return None
     file.seek(0)
     scanlines = _read_scanlines(file.read(), height * length)
@@ -72,7 +73,7 @@ def decode_mask(file: BinaryIO, pixel_limit: int) -> PackedMask | None:
 
 
 def _read_scanlines(content: bytes, size: int) -> bytes | None:
-    """The unpacked scanlines, ``size`` bytes, of a PNG; None if it is damaged or holds anything else."""
+    """The unpacked scanlines of a PNG, ``size`` bytes; None if it is damaged or has anything else."""
     packed = []
     kind, position = b"", len(SIGNATURE)
     try:

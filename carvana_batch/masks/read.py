@@ -25,10 +25,10 @@ from carvana_batch.decode.image_file import (
 )
 
 MASK_PIXEL_LIMIT = 2**31
-"""Masks are the user's own, so none that a raised --pixel-limit has made is refused."""
+"""So high that no mask is refused that was made with a raised --pixel-limit."""
 
 JPEG_DEVIATION = 63
-"""How far compression may move a value of a JPEG mask from black or white."""
+"""By how much compression may change a value of a JPEG mask from black or white."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -36,7 +36,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = False) -> PackedMask:
     """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
 
-    Which pixels are car, the first rule that fits:
+    The first of these rules that applies determines which pixels are car:
 
     - palette images that use no colours but black and white: the white ones;
     - images whose values (in palette images: indexes) are all 0 or 1: those with 1;
@@ -44,11 +44,15 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
 
     Colour images must in fact be grey, and an alpha channel must be opaque.
 
-    ``hard`` refuses what the last rule would have to guess: pixels that are neither black nor white. In a
-    JPEG, values up to ``JPEG_DEVIATION`` from either are taken for compression; one whose values are
-    all so low, but not all 0, is refused, because a JPEG does not keep 0 and 1 apart.
+    Args:
+        path: the file.
+        pixel_limit: most pixels that the mask may have.
+        hard: refuse pixels that are neither black nor white, for which the last rule has to guess. In a JPEG,
+            values up to ``JPEG_DEVIATION`` from either are attributed to compression; a JPEG with no higher
+            values, but not only 0, is refused, because compression does not preserve 0 and 1.
 
-    Raises ImageError if the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
+    Raises:
+        ImageError: the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
     with named_image_errors(path), open_regular_file(path) as file:
         mask = decode_mask(file, pixel_limit)
@@ -68,7 +72,7 @@ def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
     if image.mode == "P":
         car_colours, indexes = _car_colours(image, hard), np.asarray(image)
         (cars,) = np.nonzero(car_colours)
-        # Masks have one such colour as a rule, and to compare is several times as fast as to look up.
+        # Masks usually have one such colour, and comparing is several times as fast as looking up.
         return PackedMask.from_bool(indexes == cars[0] if len(cars) == 1 else car_colours[indexes])
     grey = _grey(image)
     if hard and image.format in JPEG_FORMATS:
@@ -84,7 +88,7 @@ def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
 
 
 def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int = 0) -> None:
-    """Raise ImageError for (H, W) values that are more than ``deviation`` from both black and white."""
+    """Raise ImageError if a value of (H, W) is more than ``deviation`` from both black and white."""
     full = np.iinfo(grey.dtype).max
     between = (grey > deviation) & (grey < full - deviation)
     if between.any():
@@ -97,7 +101,7 @@ def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int
 
 
 def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
-    """For each index of a palette image, (256,), whether it is car: the rules of ``read_mask``."""
+    """Whether each index of a palette image is car, (256,) bool, by the rules of :func:`read_mask`."""
     flat = image.getpalette("RGB") or []
     palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
     palette += [BLACK] * (256 - len(palette))
@@ -116,7 +120,7 @@ def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The (H, W) values of an image that may have several channels, but equal ones."""
+    """The (H, W) values of an image whose channels, if there are several, are equal."""
     if image.mode in {"L", "LA"}:
         return np.asarray(image.getchannel("L"))
     if image.mode.startswith("I;16"):

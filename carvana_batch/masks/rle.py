@@ -1,7 +1,7 @@
 """Run-length rows of the Carvana competition.
 
-A row is "start length start length ...": pixels counted from 1 in row-major order, so that a run goes on
-over the end of an image row into the next one. A mask without foreground is the empty string.
+A row is "start length start length ...". Pixels are counted from 1 in row-major order, so that a run can
+continue from the end of an image row into the next one. A mask without foreground is the empty string.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.values import PackedMask
 
 NUMBER = re.compile("[0-9]{1,18}")
-"""What surely fits an int64."""
+"""Numbers that fit into int64."""
 
 
 class RunLengthError(CarvanaBatchError):
-    """A run-length row that does not describe a mask; the message names the pair, counted from 1."""
+    """A run-length row does not describe a mask; the message names the pair, counted from 1."""
 
 
 def encode(mask: NDArray[np.bool_]) -> str:
@@ -28,7 +28,7 @@ def encode(mask: NDArray[np.bool_]) -> str:
 
 
 def encode_packed(mask: PackedMask) -> str:
-    """The run-length row of a packed mask; the padding bits of its rows are not looked at."""
+    """The run-length row of a packed mask; the padding bits of its rows are ignored."""
     edges = _find_edges(mask)
     if len(edges) % 2:  # the last run reaches the last pixel
         edges = np.append(edges, mask.height * mask.width)
@@ -41,9 +41,11 @@ def encode_packed(mask: PackedMask) -> str:
 def decode(text: str, height: int, width: int) -> NDArray[np.bool_]:
     """The (height, width) bool array of a run-length row.
 
-    Runs that touch one another are taken as they are. Raises RunLengthError for anything but numbers, an
-    odd count of them, a start below 1, a length below 1, runs that overlap or are not in order, and runs
-    beyond the image.
+    Runs may touch each other.
+
+    Raises:
+        RunLengthError: something is not a number, a start has no length, a start or length is below 1, or
+            runs overlap, are out of order or end beyond the image.
     """
     mask = np.zeros(height * width, np.bool_)
     for start, end in _parse(text, height, width).tolist():
@@ -52,15 +54,15 @@ def decode(text: str, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def decode_packed(text: str, height: int, width: int) -> PackedMask:
-    """The packed mask, ``height`` by ``width`` pixels, of a run-length row; raises what ``decode`` raises."""
+    """The packed mask of ``height`` by ``width`` pixels of a run-length row; see :func:`decode`."""
     return PackedMask.from_bool(decode(text, height, width))
 
 
 def _find_edges(mask: PackedMask) -> NDArray[np.int64]:
-    """The pixels, counted from 0 in row-major order, that differ from the pixel before them.
+    """The pixels, counted from 0 in row-major order, that differ from the previous pixel.
 
-    Before the first pixel is background. Most bytes of a mask hold no edge, so only those that do are
-    unpacked.
+    The first pixel is compared with background. Only bytes that contain an edge are unpacked, because most
+    bytes of a mask do not.
     """
     rows = mask.rows
     if not rows.size:
@@ -68,19 +70,21 @@ def _find_edges(mask: PackedMask) -> NDArray[np.int64]:
     padding = -mask.width % 8
     before = np.right_shift(rows, 1)
     before[:, 1:] |= rows[:, :-1] << 7
-    before[1:, 0] |= (rows[:-1, -1] >> padding) << 7  # before a row's first pixel: the last of the row above
+    before[1:, 0] |= (
+        rows[:-1, -1] >> padding
+    ) << 7  # the pixel before a row is the last one of the row above
     before ^= rows
     before[:, -1] &= 0xFF << padding & 0xFF
     changed = before.ravel()
-    places = np.flatnonzero(changed != 0)
-    place, bit = np.nonzero(np.unpackbits(changed[places]).reshape(-1, 8))
-    row, column = np.divmod(places, rows.shape[1])
-    edges: NDArray[np.int64] = (row * mask.width + column * 8)[place] + bit
+    offsets = np.flatnonzero(changed != 0)
+    index, bit = np.nonzero(np.unpackbits(changed[offsets]).reshape(-1, 8))
+    row, column = np.divmod(offsets, rows.shape[1])
+    edges: NDArray[np.int64] = (row * mask.width + column * 8)[index] + bit
     return edges
 
 
 def _parse(text: str, height: int, width: int) -> NDArray[np.int64]:
-    """The (N, 2) runs of a row as start and end, counted from 0, end exclusive."""
+    """The (N, 2) runs of a row: start and exclusive end, counted from 0."""
     words = text.split()
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):

@@ -1,4 +1,4 @@
-"""The networks and weights that can be used; a new one joins in the dicts below and nowhere else."""
+"""The available networks and weights; a new one is added to the dicts below and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ NETWORKS: dict[str, Callable[[], AnySizeNetwork]] = {
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 BUNDLED_WEIGHTS: dict[str, Path] = {"segunet-s": WEIGHTS_FOLDER / "segunet-s.safetensors"}
-"""Weights that come with the package, by the name given to ``--model``."""
+"""Weights that come with the package, by their name for ``--model``."""

@@ -1,4 +1,4 @@
-"""What a network costs in memory and arithmetic."""
+"""Memory and arithmetic operations that a network needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves
 from carvana_batch.network.blocks import AnySizeNetwork
 
 MEASURED_SIDE = 64
-"""Pixels of the square tile with which a network is measured: what it holds grows in step with the tile."""
+"""Side in pixels of the tile with which a network is measured; memory is proportional to the pixels."""
 
 
 class _LiveBytes(TorchFunctionMode):
-    """Adds up the storages that are alive after each call of a function of torch.
+    """Sums up the storages that are alive after each call of a torch function.
 
-    A mode that sees each single operation would see what such a function holds meanwhile as well, but it
-    imports torch's compiler: a second and 75 MB in every run.
+    A TorchDispatchMode would also see temporary memory within such functions, but it imports torch's
+    compiler, which takes a second and 75 MB in every run.
     """
 
     def __init__(self, *kept: Tensor) -> None:
@@ -53,8 +53,10 @@ class _LiveBytes(TorchFunctionMode):
 
 
 def measure_activations(network: AnySizeNetwork, height: int, width: int) -> int:
-    """How many numbers its tensors hold at most at one time for one (1, 3, height, width) input, which counts
-    as well, while the weights do not. The network is run on a CPU to find that."""
+    """The largest number of values that tensors hold at any time for one (1, 3, height, width) input.
+
+    The input counts, the weights do not. The network is run on a CPU to measure it.
+    """
     copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
     images = torch.zeros((1, 3, height, width))
     with torch.no_grad(), _LiveBytes(images) as live:
@@ -63,7 +65,7 @@ def measure_activations(network: AnySizeNetwork, height: int, width: int) -> int
 
 
 def activations_per_pixel(network: AnySizeNetwork) -> float:
-    """The same for each pixel of a tile of any size."""
+    """The same per pixel, for a tile of any size."""
     side = MEASURED_SIDE + -MEASURED_SIDE % network.stride
     return measure_activations(network, side, side) / side**2
 

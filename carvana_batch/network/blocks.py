@@ -1,4 +1,4 @@
-"""What the networks are built of: convolution blocks, and padding to any height and width."""
+"""Building blocks of the networks: convolutions, resampling, and padding for any height and width."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from torch.nn import functional
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution of one feature map or of several, joined along their channels; height and width stay.
+    """A 3x3 convolution of one feature map, or of several that are concatenated along their channels.
+
+    Height and width are kept.
 
     Args:
-        coarse: channels of the first of several maps, if that has half the height and width of the others,
-            rounded up, and is to be enlarged; 0 if it has not.
+        channels_in: of all feature maps together.
+        channels_out: of the result.
+        bias: whether there is one.
+        coarse: channels of the first map, if it has half the height and width of the others, rounded up, and
+            is to be enlarged; else 0.
     """
 
     def __init__(self, channels_in: int, channels_out: int, bias: bool = True, coarse: int = 0) -> None:
@@ -30,7 +35,7 @@ class Convolution(nn.Conv2d):
 def convolution_block(
     channels_in: int, channels_out: int, bias: bool = False, coarse: int = 0
 ) -> nn.Sequential:
-    """3x3 convolution, batch norm and ReLU; height and width stay."""
+    """3x3 convolution, batch norm and ReLU; height and width are kept."""
     return nn.Sequential(
         Convolution(channels_in, channels_out, bias, coarse),
         nn.BatchNorm2d(channels_out),
@@ -49,9 +54,9 @@ def convolution_stack(
 
 
 def halve(features: Tensor) -> Tensor:
-    """Max-pooling of 2x2; an odd last row or column keeps a cell of its own."""
+    """2x2 max pooling; an odd last row or column is pooled on its own."""
     if features.device.type == "cpu" and not torch.is_grad_enabled():
-        # The same numbers in half the time, as max_pool2d also finds out where they were.
+        # The same values in half the time, because max_pool2d also records their indexes.
         return _larger_of_pairs(_larger_of_pairs(features, dim=2), dim=3)
     return functional.max_pool2d(features, kernel_size=2, ceil_mode=True)
 
@@ -64,26 +69,29 @@ def _larger_of_pairs(features: Tensor, dim: int) -> Tensor:
 
 
 def spread_channels(features: Tensor, factor: int) -> Tensor:
-    """(N, factor ** 2, h, w) to (N, 1, h * factor, w * factor), as PixelShuffle does, but in one quick copy
-    where the memory format is channels_last."""
+    """PixelShuffle: (N, factor ** 2, h, w) to (N, 1, h * factor, w * factor).
+
+    If the memory format is channels_last, this is one fast copy.
+    """
     count, _, height, width = features.shape
     cells = features.permute(0, 2, 3, 1).reshape(count, height, width, factor, factor)
     return cells.permute(0, 1, 3, 2, 4).reshape(count, 1, height * factor, width * factor)
 
 
 def enlarge_twice(features: Tensor, height: int, width: int) -> Tensor:
-    """(N, C, h, w) to (N, C, height, width), each value four times; an odd last row or column is cut off."""
+    """Enlarge (N, C, h, w) twice to (N, C, height, width) by nearest neighbours; an odd last row or column is
+    cut off."""
     if features.device.type == "cpu":
-        # What interpolate calls; only here it takes both the factor and the size, which spares a copy.
+        # interpolate calls this, but does not accept both factor and size, which saves a copy.
         enlarged: Tensor = torch.ops.aten.upsample_nearest2d(features, [height, width], 2.0, 2.0)
         return enlarged
     return functional.interpolate(features, scale_factor=2.0, mode="nearest")[..., :height, :width]
 
 
 def pad_to(images: Tensor, height: int, width: int) -> Tensor:
-    """(N, C, h, w) to (N, C, height, width) by repeating the last row and column.
+    """Pad (N, C, h, w) to (N, C, height, width) by repeating the last row and column.
 
-    Padding is at the bottom and on the right only, so that pixel (0, 0) stays on the stride grid.
+    Only the bottom and the right are padded, so that pixel (0, 0) stays on the stride grid.
     """
     missing_rows, missing_columns = height - images.shape[-2], width - images.shape[-1]
     if missing_rows == 0 and missing_columns == 0:
@@ -94,9 +102,11 @@ def pad_to(images: Tensor, height: int, width: int) -> Tensor:
 class AnySizeNetwork(nn.Module):
     """A segmentation network that pads its input to a multiple of ``unit`` and crops its logits back.
 
-    A subclass implements :meth:`padded_logits`, and :meth:`simplify` if it can. ``stride`` is the product of
-    its down-samplings: windows that start on multiples of it see the same grid. ``unit`` is the stride unless
-    a subclass needs less.
+    A subclass implements :meth:`padded_logits`, and :meth:`simplify` if possible.
+
+    Args:
+        stride: product of the down-sampling factors; windows that start on multiples of it see the same grid.
+        unit: the stride, unless the network needs less padding.
     """
 
     def __init__(self, stride: int, unit: int | None = None) -> None:
@@ -109,9 +119,9 @@ class AnySizeNetwork(nn.Module):
         raise NotImplementedError
 
     def simplify(self) -> None:
-        """Replace parts, for inference on a CPU, by others that give the same up to rounding, but faster.
+        """Replace modules by faster ones that give the same up to rounding, for inference on a CPU.
 
-        Batch norms are folded into the convolutions before.
+        It is called after batch norms were folded into the convolutions.
         """
 
     def forward(self, images: Tensor) -> Tensor:

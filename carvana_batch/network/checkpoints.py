@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with a header that says everything `predict` needs."""
+"""Weights on disk: safetensors files whose header holds everything that `predict` needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from carvana_batch.text import shown
 FORMAT = "carvana-batch weights 1"
 
 DESCRIBING = ("network", "mean", "deviation", "size")
-"""What the digest covers of the header: a change of these changes every mask."""
+"""Entries of the header that the digest covers, because they affect every mask."""
 
 PLAIN_MEAN = (0.5, 0.5, 0.5)
 
@@ -34,12 +34,16 @@ FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights (float32, in evaluation mode) and what its input must look like.
+    """A network with its weights, and what its input must look like.
 
-    ``mean`` and ``deviation`` are those of the red, green and blue channel, scaled to [0, 1]. ``size`` is the
-    (width, height) to which photos are averaged down for the network, None for photos as they are.
-    ``digest`` is a SHA-256 of all that, by which a resumed run recognises the model; ``notes`` holds the
-    rest of the header: training data, val result, licence.
+    Attributes:
+        name: of the network in the registry.
+        network: with its weights, float32, in evaluation mode.
+        mean: of the red, green and blue channel, scaled to [0, 1].
+        deviation: the same.
+        digest: SHA-256 of all of this, by which a resumed run recognises the model.
+        notes: the rest of the header: training data, validation result, licence.
+        size: (width, height) to which photos are averaged for the network, None for photos as they are.
     """
 
     name: str
@@ -52,8 +56,11 @@ class Model:
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
-    """SHA-256 over network, mean, deviation and size of the header, and over the names, dtypes, shapes and
-    bytes of the tensors, in the order of their names."""
+    """SHA-256 of the weights and the header.
+
+    It covers network, mean, deviation and size of the header, and names, dtypes, shapes and bytes of the
+    tensors, sorted by name.
+    """
     described = [(header or {}).get(key, "") for key in DESCRIBING]
     digest = hashlib.sha256("\n".join(described).encode())
     for name in sorted(weights):
@@ -72,7 +79,7 @@ def save_model(
     notes: dict[str, str],
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Write weights of the network ``name`` of the registry, whole or not at all; see :class:`Model`."""
+    """Write weights of a network of the registry, complete or not at all; see :class:`Model`."""
     header = {
         **notes,
         "format": FORMAT,
@@ -89,16 +96,16 @@ def save_model(
 
 
 def load_model(name_or_path: str | Path) -> Model:
-    """Load bundled weights by name, a weights file, or the best weights of a training run's folder.
+    """Load bundled weights by name, a weights file, or the best weights in the folder of a training run.
 
     Raises:
-        ModelError: nothing of that name, a damaged file, weights of an unknown or another network,
-            weights that are not finite.
+        ModelError: there is nothing of that name, the file is damaged, or the weights are of an unknown or
+            another network, or not finite.
     """
     path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
     try:
         is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # the name is too long
         raise ModelError(f"no model {shown(path)}: {error.strerror}") from error
     if is_folder:
         path = path / "best.safetensors"
@@ -159,7 +166,7 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
 
 
 def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
-    """Take the input size, where there is one, out of the header."""
+    """Remove the input size from the header and return it; None if there is none."""
     text = header.pop("size", None)
     if text is None:
         return None
@@ -173,7 +180,7 @@ def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
 
 
 def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:
-    """Take the three numbers of an entry, one a channel, out of the header."""
+    """Remove an entry of three numbers, one per channel, from the header and return it."""
     text = header.pop(key, "")
     try:
         red, green, blue = (float(value) for value in json.loads(text))
@@ -207,13 +214,13 @@ def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
 
 
 def _load_foreign(path: Path) -> Model:
-    """A state dict saved by another tool; nothing but tensors is unpickled."""
+    """Load a state dict that another tool saved; only tensors are unpickled."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch muses about odd pickles before it refuses them
+            warnings.simplefilter("ignore")  # torch warns about odd pickles before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
-        # The error's own text is left out: it explains how to load the file unsafely.
+        # The message of the error is not shown, because it explains how to load the file unsafely.
         raise ModelError(
             f"{shown(path)}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is"
             f" not loaded; save the network's state_dict()"
@@ -228,7 +235,7 @@ def _load_foreign(path: Path) -> Model:
 
 
 def _refuse_odd(path: Path, weights: dict[str, Tensor]) -> None:
-    """Raise ModelError for tensors that are no plain arrays of real numbers."""
+    """Raise ModelError if a tensor is not a plain array of real numbers."""
     for key, value in weights.items():
         plain = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
         if not plain or value.is_complex() or value.device.type != "cpu":
@@ -238,7 +245,7 @@ def _refuse_odd(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _recognise(path: Path, weights: dict[str, Tensor]) -> Model:
-    """Weights without our header: the network whose tensors have these names and shapes."""
+    """The model of weights without our header: the network whose tensors have these names and shapes."""
     shapes = {key: value.shape for key, value in weights.items()}
     for name, build in NETWORKS.items():
         with torch.device("meta"):  # shapes alone, no random weights

@@ -1,4 +1,4 @@
-"""A network made ready for inference: what follows a convolution is computed with it."""
+"""Prepares a network for inference: operations after a convolution are fused into it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ from carvana_batch.errors import ModelError
 from carvana_batch.network.blocks import AnySizeNetwork, Convolution, enlarge_twice
 
 MOST_ROUNDING = 0.05
-"""How far fused convolutions may be off the usual ones, with values near 1 and eight bits of precision."""
+"""Largest accepted difference between fused and usual convolutions, for values near 1 in bfloat16."""
 
 
 def prepare_network(
     network: nn.Module, device: torch.device, dtype: torch.dtype, fused: bool = True
 ) -> nn.Module:
-    """A copy for inference: channels_last, weights in ``dtype``, batch norm folded into the convolutions, and
-    on a CPU, if ``fused``, ReLU and the enlarging and joining of feature maps as well, where its convolutions
-    can do that.
+    """A copy for inference: channels_last, weights in ``dtype``, batch norms folded into the convolutions.
 
-    Not in float16: such a ReLU makes 0 of NaN, which would hide that numbers became too large for it. In
-    bfloat16 and float32 they do not with finite weights of any sense.
+    On a CPU whose convolutions support it, ReLU and the enlarging and concatenating of feature maps are fused
+    into the convolutions as well. Not in float16, where a fused ReLU maps NaN to 0, which would hide
+    overflow; bfloat16 and float32 do not overflow with reasonable weights.
+
+    Args:
+        network: the network to copy.
+        device: where it is to run.
+        dtype: number format of the weights.
+        fused: whether to fuse ReLU and feature maps.
 
     Raises:
         ModelError: folding a batch norm gives weights that are not finite.
@@ -47,36 +52,36 @@ def prepare_network(
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A float32 copy in evaluation mode in which no convolution is followed by a batch norm.
+    """A float32 copy in evaluation mode, with batch norms folded into the convolutions before them.
 
-    Folds pairs that are neighbours in an ``nn.Sequential``; the result is the same up to rounding.
+    Only neighbours in an ``nn.Sequential`` are folded. The result is the same up to rounding.
     """
     copied = copy.deepcopy(network).float().eval()
-    for module, place, following in _neighbours(copied):
-        convolution, norm = module[place], module[following]
+    for module, index, following in _neighbours(copied):
+        convolution, norm = module[index], module[following]
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module[place], module[following] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+            module[index], module[following] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     return copied
 
 
 def _neighbours(network: nn.Module) -> Iterator[tuple[nn.Sequential, int, int]]:
-    """Each ``nn.Sequential`` with the places of two parts that follow one another, identities aside."""
+    """Each ``nn.Sequential`` with the indexes of two consecutive modules, identities skipped."""
     for module in network.modules():
         if isinstance(module, nn.Sequential):
-            places = [place for place, part in enumerate(module) if not isinstance(part, nn.Identity)]
-            for place, following in pairwise(places):
-                yield module, place, following
+            indexes = [index for index, part in enumerate(module) if not isinstance(part, nn.Identity)]
+            for index, following in pairwise(indexes):
+                yield module, index, following
 
 
 class FusedConvolution(nn.Module):
-    """A convolution of one feature map or of several that belong side by side, and a ReLU.
+    """A convolution of one feature map, or of several concatenated ones, followed by ReLU.
 
-    The ReLU costs no pass over the memory of its own. Of several maps each is convolved with its part of the
-    weights and the results are added, which spares a joined copy. A coarse map is not enlarged first either,
-    unless to an odd height or width: where its values stand four times, a transposed convolution with sums of
-    weights gives the same, in 16 instead of 36 multiplications for each value of it and each channel.
+    The ReLU needs no pass over memory of its own. Several maps are each convolved with their part of the
+    weights, and the results are added, which saves a concatenated copy. A coarse map is not enlarged first,
+    unless to an odd height or width: a transposed convolution with sums of the weights gives the same, with
+    16 instead of 36 multiplications for each of its values and each channel.
 
-    torch has these operations for its compiler and promises nothing about them: see :func:`fusing_works`.
+    torch has these operations for its compiler and gives no guarantees for them; see :func:`fusing_works`.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -95,25 +100,25 @@ class FusedConvolution(nn.Module):
 
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
         if isinstance(features, Tensor):
-            return self._convolve(features, self.weight, "relu")
+            return self.convolve(features, self.weight, "relu")
         weights = self.weight.split([part.shape[1] for part in features], dim=1)
         total = self._convolve_first(features[0], weights[0], *features[1].shape[-2:])
-        for place in range(1, len(features)):
-            activation = "relu" if place == len(features) - 1 else None
+        for index in range(1, len(features)):
+            activation = "relu" if index == len(features) - 1 else None
             torch.ops.mkldnn._convolution_pointwise_.binary(
-                total, features[place], weights[place], None, *self._how, "add", 1.0, activation, [], ""
+                total, features[index], weights[index], None, *self._how, "add", 1.0, activation, [], ""
             )
         return total
 
     def _convolve_first(self, features: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-        """The result of this size for the first of several maps, which may be a coarse one."""
+        """The result of this height and width for the first of several maps, which may be coarse."""
         if not self.coarse:
-            return self._convolve(features, weight, "none")
-        if self.enlarging is None or height % 2 or width % 2:  # what is cut off has no part in the result
-            return self._convolve(enlarge_twice(features, height, width), weight, "none")
+            return self.convolve(features, weight, "none")
+        if self.enlarging is None or height % 2 or width % 2:  # the part that is cut off must not contribute
+            return self.convolve(enlarge_twice(features, height, width), weight, "none")
         return functional.conv_transpose2d(features, self.enlarging, self.bias, stride=2, padding=1)
 
-    def _convolve(self, features: Tensor, weight: Tensor, activation: str) -> Tensor:
+    def convolve(self, features: Tensor, weight: Tensor, activation: str) -> Tensor:
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(
             features, weight, self.bias, *self._how, activation, [], ""
         )
@@ -121,27 +126,34 @@ class FusedConvolution(nn.Module):
 
 
 def sum_for_enlarged(weight: Tensor) -> Tensor:
-    """Weights (channels in, channels out, 4, 4) with which a transposed convolution, stride 2 and padding 1,
-    gives what ``weight`` (channels out, channels in, 3, 3) gives for a map of which each value stands four
-    times, as neighbours: each value meets the sum of the weights that its four copies would meet."""
+    """Weights of a transposed convolution that equals enlarging a map twice and convolving it.
+
+    Each value of the map is multiplied by the sum of the weights that its four copies would be multiplied by.
+
+    Args:
+        weight: of the convolution of the enlarged map, (channels out, channels in, 3, 3).
+
+    Returns:
+        (channels in, channels out, 4, 4), for stride 2 and padding 1.
+    """
     sums = functional.avg_pool2d(weight.flip((2, 3)), 2, stride=1, padding=1, divisor_override=1)
     return sums.transpose(0, 1)
 
 
 def fuse_relu(network: nn.Module) -> None:
-    """Replace each convolution that a ReLU follows in an ``nn.Sequential``, identities between them aside."""
-    for module, place, following in _neighbours(network):
-        convolution = module[place]
+    """Replace each convolution that is followed by ReLU in an ``nn.Sequential``, identities skipped."""
+    for module, index, following in _neighbours(network):
+        convolution = module[index]
         if not isinstance(convolution, nn.Conv2d) or not isinstance(module[following], nn.ReLU):
             continue
         padded_with_zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
         if convolution.groups == 1 and padded_with_zeros:
-            module[place], module[following] = FusedConvolution(convolution), nn.Identity()
+            module[index], module[following] = FusedConvolution(convolution), nn.Identity()
 
 
 @cache
 def fusing_works(dtype: torch.dtype) -> bool:
-    """Whether torch has the operations, for this CPU and precision, and they compute what they should."""
+    """Whether torch has these operations for this CPU and precision, and their results are right."""
     generator = torch.Generator().manual_seed(0)
     maps = {size: torch.randn((1, 2, *size), generator=generator) for size in ((6, 4), (3, 2))}
     fine, coarse = (one.to(dtype).contiguous(memory_format=torch.channels_last) for one in maps.values())
@@ -158,7 +170,7 @@ def fusing_works(dtype: torch.dtype) -> bool:
         fused = FusedConvolution(convolution).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
             result = fused(features)
-        except (AttributeError, RuntimeError):  # no such operation, or none for this precision
+        except (AttributeError, RuntimeError):  # the operation does not exist, or not in this precision
             return False
         if (result.float() - expected).abs().max() > MOST_ROUNDING:
             return False

@@ -29,7 +29,7 @@ class SegUNet(AnySizeNetwork):
         decoder_convolutions: int,
         unshuffle: int = 1,
     ) -> None:
-        # Twice what the stem needs: enlarging to an even size, at the finest level, is quicker on a CPU.
+        # Twice what the stem needs, because enlarging to an even size is faster on a CPU at the finest level.
         super().__init__(stride=unshuffle * 2 ** len(widths), unit=2 * unshuffle)
         self.unshuffle = unshuffle
         self.stem: nn.Module = nn.PixelUnshuffle(unshuffle)
@@ -62,7 +62,7 @@ class SegUNet(AnySizeNetwork):
         return spread_channels(self.classifier(features), self.unshuffle)
 
     def simplify(self) -> None:
-        """The stem and the first convolution become one convolution of the image, with a stride."""
+        """Merge the stem and the first convolution into one strided convolution of the image."""
         level: Any = self.encoder[0]
         block, factor = level[0], self.unshuffle
         size = block[0].kernel_size[0]

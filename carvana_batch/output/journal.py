@@ -1,4 +1,4 @@
-"""The journal: one JSON line for each photo that is done or has failed."""
+"""The journal: one line of JSON for each photo that is done or has failed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,23 @@ from carvana_batch.inputs.keys import mask_name_problem
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the journal. ``source_bytes`` and ``source_time`` (ns) tell whether the photo has changed
-    since; ``mask_bytes`` whether the mask is still whole. A failed photo has a ``stage`` and a ``reason``.
-    ``committed`` is when the line was written (ns), which tells the order of lines in several journals."""
+    """One line of the journal.
+
+    Attributes:
+        key: of the photo.
+        source: path of the photo.
+        source_bytes: size of its file, which tells whether the photo has changed.
+        source_time: time of its last change in ns, for the same purpose.
+        width: of the mask, in pixels.
+        height: of the mask, in pixels.
+        car_share: part of the photo that the mask covers, in [0, 1].
+        expected_dice: see :class:`Prediction`.
+        dice: against the true mask, None if there is none.
+        mask_bytes: size of the mask's file, which tells whether it is complete.
+        stage: what failed, "" if nothing did.
+        reason: of the failure, or why there is no Dice.
+        committed: when the line was written in ns, which gives the order of lines in several journals.
+    """
 
     key: str
     source: str
@@ -39,16 +53,18 @@ class Entry:
 
 
 def read_entries(state: Path) -> dict[str, Entry]:
-    """The entries of all shards' journals by key; of one key the latest counts. Lines that are torn, or
-    anything but an entry, are passed over.
+    """The latest entry of each key in the journals of all shards.
 
-    Raises CarvanaBatchError if a journal cannot be read.
+    Lines that are incomplete, or anything other than an entry, are passed over.
+
+    Raises:
+        CarvanaBatchError: a journal cannot be read.
     """
     latest: dict[str, Entry] = {}
     for path in sorted(state.glob("journal-*.jsonl")):
         try:
             with path.open(encoding="utf-8", errors="replace") as file:
-                # In one journal the last line, whatever the clock said.
+                # Within one journal the last line counts, regardless of the clock.
                 own = {entry.key: entry for entry in _parse(file)}
         except OSError as error:
             raise read_error(path, error) from error
@@ -69,7 +85,7 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
 
 
 def _is_sound(entry: Entry) -> bool:
-    """Whether all values are of their kinds; a journal that someone else wrote may say anything."""
+    """Whether all values have the right types and ranges; another program may have written anything."""
     texts = (entry.key, entry.source, entry.stage, entry.reason)
     sizes = (entry.source_bytes, entry.width, entry.height, entry.mask_bytes)
     times = (entry.source_time, entry.committed)
@@ -84,7 +100,7 @@ def _is_sound(entry: Entry) -> bool:
 
 
 def _can_be_written(text: str) -> bool:
-    """Whether it is text, or bytes of a file's name that are none."""
+    """Whether it is valid text, or a file name that is not, as surrogate escapes."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -93,6 +109,6 @@ def _can_be_written(text: str) -> bool:
 
 
 def append(file: IO[bytes], line: bytes) -> None:
-    """Write all of ``line`` to a file that is not buffered, so that nothing is left to ``close``."""
+    """Write the whole line to an unbuffered file, so that closing it has nothing left to write."""
     while line:
         line = line[file.write(line) :]

@@ -18,9 +18,9 @@ from carvana_batch.output.journal import Entry
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's correlation: that of the ranks, equal values sharing their mean rank; -1 to 1.
+    """Spearman's rank correlation in [-1, 1]; equal values have their mean rank.
 
-    None where it is not defined: fewer than two pairs, or all values of one side equal.
+    None if it is not defined, because there are fewer than two pairs or all values of one side are equal.
     """
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
@@ -28,9 +28,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, indexes, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return ranks[places]
+    return ranks[indexes]
 
 
 COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "height", "stage", "reason")
@@ -38,11 +38,14 @@ COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "he
 
 @dataclass
 class RunReport:
-    """The counts are photos, the times seconds, the memory bytes.
+    """What came of a run. Counts are photos, times are seconds, memory is bytes.
 
-    ``stages`` splits the time of the main thread by what it waited for (decode, write) or worked at
-    (predict); ``decode_seconds`` and ``write_seconds`` add up what workers and writer threads took beside it.
-    ``correlation`` is the rank correlation of expected and true Dice, None without truth.
+    Attributes:
+        stages: time of the main thread by what it waited for (decode, write) or did (predict).
+        decode_seconds: time of the workers, which decode in parallel, summed.
+        write_seconds: time of the writer threads, summed.
+        correlation: rank correlation of expected and true Dice, None without truth.
+        foreign: masks of other photos in the out folder.
     """
 
     found: int
@@ -67,17 +70,17 @@ class RunReport:
 
     @property
     def left(self) -> int:
-        """Photos that a stopped run did not come to, except for those that failed in an earlier one."""
+        """Photos that a stopped run did not reach, without those that failed in an earlier run."""
         return max(self.found - self.already_done - self.done - len(self.failures), 0)
 
     @property
     def photos_per_second(self) -> float:
-        """Masks made by this run per second, from its first photo on; 0 if it made none."""
+        """Masks that this run made per second since its first photo; 0 if it made none."""
         return self.done / self.seconds if self.done else 0.0
 
     @property
     def bottleneck(self) -> str:
-        """The stage that the main thread spent most of its time on; empty if nothing was done."""
+        """The stage that took most time of the main thread; empty if nothing was done."""
         return max(self.stages, key=lambda stage: self.stages[stage]) if self.stages else ""
 
     @property
@@ -127,16 +130,16 @@ class RunReport:
         }
 
     def write(self, path: Path) -> None:
-        """Write ``run.json``, whole or not at all."""
+        """Write ``run.json``, complete or not at all."""
         with atomic_writer(path, "w") as file:
             json.dump(self.describe(), file, indent=2)
 
 
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
-    """Write ``report.csv``: a row a photo, failures first, then the lowest expected Dice first.
+    """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
-    ``car_share`` is the part of the photo that the mask covers, 0 to 1. Names that a spreadsheet would take
-    for a formula get an apostrophe in front.
+    ``car_share`` is the part of the photo that the mask covers, in [0, 1]. Names that a spreadsheet would
+    take for a formula get a leading apostrophe.
     """
     with atomic_writer(path, "w") as file:
         write_row(file, COLUMNS)

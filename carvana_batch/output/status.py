@@ -1,4 +1,4 @@
-"""Whether the runs of ``predict`` that filled an out folder have come to their end."""
+"""Whether all runs of ``predict`` on an out folder have finished."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from carvana_batch.output.paths import STATE_FOLDER
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What an out folder says about itself; the counts are photos, of all runs and shards together.
+    """The state of an out folder; counts are photos of all runs and shards together.
 
-    ``running``: a run holds the folder. ``cut_short``: the last one ended without its report, which is
-    always so while one is running for the first time. ``left``: photos that have neither a mask nor a
-    failure, 0 where none are known of. ``shards``: (begun, all), None where that is not known.
+    Attributes:
+        masked: photos with a mask.
+        failed: photos that failed.
+        left: photos that have neither, as far as it is known.
+        running: whether a run holds the folder.
+        cut_short: whether the last run ended without its report; also true during the first run.
+        shards: (begun, all), None if it is not known.
     """
 
     masked: int
@@ -32,22 +36,22 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether nothing indicates that work is left."""
         begun, all_shards = self.shards or (1, 1)
         return not (self.running or self.cut_short or self.left) and begun == all_shards
 
 
 def read_run_state(folder: Path) -> RunState | None:
-    """What the out folder of ``predict`` says; None for a folder that is none.
+    """The state of an out folder of ``predict``; None for any other folder.
 
-    From the outside not everything can be told: a run that was killed before its first photo was done
-    leaves no trace, and a killed shard only shows as long as its part is too small beside that of the shard
-    which ended last. Nothing is written, but the folder's locks are held for an instant.
+    Not everything can be seen from outside: a run that was killed before its first photo was done leaves no
+    trace, and a killed shard is only noticed if it has done less than the shard that ended last. Nothing is
+    written, but the locks of the folder are held for a moment.
     """
     state = folder / STATE_FOLDER
     try:
         entries = list(read_entries(state).values()) if state.is_dir() else []
-    except (CarvanaBatchError, OSError):  # what cannot be read says nothing
+    except (CarvanaBatchError, OSError):  # an unreadable journal tells nothing
         entries = []
     if not entries:
         return None
@@ -66,18 +70,18 @@ def read_run_state(folder: Path) -> RunState | None:
 def _count_left(
     report: dict[str, int] | None, entries: Sequence[Entry], shards: tuple[int, int] | None
 ) -> int:
-    """Photos that are known to be left, at least; ``report`` is that of the shard which ended last."""
+    """Lower limit of the number of photos left; ``report``: of the shard that ended last."""
     if report is None or shards is None:
         return 0
     if shards[1] == 1:
         return report["left"]
-    # The other shards have as many photos as this one, or one less.
+    # The other shards have as many photos as this one, or one fewer.
     least = report["found"] + (shards[1] - 1) * (report["found"] - 1)
     return max(least + report["masks_of_other_photos"] - len(entries), 0)
 
 
 def _count_shards(state: Path) -> tuple[int, int] | None:
-    """Shards that were begun, and all; None where runs have shared the work in different ways."""
+    """Number of shards that were begun, and of all; None if runs have divided the work differently."""
     parts = [path.name.removeprefix("lock-").split("-of-") for path in state.glob("lock-*-of-*")]
     counts = {count for _, count in parts}
     if len(counts) != 1 or not (count := counts.pop()).isdecimal():
@@ -90,13 +94,13 @@ def _is_held(state: Path) -> bool:
         try:
             if is_locked(path, patience=0):
                 return True
-        except OSError:  # on a disk that is read-only, say, no run is at work either
+        except OSError:  # for example on a read-only disk, where no run can be working
             continue
     return False
 
 
 def _read_json(path: Path) -> dict[str, int] | None:
-    """The counts of a ``run.json``; None if it is missing or none."""
+    """The counts in a ``run.json``; None if it is missing or not valid."""
     names = ("found", "left", "masks_of_other_photos")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

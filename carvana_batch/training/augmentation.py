@@ -1,4 +1,4 @@
-"""Random changes of an image and its mask together."""
+"""Random changes applied to an image and its mask together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def augment(
     limits: AugmentationLimits,
     generator: np.random.Generator,
 ) -> tuple[Image.Image, Image.Image]:
-    """An RGB image and its L mask of the same size, changed by the same random geometry.
+    """Apply the same random geometry to an RGB image and its L mask of the same size.
 
-    Colours of the image alone are changed. A third of the samples keeps its geometry, so that the
-    network also sees outlines that no interpolation has softened.
+    Colours are only changed in the image. A third of the samples keep their geometry, so that the network
+    also sees outlines that were not softened by interpolation.
     """
     if generator.random() < limits.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -34,7 +34,7 @@ def augment(
 def _random_affine(
     size: tuple[int, int], limits: AugmentationLimits, generator: np.random.Generator
 ) -> tuple[tuple[float, ...], int]:
-    """Output-to-input coefficients for Pillow and the margin in pixels that they may reach outside."""
+    """Output-to-input coefficients for Pillow, and how many pixels they reach beyond the image."""
     width, height = size
     zoom = math.exp(generator.uniform(-1, 1) * math.log1p(limits.scale))
     angle = math.radians(generator.uniform(-1, 1) * limits.rotation)
@@ -52,7 +52,7 @@ def _random_affine(
 
 
 def _transform(picture: Image.Image, coefficients: tuple[float, ...], margin: int) -> Image.Image:
-    """Affine transformation with bilinear sampling; what lies outside is mirrored."""
+    """Affine transformation with bilinear sampling; the image is mirrored beyond its edges."""
     array = np.asarray(picture)
     margins = [(margin, margin), (margin, margin)] + [(0, 0)] * (array.ndim - 2)
     a, b, c, d, e, f = coefficients

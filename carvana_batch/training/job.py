@@ -1,4 +1,4 @@
-"""A training run from its data to its pictures: find, check, split, train, draw."""
+"""The order of a training run: find, check, split, train, draw."""
 
 from __future__ import annotations
 
@@ -91,10 +91,15 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
 
 
 def check_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], settings: TrainingSettings) -> None:
-    """Raise UsageError where the samples of a batch would differ in size, or a crop does not fit.
+    """Check that all samples of a batch have the same size, and that crops fit.
 
     Args:
-        sizes: (width, height) of the pairs' photos.
+        pairs: the pairs to train on.
+        sizes: (width, height) of their photos.
+        settings: what was asked for.
+
+    Raises:
+        UsageError: samples would differ in size, or a crop does not fit.
     """
     if settings.size is not None:
         found = {settings.size: "--size"}
@@ -130,12 +135,12 @@ def train(
 ) -> Outcome | None:
     """Train on the photos and masks of ``data`` and write the run into the folder ``root``.
 
-    ``root`` must not lie among the photos. With ``dry_run`` it ends before the first step, when data and
-    settings are found to be good and ``samples.jpg`` and ``split.json`` are written, and returns None.
+    With ``dry_run``, data and settings are checked, ``samples.jpg`` and ``split.json`` are written, and None
+    is returned before the first step.
 
     Raises:
-        CarvanaBatchError: data, settings or weights that cannot be used, a folder that is in use or cannot be
-            written, a loss that is not finite, too little memory.
+        CarvanaBatchError: data, settings or weights cannot be used, the folder is in use or cannot be written
+            or lies among the photos, the loss is not finite, or memory runs out.
     """
     stop = stop or StopFlag()
     with contextlib.ExitStack() as stack:
@@ -146,17 +151,17 @@ def train(
         if processes.first:
             try:
                 if tensorboard:
-                    import_writer()  # says early if it is missing
+                    import_writer()  # to report early if it is missing
                 check_place(root, data, settings)
                 stack.enter_context(run)
                 _prepare(data, run, settings, resume, dry_run, processes, listener, stop)
             except CarvanaBatchError as error:
                 problem = error
-        problem = processes.share(problem)  # the others wait for the checks
+        problem = processes.share(problem)  # the other processes wait for the checks
         if problem is not None:
             if processes.first:
                 raise problem
-            sys.exit(problem.exit_code)  # the first one tells
+            sys.exit(problem.exit_code)  # the first process prints the message
         if dry_run:
             return None
         split = find_split(data, settings)
@@ -186,7 +191,7 @@ def train(
 
 
 def check_place(root: Path, data: Path, settings: TrainingSettings) -> None:
-    """Raise UsageError where RUN would lie among photos or masks: inputs are never written to."""
+    """Raise UsageError if RUN would lie among photos or masks, because inputs are never written to."""
     place = root.resolve()
     for folder in (data, *map(Path, (*settings.also, *filter(None, [settings.val])))):
         source = folder.resolve()
@@ -207,12 +212,12 @@ def _prepare(
     listener: TrainingListener,
     stop: StopFlag,
 ) -> None:
-    """All that is checked before the first step, and the picture of samples."""
+    """Check everything before the first step, and draw the picture of samples."""
 
     def tell(done: int, total: int) -> None:
         listener.on_work("checking", done, total)
         if stop.signal is not None:
-            raise KeyboardInterrupt  # nothing is under way yet that could be finished first
+            raise KeyboardInterrupt  # there is nothing in flight yet to finish first
 
     check_batch(settings, processes.count)
     split = find_split(data, settings)
@@ -242,7 +247,7 @@ def _prepare(
 def _draw_results(
     run: RunFolder, val: Sequence[Pair], training: Training, log: TensorBoardLog | None
 ) -> None:
-    """Learning curves, and the photos that the best weights do worst on."""
+    """Draw the learning curves, and the photos on which the best weights have the lowest Dice."""
     if importlib.util.find_spec("matplotlib") is None:
         training.listener.on_say(
             "no picture of the learning curves: pip install 'carvana-batch[train]' first"

@@ -11,10 +11,13 @@ from carvana_batch.scoring.scores import Summary
 
 @dataclass
 class TrainingListener:
-    """What the caller wants to hear while a run goes on.
+    """Callbacks for what happens during a run.
 
-    on_step(step, steps, loss, samples a second); on_log(line of the log); on_work(what, done, total) while
-    photos are read or validated; on_say(a line for the user).
+    Attributes:
+        on_step: called with step, number of steps, loss, and samples per second.
+        on_log: called with each line of the log.
+        on_work: called with a word, done and total while photos are read or validated.
+        on_say: called with a line for the user.
     """
 
     on_step: Callable[[int, int, float, float], object] = lambda *_: None
@@ -25,7 +28,14 @@ class TrainingListener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: at which of its steps, its best validation, and the signal that stopped it, if any."""
+    """How a run ended.
+
+    Attributes:
+        step: last step that was done.
+        steps: number of all steps.
+        best: the best validation.
+        stopped_by: number of the signal that stopped the run, None if there was none.
+    """
 
     step: int
     steps: int
@@ -34,5 +44,5 @@ class Outcome:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether validation had not improved for long enough."""
+        """Whether the run ended because validation no longer improved."""
         return self.stopped_by is None and self.step < self.steps

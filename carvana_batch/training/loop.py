@@ -1,4 +1,4 @@
-"""The training loop: draw, augment, forward, backward, step, average, validate, save."""
+"""The training loop: forward, backward, step, average, validate, save."""
 
 from __future__ import annotations
 
@@ -42,25 +42,34 @@ from carvana_batch.training.starting import (
 from carvana_batch.training.validation import validate
 
 WORST_KEPT = 6
-"""Photos with the lowest Dice whose ids are kept, to be drawn at the end."""
+"""Number of photos with the lowest Dice that are drawn at the end."""
 
 MOST_LOGGED_STEPS = 50
-"""Steps whose mean loss makes a line of the log; fewer in a run of less than 5,000 steps."""
+"""Most steps between two lines of the log; fewer in a run of less than 5,000 steps."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
 LOWEST_SCALE = 1e-3
-"""A scale of fp16 gradients below which they cannot be what overflows: it begins at 65,536 and is halved."""
+"""Lowest scale of fp16 gradients. It starts at 65,536 and is halved after overflow, so below this the
+overflow has another cause."""
 
 
 class Training:
-    """One run: the network, and all else that changes from step to step and is saved with it.
+    """A training run: the network, and everything else that changes with each step and is saved.
 
-    A run is the same however often it is interrupted: samples depend on the step alone, and all that the
-    steps change is in the checkpoint. With several processes each takes its part of every step's samples.
+    Interruptions do not affect the result: samples depend on the step only, and everything that steps change
+    is in the checkpoint. With several processes, each takes its part of the samples of every step.
 
     Args:
-        run: the folder of the run; only the first process reads and writes there.
+        pairs: photos to train on, with their masks.
+        val: those to validate on.
+        run: the folder of the run; only the first process reads and writes it.
+        settings: what was asked for.
+        device: where the network runs.
+        processes: the processes of the run, by default this one.
+        listener: what to call during the run.
+        stop: when its signal is set, the run saves and ends.
+        workers: processes that read and augment photos.
 
     Raises:
         UsageError: settings that do not fit together, or a checkpoint that cannot be read.
@@ -100,27 +109,29 @@ class Training:
         self.average = WeightAverage(self.network, settings.ema)
         self.step = self.validated = self.validations_since_best = 0
         self.best: Summary | None = None
-        self.worst: list[str] = []  # ids, in the best validation
+        self.worst: list[str] = []  # ids of the best validation
         self._freed = FreedMemory(device)
         self.losses: list[float] = []  # since the last line of the log
         if state is not None:
             self._restore(state)
         else:
-            self._save()  # so that a run that was begun can be resumed, come what may
+            self._save()  # so that the run can be resumed from its beginning
         self.wrapped = self.processes.wrap(self.network, device)
         self.samples = Samples(pairs, settings.size, settings.augmentation, settings.seed)
 
     def run_to_end(self) -> Outcome:
-        """Train from where the run stands to its last step, and validate on the way.
+        """Train from the present step to the last one, and validate in between.
 
         Raises:
-            CarvanaBatchError: the loss or a gradient is not finite, or memory ran out; the last checkpoint is
+            CarvanaBatchError: the loss or a gradient is not finite, or memory ran out. The last checkpoint is
                 kept.
         """
         self.samples.keep_in_memory(
             self.processes.local_count, lambda done, total: self.listener.on_work("reading", done, total)
         )
-        stopping = self._is_validation_due() and not self._validate()  # the run was stopped before it
+        stopping = (
+            self._is_validation_due() and not self._validate()
+        )  # the run was stopped before this validation
         spent, first, saved = 0.0, self.step, time.monotonic()
         with contextlib.closing(
             passes_of_steps(
@@ -139,7 +150,7 @@ class Training:
                 rate = (self.step - first) * self.settings.batch / spent
                 self.losses.append(loss)
                 self.listener.on_step(self.step, self.steps, loss, rate)
-                if self.step % self._logged_steps == 0 or self.step == self.steps:
+                if self.step % self.logged_steps == 0 or self.step == self.steps:
                     self._log_loss(rate)
                 due = self._is_validation_due()
                 if stopping or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
@@ -152,7 +163,7 @@ class Training:
         return Outcome(self.step, self.steps, self.best, stopped_by)
 
     def describe(self) -> str:
-        """One line that says what is trained, on what and how."""
+        """One line about what is trained, on what and how."""
         settings = self.settings
         size = "full size" if settings.size is None else "{}x{}".format(*settings.size)
         words = [
@@ -169,7 +180,7 @@ class Training:
         return "; ".join(words)
 
     def averaged_model(self) -> Model:
-        """The averaged weights as a model of their own."""
+        """A model with the averaged weights."""
         network = NETWORKS[self.model.name]()
         network.load_state_dict(self.average.state)
         return Model(
@@ -177,7 +188,7 @@ class Training:
         )
 
     def _take_step(self, passes: list[Pass]) -> float:
-        """One step of the optimizer; its mean loss."""
+        """Take one step of the optimizer and return its mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
@@ -189,7 +200,7 @@ class Training:
                     total += self._add_gradients(one)
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip or math.inf)
-            if not (self.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler passes over such a step
+            if not (self.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler skips such a step
                 raise self._not_finite("a gradient", passes)
             self.scaler.step(self.optimizer)
         except ValueError as error:
@@ -214,7 +225,7 @@ class Training:
         return total / len(passes)
 
     def _add_gradients(self, one: Pass) -> float:
-        """Forward and backward of one pass; its loss."""
+        """Run a pass forward and backward and return its loss."""
         self._freed.prepare_for(tuple(one.images.shape))
         images = one.images.to(self.device, non_blocking=True)
         masks = one.masks.to(self.device, non_blocking=True)
@@ -229,7 +240,7 @@ class Training:
         return value
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) uint8 to float32 as the network wants it."""
+        """Normalise (N, 3, h, w) uint8 to float32."""
         mean = torch.tensor(self.model.mean, device=self.device).view(1, 3, 1, 1) * 255
         deviation = torch.tensor(self.model.deviation, device=self.device).view(1, 3, 1, 1) * 255
         return ((images.float() - mean) / deviation).contiguous(memory_format=torch.channels_last)
@@ -257,7 +268,7 @@ class Training:
         return step * self.settings.batch / len(self.pairs)
 
     def _is_validation_due(self) -> bool:
-        """After every so many epochs and at the end, unless it has been done."""
+        """Whether to validate now: after every ``validate_every`` epochs and at the end."""
         if self.validated == self.step:
             return False
         every = self.settings.validate_every
@@ -265,16 +276,17 @@ class Training:
         return crossed or self.step == self.steps
 
     @property
-    def _logged_steps(self) -> int:
+    def logged_steps(self) -> int:
         return min(MOST_LOGGED_STEPS, max(1, self.steps // 100))
 
     def _is_over(self) -> bool:
         return self.step >= self.steps or 0 < self.settings.patience <= self.validations_since_best
 
     def _validate(self) -> bool:
-        """Measure the averaged weights, write them, and keep those that are the best so far.
+        """Validate the averaged weights, write them, and keep the best ones so far.
 
-        Returns False where a signal came meanwhile: it is all done again when the run is resumed.
+        Returns:
+            False if a signal came in the meantime; the resumed run validates again.
         """
         scores = self.processes.share(self._measure() if self.processes.first else None)
         if scores is None:
@@ -298,9 +310,9 @@ class Training:
         return True
 
     def _measure(self) -> list[Score] | None:
-        """The scores of the averaged weights, None where a signal came meanwhile."""
+        """The scores of the averaged weights; None if a signal came in the meantime."""
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what training has cached would not count as free memory
+            torch.cuda.empty_cache()  # memory that training has cached would not count as free
         scores: list[Score] = []
         validating = validate(self.averaged_model(), self.val, self.device, self.precision)
         with contextlib.closing(validating):
@@ -326,7 +338,7 @@ class Training:
         save_model(path, model.name, self.average.state, model.mean, model.deviation, notes, model.size)
 
     def _save(self) -> None:
-        """Write the checkpoint, from which a run goes on as if it had never ended."""
+        """Write the checkpoint, from which a run resumes as if it had not been interrupted."""
         if not self.processes.first:
             return
         state = {
@@ -363,7 +375,7 @@ class Training:
             raise unusable_checkpoint(error) from error
 
     def _agree(self, loss: float) -> tuple[float, bool]:
-        """The mean loss of all processes, and whether a signal reached one of them."""
+        """The mean loss of all processes, and whether any of them received a signal."""
         parts = self.processes.gather((loss, self.stop.signal is not None))
         return sum(loss for loss, _ in parts) / len(parts), any(stopped for _, stopped in parts)
 

@@ -1,7 +1,6 @@
 """Photos with their true masks: found, checked before training starts, and split by car, never by photo.
 
-The views of a car are near-duplicates, so a photo in the validation set says something only if no other
-view of its car was trained on.
+Views of a car are near-duplicates, so validation is only meaningful on cars of which no view was trained on.
 """
 
 from __future__ import annotations
@@ -36,9 +35,13 @@ ROW_SUFFIXES = (".csv", ".csv.gz", ".csv.zip", ".zip")
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo and its true mask: a file, or a run-length row (``runs``), and None for the other.
+    """A photo and its true mask, which is either a file or a run-length row.
 
-    ``id`` is the photo's POSIX path below its folder without suffix.
+    Attributes:
+        id: POSIX path of the photo below its folder, without suffix.
+        image: the photo.
+        mask: the file of the mask, or None.
+        runs: the run-length row of the mask, or None.
     """
 
     id: str
@@ -52,12 +55,12 @@ class Pair:
 
     @property
     def car(self) -> str:
-        """The id without the last underscore of the name and what follows: all views of a car share it."""
+        """The id up to the last underscore of the name, which all views of a car share."""
         return split_id(self.id)[0]
 
     @property
     def view(self) -> str:
-        """What follows the last underscore of the name, or ""."""
+        """The part of the name after its last underscore, or ""."""
         return split_id(self.id)[1]
 
     def read_mask(self, width: int, height: int) -> PackedMask:
@@ -84,10 +87,10 @@ class Pair:
 def find_pairs(folder: Path) -> list[Pair]:
     """The photos of ``folder`` with their masks, sorted by id.
 
-    Photos lie in ``images/`` or ``train/``, masks in ``masks/`` or ``train_masks/``, named ``<id>`` or
+    Photos are in ``images/`` or ``train/``, masks in ``masks/`` or ``train_masks/``, named ``<id>`` or
     ``<id>_mask``; or there are run-length rows in ``masks.csv`` or ``train_masks.csv`` (also .csv.gz and
-    .zip). A folder of masks that has its rows beside it, ``masks/`` and ``masks.csv``, goes before them.
-    Links to photos are followed. Files are not opened; ``check_pairs`` does that.
+    .zip). If there are both ``masks/`` and ``masks.csv``, the folder is used. Links to photos are followed.
+    Files are not opened; :func:`check_pairs` does that.
 
     Raises:
         UsageError: there are not one folder of photos and one source of masks, one of them cannot be used,
@@ -139,13 +142,18 @@ def check_pairs(
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[tuple[int, int]]:
-    """Decode every photo and mask; the (width, height) of each pair, in their order.
+    """Decode every photo and mask.
 
-    ``workers`` threads do it (default: one a core), and ``on_progress(done, total)`` is called after each
-    pair.
+    Args:
+        pairs: the pairs.
+        workers: number of threads, by default one per core.
+        on_progress: called as ``on_progress(done, total)`` after each pair.
+
+    Returns:
+        The (width, height) of each pair, in their order.
 
     Raises:
-        UsageError: some cannot be used; each is named, with the reason.
+        UsageError: some cannot be used; all of them are named, with the reasons.
     """
     sizes: list[tuple[int, int]] = []
     faults: list[str] = []
@@ -165,9 +173,9 @@ def check_pairs(
 
 
 def read_cars(path: Path) -> set[str]:
-    """The cars named in a text file, one a line; blank lines, and what follows a #, are passed over.
+    """The cars named in a text file, one per line; blank lines and comments after # are skipped.
 
-    A # within a name belongs to the name.
+    A # within a name is part of the name.
 
     Raises:
         UsageError: the file cannot be read or names no car.
@@ -183,7 +191,7 @@ def read_cars(path: Path) -> set[str]:
 
 
 def split_by_car(pairs: Sequence[Pair], val_cars: Collection[str]) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on and those of ``val_cars``, both in the order in which they come.
+    """Split the pairs into those to train on and those of ``val_cars``, keeping their order.
 
     Raises:
         UsageError: a car has no photo, or one of the two lists would be empty.
@@ -209,10 +217,10 @@ def split_by_car(pairs: Sequence[Pair], val_cars: Collection[str]) -> tuple[list
 
 
 def choose_val_cars(pairs: Sequence[Pair], fraction: float, seed: int) -> set[str]:
-    """About ``fraction`` of the cars, but at least one, and at most all but one.
+    """Choose about ``fraction`` of the cars, but at least one, and not all of them.
 
-    Each car has its place from ``seed`` and its name alone, and the first ones are taken. So the order of
-    the pairs does not matter, and with a few cars more, most of those chosen stay the same.
+    Cars are sorted by a hash of ``seed`` and their name, and the first ones are chosen. So the order of the
+    pairs does not matter, and adding a few cars changes the choice only a little.
 
     Raises:
         UsageError: there are fewer than two cars, or ``fraction`` is not between 0 and 1.
@@ -230,7 +238,7 @@ def choose_val_cars(pairs: Sequence[Pair], fraction: float, seed: int) -> set[st
 
 
 def check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
-    """Raise UsageError, naming them, if there are cars on both sides."""
+    """Raise UsageError if some cars are on both sides; the message names them."""
     both = sorted({pair.car for pair in train} & {pair.car for pair in val})
     if both:
         raise UsageError(
@@ -334,5 +342,5 @@ def _refuse_one_car(cars: Sequence[str]) -> None:
 
 
 def _list_lines(lines: Sequence[str]) -> str:
-    """The lines, indented, each with a line end before it: whoever repairs a folder needs them all."""
+    """All lines, each on an indented line of its own, because whoever repairs a folder needs them all."""
     return "".join(f"\n  {line}" for line in lines)

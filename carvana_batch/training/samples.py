@@ -1,4 +1,4 @@
-"""Which samples a step sees, and how they are made."""
+"""Which samples a step gets, and how they are made."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 from carvana_batch.values import Failure
 
 KEPT_SHARE = 0.25
-"""Part of the free memory that photos of a smaller size may take, so that they are decoded only once."""
+"""Share of the free memory that reduced photos may take, so that they are decoded only once."""
 
 KEPT_BYTES = 5
-"""Of a pixel: Pillow keeps RGB in four, and the mask takes one."""
+"""Bytes per pixel: Pillow keeps RGB in four, and the mask takes one."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of a run: its number seeds the augmentation, so that a resumed run draws the same."""
+    """One sample of a run.
+
+    Attributes:
+        number: of the sample, which seeds the augmentation, so that a resumed run draws the same.
+        index: of the pair.
+        crop: (width, height) of a random crop, None for the whole photo.
+    """
 
     number: int
     index: int
@@ -57,9 +63,11 @@ class Samples(Dataset[Sample | Failure]):
     def keep_in_memory(
         self, processes: int = 1, on_progress: Callable[[int, int], object] = lambda *_: None
     ) -> None:
-        """Decode all pairs once, if they are made smaller and fit the memory; else each time anew.
+        """Decode all pairs once and keep them, if they are reduced and fit into memory.
 
-        ``processes`` is how many on this machine do the same.
+        Args:
+            processes: number of processes on this machine that do the same.
+            on_progress: called as ``on_progress(done, total)`` after each pair.
         """
         if self.size is None:
             return
@@ -83,7 +91,11 @@ class Samples(Dataset[Sample | Failure]):
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
 
     def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255; raises ImageError."""
+        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255.
+
+        Raises:
+            ImageError: the photo or mask cannot be read.
+        """
         generator = np.random.default_rng((self.seed, draw.number))
         image, mask = self._kept[draw.index] if self._kept else load_pair(self.pairs[draw.index], self.size)
         image, mask = augment(image, mask, self.limits, generator)
@@ -108,10 +120,10 @@ def collate(samples: Sequence[Sample | Failure]) -> tuple[torch.Tensor, torch.Te
 
 
 def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterator[list[Draw]]:
-    """The samples of each step, ``settings.batch`` of them: epoch after epoch of ``count`` shuffled indices.
+    """The samples of each step: epochs of ``count`` shuffled indexes, ``settings.batch`` at a time.
 
-    A step's samples are all whole or all cropped. Depends on the arguments alone, so that a run that starts
-    at a later step draws what it would have drawn.
+    The samples of a step are either all whole or all cropped. They depend on the arguments only, so that a
+    run that is resumed at a later step draws the same.
     """
     seed, batch = settings.seed, settings.batch
     orders: dict[int, NDArray[np.int64]] = {}
@@ -129,7 +141,7 @@ def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterat
 
 
 def take_passes(draws: list[Draw], accumulate: int, rank: int, count: int) -> list[list[Draw]]:
-    """A step's draws for one of ``count`` processes, in ``accumulate`` passes of equal size."""
+    """The draws of a step for process ``rank`` of ``count``, in ``accumulate`` passes of equal size."""
     size = len(draws) // (accumulate * count)
     starts = [(number * count + rank) * size for number in range(accumulate)]
     return [draws[start : start + size] for start in starts]

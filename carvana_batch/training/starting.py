@@ -35,7 +35,7 @@ def input_statistics(
 
 
 def check_batch(settings: TrainingSettings, processes: int) -> None:
-    """Raise UsageError where a step's photos cannot be shared out evenly."""
+    """Raise UsageError if the photos of a step cannot be divided evenly."""
     passes = settings.accumulate * processes
     if settings.batch % passes:
         raise UsageError(
@@ -45,7 +45,11 @@ def check_batch(settings: TrainingSettings, processes: int) -> None:
 
 
 def load_initial(settings: TrainingSettings) -> Model:
-    """The model of ``settings.init``; raises UsageError if it is another network or cannot be used."""
+    """The model of ``settings.init``.
+
+    Raises:
+        UsageError: it is another network, or cannot be loaded.
+    """
     try:
         model = load_model(str(settings.init))
     except ModelError as error:
@@ -56,9 +60,12 @@ def load_initial(settings: TrainingSettings) -> Model:
 
 
 def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
-    """The network of ``settings.init``, or a new one whose input statistics are those of the photos.
+    """The network of ``settings.init``, or a new one with the input statistics of the photos.
 
-    Its notes tell what the initial weights have seen. Raises what :func:`load_initial` raises.
+    Its notes tell what the initial weights were trained on.
+
+    Raises:
+        UsageError: see :func:`load_initial`.
     """
     if settings.init is None:
         torch.manual_seed(settings.seed)
@@ -75,7 +82,11 @@ def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
 
 
 def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Model:
-    """The model of a checkpoint, its weights still to be filled in."""
+    """The model of a checkpoint, without its weights.
+
+    Raises:
+        UsageError: the checkpoint is of another version or network.
+    """
     try:
         mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
     except (KeyError, TypeError) as error:
@@ -84,6 +95,7 @@ def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Mo
 
 
 def unusable_checkpoint(error: Exception) -> UsageError:
+    """What to raise for a checkpoint that cannot be restored."""
     return UsageError(
         f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
         f" {shown(str(error)[:100])}). Begin another RUN."

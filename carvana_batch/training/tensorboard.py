@@ -55,7 +55,7 @@ class TensorBoardLog:
         self.folder = folder
         writer = import_writer()
         try:
-            self._writer = writer(str(folder), purge_step=purge_step, flush_secs=SECONDS_TO_DISK)
+            self.writer = writer(str(folder), purge_step=purge_step, flush_secs=SECONDS_TO_DISK)
         except OSError as error:
             raise write_error(folder, error) from error
 
@@ -66,7 +66,7 @@ class TensorBoardLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._writer.close()
+            self.writer.close()
         except OSError as close_error:
             if kind is None:
                 raise write_error(self.folder, close_error) from close_error
@@ -80,14 +80,14 @@ class TensorBoardLog:
             return
         try:
             for name, value in _scalars(line):
-                self._writer.add_scalar(name, value, line["step"])
+                self.writer.add_scalar(name, value, line["step"])
         except OSError as error:
             raise write_error(self.folder, error) from error
 
     def add_picture(self, name: str, image: Image.Image, step: int) -> None:
         """Show a picture under a name, such as ``val/worst``, at a step."""
         try:
-            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         except OSError as error:
             raise write_error(self.folder, error) from error
 

@@ -63,7 +63,7 @@ def test_a_run_says_how_good_it_is_and_how_to_use_it(tmp_path: Path, data: Path)
     assert best["photos"] == 2
 
 
-def test_a_config_file_describes_a_run_and_options_come_before_it(tmp_path: Path, data: Path) -> None:
+def test_options_take_precedence_over_the_config_file(tmp_path: Path, data: Path) -> None:
     config = tmp_path / "recipe.toml"
     config.write_text('size = "64x32"\nbatch = 2\nepochs = 1\nlr = 0.5\nval-fraction = 0.4\nshift = 0.0\n')
     result = invoke(data, tmp_path / "run", "--config", config, "--lr", 0.001, "--workers", 0)

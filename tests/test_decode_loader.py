@@ -93,7 +93,7 @@ def put(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_photos_of_all_kinds_and_sizes_come_through_the_same_memory(tmp_path, workers, put):
+def test_all_kinds_of_photos_pass_through_shared_memory(tmp_path, workers, put):
     """JPEGs are decoded into it; others are copied, also what Pillow makes of one simplejpeg gives up."""
     pytest.importorskip("simplejpeg")
     refs = []
@@ -116,7 +116,7 @@ def test_photos_of_all_kinds_and_sizes_come_through_the_same_memory(tmp_path, wo
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_memory_is_opened_once_and_jpegs_of_one_size_are_decoded_into_it(tmp_path, workers, put, monkeypatch):
+def test_slots_are_opened_once_and_decoded_into(tmp_path, workers, put, monkeypatch):
     pytest.importorskip("simplejpeg")
     opened = []
 
@@ -305,9 +305,7 @@ DEATHS = {
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("how", DEATHS)
-def test_whatever_happens_to_a_worker_over_a_photo_the_others_come(
-    photos, monkeypatch, how, workers, count_faults
-):
+def test_a_lost_worker_costs_no_other_photo(photos, monkeypatch, how, workers, count_faults):
     read_image = loader.read_image
 
     def suffer(path, **options):
@@ -328,9 +326,7 @@ def test_whatever_happens_to_a_worker_over_a_photo_the_others_come(
     count_faults("a process that decodes dies or hangs over a photo", 3)
 
 
-def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_photo(
-    tmp_path, monkeypatch, count_faults
-):
+def test_workers_killed_while_sending_cost_no_photo(tmp_path, monkeypatch, count_faults):
     """Without room in /dev/shm: one stands in the midst of writing as long as the network is busy."""
     refs = [write_photo(tmp_path / f"{number}.png", number, (1000, 1000)) for number in range(6)]
     monkeypatch.setattr(shared_memory.SharedMemory, "put", lambda self, pixels: pixels)
@@ -346,7 +342,7 @@ def test_workers_that_are_killed_while_a_photo_goes_through_the_pipe_cost_no_pho
     count_faults("a process that decodes dies or hangs over a photo", 2)
 
 
-def test_the_reason_says_whether_it_died_or_hung_however_long_that_took_to_show(photos, monkeypatch):
+def test_the_reason_tells_death_from_a_hang(photos, monkeypatch):
     monkeypatch.setattr(loader, "read_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr(workers_module, "WORKER_POLL_SECONDS", 0.5)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.6)
@@ -370,7 +366,7 @@ def test_a_worker_that_hangs_once_costs_no_photo(photos, monkeypatch, tmp_path, 
     count_faults("a process that decodes dies or hangs over a photo", 1)
 
 
-def test_a_slow_network_does_not_make_workers_look_as_if_they_hung(photos):
+def test_a_slow_network_is_not_taken_for_hanging_workers(photos):
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.2)
     results = 0
     for _ in PhotoLoader(photos, options, 1):
@@ -422,7 +418,7 @@ def test_stopping_in_the_midst_ends_the_workers(photos):
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers share nothing here")
-def test_garbage_collectors_leave_shared_what_was_there_before_the_workers(photos, monkeypatch):
+def test_garbage_collection_keeps_memory_shared(photos, monkeypatch):
     def private():
         return sum(psutil.Process(worker.pid).memory_full_info().uss for worker in workers)
 
@@ -443,7 +439,7 @@ def test_garbage_collectors_leave_shared_what_was_there_before_the_workers(photo
     assert len(held) == 200_000
 
 
-def test_what_was_kept_from_the_garbage_collector_is_its_own_again():
+def test_garbage_collection_is_normal_afterwards():
     assert gc.get_freeze_count() == 0
     with contextlib.suppress(KeyError), memory_shared_with_workers():
         assert gc.get_freeze_count() > 0
@@ -504,7 +500,7 @@ def test_interrupted_while_they_start_workers_print_nothing(photos):
     assert (result.returncode, result.stdout, result.stderr) == (0, "12\nTrue\n", "")
 
 
-def test_workers_of_a_loader_that_nobody_closes_do_not_keep_the_program_from_ending(photos):
+def test_an_unclosed_loader_does_not_block_the_exit(photos):
     code = """
         import sys
         from pathlib import Path

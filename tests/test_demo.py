@@ -31,7 +31,7 @@ def test_photo_and_mask_have_the_asked_size_and_types():
     assert mask.dtype == np.bool_
 
 
-def test_the_same_arguments_give_the_same_pixels_and_others_do_not():
+def test_equal_arguments_give_equal_pixels():
     photo, mask = drawing.draw_photo(7, 2, SMALL)
     again, mask_again = drawing.draw_photo(7, 2, SMALL)
     np.testing.assert_array_equal(photo, again)
@@ -61,7 +61,7 @@ def test_a_car_fills_a_plausible_share_of_a_bright_studio(seed):
 
 
 @pytest.mark.parametrize(("seed", "view"), [(0, 1), (1, 4), (2, 6), (5, 9), (9, 13), (14, 16)])
-def test_the_mask_is_where_the_photo_differs_from_the_studio_without_the_car(seed, view):
+def test_the_mask_is_where_the_car_changes_the_studio(seed, view):
     photo, mask = drawing.draw_photo(seed, view, SMALL)
     car, camera = make_car(seed), make_camera(seed, view, SMALL)
     studio = np.asarray(draw_studio(seed, car, camera, SMALL), np.int16)
@@ -110,7 +110,7 @@ def test_a_roof_rack_and_a_spoiler_are_in_the_mask(monkeypatch):
         assert (with_part & ~without).sum() > 20
 
 
-def test_some_cars_are_painted_nearly_like_the_floor_and_others_dark():
+def test_some_cars_have_the_colour_of_the_floor():
     tones = [np.mean(make_car(seed).paint) for seed in range(60)]
     assert any(165 < tone < 215 for tone in tones)
     assert any(tone < 40 for tone in tones)

@@ -128,7 +128,7 @@ def test_any_other_fault_of_the_system(target, call, monkeypatch):
     assert_untouched(target)
 
 
-def test_the_file_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+def test_the_file_is_synced_before_the_rename(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
 
@@ -174,14 +174,14 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, is_fault)
     assert path.read_bytes() == b"new"
 
 
-def test_a_temporary_file_that_cannot_be_removed_does_not_hide_the_error(tmp_path, monkeypatch):
+def test_an_unremovable_temporary_file_hides_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
     monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
     with pytest.raises(ValueError, match="the first"), atomic_writer(tmp_path / "file.bin"):
         raise ValueError("the first")
 
 
-def test_a_missing_folder_and_things_that_are_no_files_are_refused(tmp_path):
+def test_missing_folders_and_special_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path, problem in [
@@ -229,7 +229,7 @@ def test_a_file_size_limit_of_the_system(target):
     assert_untouched(target)
 
 
-def test_a_killed_process_leaves_the_old_file_and_only_a_hidden_one(target):
+def test_a_killed_process_leaves_the_old_file(target):
     was_there = target.exists()
     result = run_python(
         """

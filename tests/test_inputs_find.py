@@ -149,7 +149,7 @@ def test_links_below_the_folder(tmp_path: Path) -> None:
     assert keys(followed) == ["folder/a", "gone", "link", "real/a", "self"]
 
 
-def test_links_out_of_the_folder_are_told_and_followed_only_when_asked(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_reported(tmp_path: Path) -> None:
     make(tmp_path, "in/a.jpg", "in2/b.jpg", "elsewhere/c.jpg")
     (tmp_path / "in/b.jpg").symlink_to(tmp_path / "in2/b.jpg")  # "in2" begins like "in"
     (tmp_path / "in/c.jpg").symlink_to("../elsewhere/c.jpg")

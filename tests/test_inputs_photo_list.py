@@ -49,7 +49,7 @@ def test_names_that_are_no_text_are_in_the_order_of_their_bytes():
     assert [os.fsencode(ref.key) for ref in photos.sorted()] == names
 
 
-def test_100_000_photos_take_little_more_than_the_bytes_of_their_names():
+def test_100_000_photos_take_little_memory():
     def refs():
         return (ImageRef(f"folder/{n:06}_01", f"/data/folder/{n:06}_01.jpg") for n in range(100_000))
 

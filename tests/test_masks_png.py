@@ -92,7 +92,7 @@ def test_what_is_written_is_read(mask):
 
 @settings(deadline=None)
 @given(MASKS, st.randoms())
-def test_the_data_may_come_in_several_chunks_and_the_padding_may_hold_anything(mask, random):
+def test_several_chunks_and_any_padding_are_accepted(mask, random):
     packed = PackedMask.from_bool(mask)
     rows = np.concatenate([np.zeros((mask.shape[0], 1), np.uint8), packed.rows], axis=1)
     rows[:, -1] |= random.randrange(256) & ~(0xFF << -packed.width % 8)

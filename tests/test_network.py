@@ -194,7 +194,7 @@ def test_pad_to_repeats_the_last_row_and_column(height, width, more_rows, more_c
     assert torch.equal(padded, images[:, :, rows][:, :, :, columns])
 
 
-def test_every_pixel_of_a_block_of_the_unshuffled_network_gets_its_own_logit():
+def test_each_pixel_of_an_unshuffled_block_has_its_own_logit():
     network: Any = SMALL_NETWORKS["segunet with unshuffle"]().eval()
     nn.init.zeros_(network.classifier.weight)
     network.classifier.bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -216,7 +216,7 @@ def test_folding_batch_norm_does_not_change_the_output(small_network):
         assert torch.equal(value, before[key])
 
 
-def test_folding_uses_the_running_statistics_of_a_network_in_training_mode(small_network):
+def test_folding_uses_running_statistics(small_network):
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = small_network(images)
@@ -275,7 +275,7 @@ def test_weights_that_folding_makes_infinite_are_refused(small_network):
 
 
 @pytest.mark.parametrize("trouble", [AttributeError("no such operation"), RuntimeError("not for bf16"), None])
-def test_a_torch_whose_fused_convolutions_do_not_work_goes_without(small_network, trouble, monkeypatch):
+def test_broken_fused_convolutions_are_not_used(small_network, trouble, monkeypatch):
     def convolve(_self, features, *_):
         if trouble is not None:
             raise trouble
@@ -315,7 +315,7 @@ def test_convolutions_of_all_kinds_give_the_same_once_prepared(convolution):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_feature_maps_are_convolved_one_by_one_as_if_they_were_joined(dtype):
+def test_fused_maps_equal_concatenated_ones(dtype):
     if not inference.fusing_works(dtype):
         pytest.skip(f"this torch has no fused convolutions in {dtype} on this CPU")
     torch.manual_seed(0)
@@ -332,7 +332,7 @@ def test_feature_maps_are_convolved_one_by_one_as_if_they_were_joined(dtype):
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (2, 2), (7, 12), (8, 11), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_coarse_map_is_convolved_as_if_it_were_enlarged_and_joined(height, width, dtype, bias):
+def test_a_fused_coarse_map_equals_an_enlarged_one(height, width, dtype, bias):
     if not inference.fusing_works(dtype):
         pytest.skip(f"this torch has no fused convolutions in {dtype} on this CPU")
     torch.manual_seed(0)
@@ -386,7 +386,7 @@ def test_multiply_adds_by_hand():
 
 
 @pytest.mark.parametrize("width", [1920, 1918])
-def test_segunet_s_takes_24_billion_multiply_adds_for_a_carvana_photo(width):
+def test_segunet_s_takes_24_billion_multiply_adds(width):
     assert count_multiply_adds(build_without_weights("segunet-s"), 1280, width) == pytest.approx(
         24e9, rel=0.01
     )

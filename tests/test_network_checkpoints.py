@@ -333,7 +333,7 @@ def test_a_foreign_state_dict_is_recognised_by_its_tensors(
     assert_same_weights(model.network, weights)
 
 
-def test_safetensors_without_our_header_are_recognised_by_their_tensors(tmp_path, weights):
+def test_safetensors_without_header_are_recognised(tmp_path, weights):
     path = tmp_path / "weights.safetensors"
     for header in (None, {"format": "pt"}):
         safetensors.torch.save_file(weights, path, header)
@@ -342,7 +342,7 @@ def test_safetensors_without_our_header_are_recognised_by_their_tensors(tmp_path
         assert_same_weights(model.network, weights)
 
 
-def test_foreign_files_of_other_tensors_or_of_something_else_are_refused(tmp_path, weights):
+def test_foreign_files_of_other_content_are_refused(tmp_path, weights):
     path = tmp_path / "weights.pth"
     for content in ({"a": torch.zeros(3)}, {}, {"state_dict": {}}, {**weights, "more": torch.zeros(1)}):
         torch.save(content, path)

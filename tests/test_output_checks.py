@@ -62,7 +62,7 @@ def test_a_mask_in_the_place_of_a_photo(tmp_path):
         check_request(photos, tmp_path / "out", Options(overwrite=True))
 
 
-def test_the_file_in_the_place_of_a_photo_is_named_not_one_that_may_go(tmp_path):
+def test_the_photo_that_would_be_replaced_is_named(tmp_path):
     touch(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.png", tmp_path / "out" / "a.png")
     (tmp_path / "out" / "b.png").symlink_to(tmp_path / "in" / "b.png")
     with pytest.raises(UsageError, match=r"out/b\.png would overwrite a photo"):

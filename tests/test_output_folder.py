@@ -67,7 +67,7 @@ def test_where_files_belong(tmp_path):
     assert out.paths.extra("cutout", "a/b") == tmp_path / "out/_cutout/a/b.png"
 
 
-def test_only_what_has_a_whole_mask_of_the_photo_as_it_is_now_is_done(tmp_path, photo):
+def test_only_complete_masks_of_unchanged_photos_are_done(tmp_path, photo):
     other = make_photo(tmp_path, "other")
     assert missing(tmp_path, photo, other) == ["a/b", "other"]
     mask_once(tmp_path, photo)
@@ -110,7 +110,7 @@ def test_looking_makes_nothing(tmp_path, photo):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_photo_is_tried_again_and_what_was_made_of_it_is_gone(tmp_path, photo):
+def test_a_failed_photo_is_retried_and_its_files_are_removed(tmp_path, photo):
     mask_once(tmp_path, photo)
     unlisted = tmp_path / "out" / "c.png"
     unlisted.write_bytes(b"of somebody else")
@@ -208,7 +208,7 @@ def test_a_second_run_is_refused_and_the_first_named(tmp_path):
         pass
 
 
-def test_shards_share_a_folder_but_only_as_parts_of_the_same_number(tmp_path):
+def test_shards_of_one_count_share_a_folder(tmp_path):
     with open_folder(tmp_path, shard=(1, 3)), open_folder(tmp_path, shard=(2, 3)):
         for shard in ((1, 3), (1, 1), (1, 2)):
             with (
@@ -292,7 +292,7 @@ def test_what_the_first_shard_chose_holds_for_all(tmp_path):
         assert out.choice == replace(CHOICE, precision="fp16")
 
 
-def test_a_shard_with_other_settings_is_refused_even_if_both_start_at_the_same_moment(tmp_path):
+def test_a_simultaneous_shard_with_other_settings_is_refused(tmp_path):
     with (
         open_folder(tmp_path, shard=(1, 2)) as first,
         open_folder(tmp_path, {"x": 1}, shard=(2, 2)) as second,
@@ -302,7 +302,7 @@ def test_a_shard_with_other_settings_is_refused_even_if_both_start_at_the_same_m
             second.start(CHOICE)
 
 
-def test_overwrite_removes_what_journals_list_and_not_before_the_start(tmp_path, photo):
+def test_overwrite_removes_journaled_files_at_the_start(tmp_path, photo):
     other = make_photo(tmp_path, "other")
     mask_once(tmp_path, photo)
     mask_once(tmp_path, other, shard=(2, 2))
@@ -369,7 +369,7 @@ def test_a_lock_that_cannot_be_taken(tmp_path, monkeypatch):
         pass
 
 
-def test_a_full_disk_under_the_journal_is_one_message_and_the_lock_is_let_go(tmp_path):
+def test_a_full_disk_under_the_journal_releases_the_lock(tmp_path):
     with (
         pytest.raises(OutOfSpaceError, match=r"No space left for .*journal-1-of-1\.jsonl"),
         open_folder(tmp_path) as out,
@@ -402,7 +402,7 @@ def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
         pass
 
 
-def test_a_line_is_written_whole_even_if_the_system_takes_a_part_at_a_time():
+def test_partial_writes_are_continued():
     class Slow:
         content = b""
 
@@ -437,7 +437,7 @@ def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
         thread.join()
 
 
-def test_temporary_files_of_a_killed_run_go_but_not_those_of_processes_at_work(tmp_path):
+def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
     mask_once(tmp_path)
     for name in ("a", "b"):
         (tmp_path / "out" / name).mkdir(exist_ok=True)
@@ -486,7 +486,7 @@ def test_the_id_of_a_mask_is_that_of_submit_and_score(tmp_path, key, expected):
     assert list(find_masks(tmp_path)) == [expected]
 
 
-def test_of_several_journals_the_latest_line_counts_whichever_file_was_touched_last(tmp_path):
+def test_the_latest_line_of_several_journals_counts(tmp_path):
     failed = Entry("p", "in/p.jpg", 1, 1, stage="decode", reason="is cut short")
     masked = Entry("p", "in/p.jpg", 1, 1, mask_bytes=5)
     with open_folder(tmp_path) as out:

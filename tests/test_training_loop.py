@@ -94,7 +94,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     ],
     ids=lambda changes: ",".join(changes) or "plain",
 )
-def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
+def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, pairs: list[Pair], changes: dict[str, Any], stop_at: int
 ) -> None:
     settings = replace(SETTINGS, **changes)
@@ -338,7 +338,7 @@ def digest_of(model: Any) -> str:
     return weights_digest(model.network.state_dict(), header)
 
 
-def test_a_loss_that_is_not_finite_names_the_photos_and_keeps_the_checkpoint(
+def test_an_infinite_loss_names_photos_and_keeps_the_checkpoint(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_training(tmp_path / "run", pairs, stop_at=4)

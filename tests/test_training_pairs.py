@@ -270,7 +270,7 @@ def test_two_sources_of_masks_are_refused(tmp_path: Path, first: str, second: st
     assert f"has masks in {first} and {second}," in refusal(tmp_path)
 
 
-def test_a_folder_of_masks_goes_before_the_rows_published_with_it(data: Path) -> None:
+def test_a_folder_of_masks_takes_precedence_over_rows(data: Path) -> None:
     (data / "masks.csv").write_text("not looked at")
     assert all(pair.mask for pair in find_pairs(data))
 

@@ -115,7 +115,7 @@ def test_an_error_of_one_pixel_stays_in_sight():
     assert np.argwhere(is_colour(marked, INVENTED_COLOUR)).tolist() == [[426, 639]]
 
 
-def test_where_both_errors_fall_on_one_pixel_the_more_frequent_is_seen():
+def test_the_more_frequent_error_of_a_pixel_is_shown():
     true, predicted = np.zeros((2, 100, 600), bool)
     true[10:20, 10:13] = True  # 30 missed in the cell of 10x10, and 10 invented
     predicted[10:20, 15] = True

@@ -24,7 +24,7 @@ def test_smaller_targets_are_area_averages(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(half), averages, atol=1)
 
 
-def test_every_epoch_draws_every_sample_once_and_a_later_start_draws_the_same() -> None:
+def test_every_epoch_draws_every_sample_once() -> None:
     settings = TrainingSettings(batch=4, seed=3, crop=(8, 8), crop_share=0.4)
     whole = list(draw_batches(10, settings, range(15)))
     numbers = [draw.number for batch in whole for draw in batch]

@@ -245,9 +245,7 @@ CARS = ("car0.jpg", "car1.jpg", "car2.jpg")
 
 
 @pytest.mark.parametrize("scale", [scale_last, scale_before_last])
-def test_a_photo_whose_output_overflows_half_precision_is_masked_in_float32(
-    zygote, here, model, expected, scale, count_faults
-):
+def test_overflow_of_half_precision_is_masked_in_float32(zygote, here, model, expected, scale, count_faults):
     path = here / "scaled.safetensors"
     save_changed(path, model, scale(OVERFLOWS_HALF))
     assert not any(finite_in(path, here, torch.float16, name) for name in CARS)
@@ -265,7 +263,7 @@ def test_a_photo_whose_output_overflows_half_precision_is_masked_in_float32(
     count_faults("output that overflows half precision is made again in float32", 3)
 
 
-def test_where_the_first_photo_overflows_half_precision_all_are_masked_in_float32(
+def test_overflow_in_the_first_photo_changes_all_to_float32(
     zygote, here, model, expected, tmp_path, count_faults
 ):
     path = here / "scaled.safetensors"
@@ -284,9 +282,7 @@ def test_where_the_first_photo_overflows_half_precision_all_are_masked_in_float3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_a_photo_whose_output_overflows_float32_is_a_failure_and_has_no_mask(
-    zygote, here, model, precision, count_faults
-):
+def test_overflow_of_float32_is_a_failure(zygote, here, model, precision, count_faults):
     path = here / "scaled.safetensors"
     save_changed(path, model, scale_last(OVERFLOWS_SINGLE))
     finished = predict(zygote, here, "--model", path.name, "--precision", precision)

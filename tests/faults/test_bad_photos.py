@@ -236,9 +236,7 @@ def assert_all_named(finished, out, bad):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_good_photos_are_masked_as_if_alone_and_each_bad_one_is_named(
-    zygote, mixed, alone, ghost, workers, count_faults
-):
+def test_good_photos_are_masked_and_bad_ones_named(zygote, mixed, alone, ghost, workers, count_faults):
     here, bad = mixed
     shutil.rmtree(here / "out", ignore_errors=True)
     finished = zygote.run(here, *PREDICT, "--workers", workers)
@@ -288,7 +286,7 @@ def test_memory_does_not_follow_what_a_file_says_of_itself(zygote, mixed, tmp_pa
     count_faults("memory does not follow what a photo says of itself", 9)
 
 
-def test_that_other_formats_are_refused_is_not_for_want_of_a_decoder(tmp_path, monkeypatch):
+def test_other_formats_are_refused_despite_decoders(tmp_path, monkeypatch):
     for name, content in other_formats().items():
         with Image.open(io.BytesIO(content)) as image:
             assert image.format == name
@@ -453,9 +451,7 @@ def test_bad_photos_of_any_name_are_named(zygote, names, tmp_path, on_terminal, 
         ("run.json/deeper/a.jpg", "where the report of this name belongs"),
     ],
 )
-def test_a_mask_that_cannot_have_its_place_is_refused_before_any_work(
-    zygote, drawn, tmp_path, name, reason, count_faults
-):
+def test_masks_with_impossible_names_are_refused_early(zygote, drawn, tmp_path, name, reason, count_faults):
     here = tmp_path / "here"
     (here / name).parent.mkdir(parents=True)
     shutil.copy2(drawn / "images" / "car0.jpg", here / name)

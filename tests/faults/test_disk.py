@@ -45,9 +45,7 @@ def mount():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_once_there_is_room(
-    zygote, crowd, mount, workers, count_faults
-):
+def test_a_run_resumes_after_a_full_disk(zygote, crowd, mount, workers, count_faults):
     expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
     (crowd / "out").mkdir()
     mount(crowd / "out", "size=160k")

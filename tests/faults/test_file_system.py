@@ -71,9 +71,7 @@ def fail_each_call(zygote, here, fault, first=1, step=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "fault"), list(enumerate(HOW.values(), start=1)), ids=HOW)
-def test_a_fault_in_every_tenth_call_leaves_nothing_torn_and_the_next_run_makes_up_for_it(
-    zygote, here, fault, first, count_faults
-):
+def test_a_fault_in_every_tenth_call_is_made_good(zygote, here, fault, first, count_faults):
     faults = fail_each_call(zygote, here, fault, first, 10)
     assert faults > 5
     count_faults("a file-system call of predict fails", faults)
@@ -82,9 +80,7 @@ def test_a_fault_in_every_tenth_call_leaves_nothing_torn_and_the_next_run_makes_
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", HOW.values(), ids=HOW)
-def test_a_fault_in_any_call_leaves_nothing_torn_and_the_next_run_makes_up_for_it(
-    zygote, here, fault, count_faults
-):
+def test_a_fault_in_any_call_is_made_good(zygote, here, fault, count_faults):
     faults = fail_each_call(zygote, here, fault)
     assert faults > 50
     count_faults("a file-system call of predict fails", faults)
@@ -115,7 +111,7 @@ def fail_each_call_while_overwriting(zygote, here, first, step):
 
 
 @pytest.mark.slow
-def test_killed_in_every_fifth_call_while_it_overwrites_and_started_again(zygote, here, count_faults):
+def test_kills_in_every_fifth_call_of_overwriting(zygote, here, count_faults):
     faults = fail_each_call_while_overwriting(zygote, here, 1, 5)
     assert faults > 5
     count_faults("a file-system call of predict --overwrite fails", faults)
@@ -123,7 +119,7 @@ def test_killed_in_every_fifth_call_while_it_overwrites_and_started_again(zygote
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_killed_in_any_call_while_it_overwrites_and_started_again(zygote, here, count_faults):
+def test_kills_in_any_call_of_overwriting(zygote, here, count_faults):
     faults = fail_each_call_while_overwriting(zygote, here, 1, 1)
     assert faults > 30
     count_faults("a file-system call of predict --overwrite fails", faults)

@@ -164,7 +164,7 @@ def check_row(text, height, width):
         np.testing.assert_array_equal(rle.decode_packed(text, height, width).to_bool(), expected)
 
 
-def test_a_row_gives_the_mask_that_it_describes_or_the_documented_error(count_faults):
+def test_any_row_gives_its_mask_or_the_documented_error(count_faults):
     number = fuzz(lambda case: check_row(*case), 800, case=rows_and_sizes())
     number += fuzz(
         check_row, 200, text=st.text(max_size=40), height=st.integers(0, 5), width=st.integers(0, 5)
@@ -240,7 +240,7 @@ def test_any_table_of_rows_gives_rows_or_the_documented_error(tmp_path, count_fa
     count_faults("any table of run-length rows gives rows or the documented error", number)
 
 
-def test_a_line_that_unpacks_to_far_more_does_not_fill_the_memory(tmp_path, monkeypatch, count_faults):
+def test_a_line_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch, count_faults):
     monkeypatch.setattr(table, "FIELD_LIMIT", 100_000)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(HEADER + b"a.jpg," + b"1 " * 10_000_000, 1))
     tracemalloc.start()
@@ -353,7 +353,7 @@ def refuse_constant(name):
 
 
 @pytest.mark.slow
-def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, count_faults):
+def test_any_journal_gives_sound_and_harmless_entries(tmp_path, count_faults):
     root = tmp_path / "above" / "out"
     (root / ".carvana-batch").mkdir(parents=True)
     outside = [tmp_path / "above" / "x.png", tmp_path / "x.png"]
@@ -390,7 +390,7 @@ def test_any_journal_gives_sound_entries_and_none_of_them_does_harm(tmp_path, co
     count_faults("any journal gives sound entries or none", number)
 
 
-def test_in_one_journal_the_last_line_counts_whatever_the_clock_said(tmp_path):
+def test_the_last_line_of_a_journal_counts(tmp_path):
     first, second = (asdict(GOOD) | {"mask_bytes": size, "committed": 10 - size} for size in (1, 2))
     (tmp_path / "journal-1-of-1.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second))
     assert [entry.mask_bytes for entry in read_entries(tmp_path).values()] == [2]
@@ -530,7 +530,7 @@ def is_ours(content):
     return notes.get("format") == FORMAT or "digest" in notes
 
 
-def test_weights_of_ours_that_were_changed_are_refused_or_make_the_same_masks(tiny, tmp_path, count_faults):
+def test_changed_weights_are_refused_or_equivalent(tiny, tmp_path, count_faults):
     """Notes, such as the licence, may change; what makes a mask may not, as the digest covers it."""
     path = tmp_path / "weights.safetensors"
     path.write_bytes(tiny[1])
@@ -579,7 +579,7 @@ def odd_tensors(value):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_state_dict_of_odd_tensors_gives_what_it_says_or_is_refused(tiny, tmp_path, zipped, count_faults):
+def test_state_dicts_of_odd_tensors_are_sound_or_refused(tiny, tmp_path, zipped, count_faults):
     path, key = tmp_path / "weights.pt", "encoder.0.1.0.weight"
     cases = [({**tiny[0], key: odd}, expected) for odd, expected in odd_tensors(tiny[0][key])]
     for name in ("new", 1, None, (1, 2), b"new", "\x1b[31m\n", "\ud800", "state_dict"):
@@ -596,7 +596,7 @@ def test_a_state_dict_of_odd_tensors_gives_what_it_says_or_is_refused(tiny, tmp_
 
 
 @pytest.mark.slow
-def test_any_pickle_in_a_checkpoint_gives_a_sound_model_or_is_refused(tiny, tmp_path, count_faults):
+def test_any_pickle_gives_a_sound_model_or_is_refused(tiny, tmp_path, count_faults):
     """The parts of the archive are changed before it is packed, so that its checksums are right."""
     path = tmp_path / "weights.pt"
     loaded = 0

@@ -70,7 +70,7 @@ def test_what_was_damaged_is_made_good_and_nothing_else_is_done(zygote, here, da
     count_faults("an out folder is damaged between two runs", 1)
 
 
-def test_other_weights_threshold_or_tiling_are_refused_with_the_difference_named(zygote, here, count_faults):
+def test_other_settings_are_refused_with_the_difference(zygote, here, count_faults):
     assert zygote.run(here, *PREDICT).code == 0
     expected = results_in(here / "out")
     model = load_model("segunet-s")

@@ -93,6 +93,9 @@ class Choice:
         most_pixels: most pixels of a tile of automatic size.
         tile: whether tiles have the size that was asked for; they no longer do once memory ran out.
         map_share: see :class:`Tiling`; 0 in jobs of versions that did not count maps.
+        threads: of torch on a CPU, on which the last bits of float32 depend; 0 if it is not known.
+        hardware: name of the processor or GPU, and instruction set; "" if it is not known.
+        torch: version of torch; "" if it is not known.
     """
 
     device: str
@@ -101,6 +104,9 @@ class Choice:
     most_pixels: int
     tile: bool = True
     map_share: float = 0.0
+    threads: int = 0
+    hardware: str = ""
+    torch: str = ""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Choice | None:
@@ -113,7 +119,7 @@ class Choice:
             return None
         kinds = {"device": str, "precision": str, "batch": int, "most_pixels": int}
         missing = kinds.keys() - values.keys()
-        kinds |= {"tile": bool, "map_share": float}
+        kinds |= {"tile": bool, "map_share": float, "threads": int, "hardware": str, "torch": str}
         for name, value in (values | dict.fromkeys(sorted(missing))).items():
             if type(value) is not kinds.get(name):
                 raise damaged_choice(name, value)

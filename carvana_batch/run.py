@@ -167,10 +167,10 @@ class Run:
         if not self.todo:
             return
         self._predictor = self._make_predictor(out.choice)
-        choice = describe_choice(self._predictor.device, self._predictor.limits)
-        chosen = out.start(choice)
-        if chosen != choice:  # another shard has begun in the meantime
-            self._predictor = self._make_predictor(chosen)
+        choice = describe_choice(self._predictor.device, self._predictor.limits, out.choice)
+        self._chosen = out.start(choice)
+        if self._chosen != choice:  # another shard has begun in the meantime
+            self._predictor = self._make_predictor(self._chosen)
         decode_options = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
         workers = options.workers
         if workers is None:
@@ -214,7 +214,8 @@ class Run:
         seconds = self._stopwatch.seconds
         seconds["predict"] = report.seconds - seconds["decode"] - seconds["write"]
         report.stages, report.decode_seconds = seconds, self._loader.seconds
-        report.chosen = asdict(describe_choice(self._predictor.device, self._predictor.limits))
+        choice = describe_choice(self._predictor.device, self._predictor.limits, self._chosen)
+        report.chosen = asdict(choice)
         report.warnings = self._loader.warnings + self._predictor.warnings
         report.done = self._progress.done
         if self._progress.done + self._progress.failed < self._progress.total:

@@ -17,6 +17,8 @@ from carvana_batch.commands import group, predict, reporting
 from carvana_batch.errors import FolderInUseError, ModelError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
+from carvana_batch.network import BUNDLED_WEIGHTS
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import Progress
@@ -543,3 +545,13 @@ def test_memory_without_a_unit_is_rejected_with_advice(run, here):
     result = run("in", "out", "--memory", "6")
     assert (result.exit_code, "such as 6GB" in result.stderr) == (2, True)
     assert not (here / "out").exists()
+
+
+def test_a_weights_file_is_named_with_digest_and_dice(run, here):
+    weights = BUNDLED_WEIGHTS["segunet-s"]
+    (here / "my weights.safetensors").symlink_to(weights)
+    lines = run("in", "out", "--model", "my weights.safetensors").stdout.splitlines()
+    model = load_model(weights)
+    dice = json.loads(model.notes["val"])["dice"]
+    where = f"from my weights.safetensors, sha256 {model.digest[:16]}, val Dice {dice:.4f}"
+    assert lines[0] == f"4 photos, model segunet-s {where}"

@@ -9,6 +9,7 @@ from short_memory import ShortMemory
 
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference import runner
+from carvana_batch.inference.devices import describe_hardware
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.runner import MaskOptions
@@ -186,7 +187,7 @@ def test_the_choice_of_the_first_run_is_used_again(model):
         assert predictor.limits.dtype == torch.float16
         assert predictor.limits.batch == 3
         assert predictor.limits.tiling == Tiling(None, 123_456, 64, 0.0123)
-        assert choice_of(predictor) == chosen
+        assert choice_of(predictor).items() >= chosen.items()
 
 
 def test_the_choice_contains_the_reduced_limits(model):
@@ -201,6 +202,9 @@ def test_the_choice_contains_the_reduced_limits(model):
         "tile": False,
         "most_pixels": 777,
         "map_share": 0.1,
+        "threads": torch.get_num_threads(),
+        "hardware": describe_hardware(CPU),
+        "torch": str(torch.__version__),
     }
 
 
@@ -227,6 +231,28 @@ def test_a_run_is_resumed_on_its_kind_of_device_only(model):
 def test_damaged_choices_of_an_earlier_run_are_rejected(model, wrong):
     with pytest.raises(UsageError, match=f"are damaged .{next(iter(wrong))}: .*--overwrite"):
         plan(model, choice_of(plan(model, precision="fp32")) | wrong)
+
+
+def test_a_job_keeps_its_number_of_threads(model):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        chosen = choice_of(plan(model))
+        torch.set_num_threads(1)
+        predictor = plan(model, chosen)
+        assert (chosen["threads"], torch.get_num_threads(), predictor.warnings) == (2, 2, [])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["hardware", "torch"])
+def test_other_hardware_or_torch_is_reported_on_resume(model, name):
+    chosen = choice_of(plan(model)) | {name: "another"}
+    predictor = plan(model, chosen)
+    (warning,) = predictor.warnings
+    assert f"began with {name} another, and goes on with " in warning
+    earlier = Choice.from_json(chosen)
+    assert describe_choice(predictor.device, predictor.limits, earlier) == earlier
 
 
 def test_choices_without_a_map_share_give_the_same_tiles(model):

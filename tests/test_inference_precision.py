@@ -46,16 +46,43 @@ class NeverFinite(Redness):
 # Choice
 
 
-@pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
-def test_the_faster_precision_of_a_cpu_is_measured(monkeypatch, faster):
+@pytest.mark.parametrize(
+    ("has_instructions", "milliseconds", "chosen"),
+    [
+        (True, {torch.float32: 5, torch.bfloat16: 1}, torch.bfloat16),
+        (True, {torch.float32: 5, torch.bfloat16: 5}, torch.bfloat16),
+        (True, {torch.float32: 5, torch.bfloat16: 6}, torch.bfloat16),
+        (True, {torch.float32: 1, torch.bfloat16: 6}, torch.float32),
+        (False, {torch.float32: 5, torch.bfloat16: 1}, torch.float32),
+    ],
+)
+def test_a_cpu_with_instructions_for_it_uses_bfloat16(monkeypatch, has_instructions, milliseconds, chosen):
     def prepare(_network, _device, dtype):
-        return lambda images: time.sleep(0.001 if dtype == faster else 0.01)
+        return lambda images: time.sleep(milliseconds[dtype] / 1000)
 
     monkeypatch.setattr(precision, "prepare_network", prepare)
+    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: has_instructions)
     dtype, reason = choose_precision(nn.Identity(), CPU)
-    assert dtype == faster
-    assert reason.startswith("fp32 (" if faster == torch.float32 else "bf16 (")
+    assert dtype == chosen
+    assert reason.startswith("fp32 (" if chosen == torch.float32 else "bf16 (")
     assert choose_precision(nn.Identity(), torch.device("cuda"))[0] == torch.float16
+
+
+def test_timing_goes_on_until_it_is_stable(monkeypatch):
+    """A machine that is busy at first does not make bfloat16 look slow."""
+    runs = {torch.float32: 0, torch.bfloat16: 0}
+
+    def prepare(_network, _device, dtype):
+        def run(_images):
+            runs[dtype] += 1
+            busy = dtype == torch.bfloat16 and runs[dtype] <= 5
+            time.sleep(0.02 / runs[dtype] if busy else 0.002)
+
+        return run
+
+    monkeypatch.setattr(precision, "prepare_network", prepare)
+    assert precision.speed_of_bfloat16(nn.Identity(), CPU) > 1 / precision.FAR_SLOWER
+    assert 5 < runs[torch.float32] == runs[torch.bfloat16] <= precision.MOST_ROUNDS
 
 
 # Check of the first batch against float32

@@ -209,7 +209,7 @@ def test_an_empty_folder_is_named_with_the_suffixes(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         find_images(tmp_path)
     assert str(tmp_path) in str(caught.value)
-    assert ".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp" in str(caught.value)
+    assert ".bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp" in str(caught.value)
     assert "1 × files ending in .txt" in str(caught.value)
 
 
@@ -382,3 +382,10 @@ def test_shown_names_can_be_printed_on_one_line(name: str) -> None:
 def test_shown_names_are_otherwise_unchanged() -> None:
     assert shown(Path("grün/a b.jpg")) == "grün/a b.jpg"
     assert shown("a\nb\udcff") == r"a\nb\udcff"
+
+
+def test_all_suffixes_of_jpeg_are_photos(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.JPEG", "c.jpe", "d.jfif", "e.JFIF"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert [ref.path.name for ref in find_images(tmp_path).refs] == names

@@ -120,3 +120,17 @@ def test_an_out_folder_that_cannot_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as it is: the tests may run as root
     with pytest.raises(UsageError, match=r"a: the folder .* is not open to writing"):
         check_out_folder(Path("a"))
+
+
+@pytest.mark.parametrize("folder", ["", "in", "in/deeper"])
+def test_photos_in_the_out_folder_are_refused(tmp_path, folder):
+    photo = ImageRef("a", tmp_path / "out" / folder / "a.jpg")
+    touch(photo.path)
+    with pytest.raises(UsageError, match=r"lie in OUT, .*out, where submit and score would take them"):
+        check_request([ImageRef("b", tmp_path / "b.jpg"), photo], tmp_path / "out", Options())
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(UsageError, match="lie in OUT"):
+        check_request([photo], tmp_path / "link", Options())
+    check_request([photo], tmp_path / "out2", Options())
+    (tmp_path / "out" / folder / "masks").mkdir()
+    check_request([photo], tmp_path / "out" / folder / "masks", Options())

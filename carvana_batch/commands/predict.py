@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -31,6 +32,9 @@ from carvana_batch.options import (
 )
 from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
+
+if TYPE_CHECKING:
+    from carvana_batch.network.checkpoints import Model
 
 
 @click.command()
@@ -256,7 +260,7 @@ def command(
     from carvana_batch.run import run
 
     loaded = load_model(model)
-    reporter.say(f"{counted(len(refs), 'photo')}, model {loaded.name}")
+    reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
     folder = _folder_of_mask_file(refs[0], out) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
@@ -269,6 +273,16 @@ def command(
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
         reporter.say(f"Stopped. To go on: {shown(shlex.join(['carvana-batch', *same]))}")
     context.exit(report.exit_code)
+
+
+def _describe_model(given: str, model: Model) -> str:
+    """The name of bundled weights; of others also where they come from, their digest and validation Dice."""
+    if given == model.name:
+        return model.name
+    words = [f"{model.name} from {shown(given)}", f"sha256 {model.digest[:16]}"]
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # other headers may say anything
+        words.append(f"val Dice {json.loads(model.notes['val'])['dice']:.4f}")
+    return ", ".join(words)
 
 
 def _find(source: Path | None, out: Path, files_from: str | None, follow_links: bool) -> Found:

@@ -204,7 +204,9 @@ def command(
         )
     if outcome.best is not None:
         reporter.say(describe_best(outcome.best))
-    reporter.say(f"weights: {shown(run / 'best.safetensors')}; pictures: worst.jpg, curves.png beside it")
+    pictures = [name for name in ("worst.jpg", "curves.png") if (run / name).exists()]
+    beside = f"; pictures: {', '.join(pictures)} beside it" if pictures else ""
+    reporter.say(f"weights: {shown(run / 'best.safetensors')}{beside}")
     reporter.say(
         f"to use them: {shown(shlex.join(['carvana-batch', 'predict', 'in/', 'out/', '--model', str(run)]))}"
     )

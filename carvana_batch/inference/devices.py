@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -55,6 +56,19 @@ def single_thread_on_small_cpus(device: torch.device) -> Iterator[None]:
     finally:
         if use_one:
             torch.set_num_threads(count)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Name of the processor or GPU, and on a CPU the instruction set that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return platform.machine()
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch 2.6 has no such function
+    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def device_name(device: torch.device) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.inference.devices import device_name, pick_device
+from carvana_batch.inference.devices import describe_hardware, device_name, pick_device
 from carvana_batch.inference.memory import OutOfMemoryGuard, memory_budget
 from carvana_batch.inference.precision import PRECISIONS, choose_precision, precision_name
 from carvana_batch.inference.predictor import Predictor
@@ -65,6 +65,8 @@ def _make_predictor(
     model: Model, options: Options, earlier: Choice | None, on_change: Callable[[Choice], object]
 ) -> tuple[Predictor, str]:
     device = _choose_device(options, earlier)
+    if earlier is not None and earlier.threads and device.type == "cpu":
+        torch.set_num_threads(earlier.threads)
     dtype, why = _choose_dtype(model, options, earlier, device)
     budget = memory_budget(device, options.memory)
     pixel_bytes = _bytes_of_a_pixel(model, dtype)
@@ -85,8 +87,10 @@ def _make_predictor(
         device,
         limits,
         MaskOptions(options.threshold, options.flip, keep_probability="prob" in options.extras),
-        on_change=lambda limits: on_change(describe_choice(device, limits)),
+        on_change=lambda limits: on_change(describe_choice(device, limits, earlier)),
     )
+    if earlier is not None:
+        predictor.warnings += _describe_differences(device, earlier)
     return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB"
 
 
@@ -115,9 +119,32 @@ def _choose_dtype(
     return PRECISIONS[options.precision], f"{options.precision} (as asked)"
 
 
-def describe_choice(device: torch.device, limits: Limits) -> Choice:
-    """What a later run of the same job has to choose again so that its masks come out the same."""
+def _describe_differences(device: torch.device, earlier: Choice) -> list[str]:
+    """A line for each thing that may change masks, and differs from the first run of the job."""
+    now = {"hardware": describe_hardware(device), "torch": str(torch.__version__)}
+    before = {"hardware": earlier.hardware, "torch": earlier.torch}
+    return [
+        f"this job began with {name} {before[name]}, and goes on with {now[name]}: masks may differ in some"
+        " pixels from those of the first run"
+        for name in now
+        if before[name] and before[name] != now[name]
+    ]
+
+
+def describe_choice(device: torch.device, limits: Limits, earlier: Choice | None = None) -> Choice:
+    """What a later run of the same job has to choose again so that its masks come out the same.
+
+    Args:
+        device: where the network runs.
+        limits: how much it is given at a time, and in which number format.
+        earlier: what the first run of the job chose, whose hardware and version of torch are kept.
+    """
     tiling = limits.tiling
+    if earlier is not None:
+        threads, hardware, version = earlier.threads, earlier.hardware, earlier.torch
+    else:
+        threads = torch.get_num_threads() if device.type == "cpu" else 0
+        hardware, version = describe_hardware(device), str(torch.__version__)
     return Choice(
         device=device.type,
         precision=precision_name(limits.dtype),
@@ -125,6 +152,9 @@ def describe_choice(device: torch.device, limits: Limits) -> Choice:
         tile=tiling.tile is not None,
         most_pixels=tiling.most_pixels,
         map_share=tiling.map_share,
+        threads=threads,
+        hardware=hardware,
+        torch=version,
     )
 
 

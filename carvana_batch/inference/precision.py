@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,12 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 PRECISION_TOLERANCE = 0.02
 """Mean difference of probabilities from float32 above which half precision is given up."""
 
+FAR_SLOWER = 1.5
+"""Factor by which bfloat16 has to be slower than float32 not to be used on a CPU with instructions for it."""
+
+STABLE_ROUNDS, MOST_ROUNDS = 3, 20
+"""Rounds of timing without a clearly better time after which the times are compared, and most rounds."""
+
 COMPARED_PIXELS = 2**18
 """Pixels in the middle of each tile of the first batch that are compared with float32."""
 
@@ -30,25 +37,48 @@ def precision_name(dtype: torch.dtype) -> str:
 def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype for ``--precision auto``, and one line that says why.
 
-    On a CPU, bfloat16 is up to three times as fast as float32 where the hardware supports it and far slower
-    where it does not, so both are timed alternately on a small input, and the best times are compared.
+    The two formats give slightly different masks, so the choice must not depend on how busy the machine is: a
+    CPU with instructions for bfloat16 uses it, unless it is measured to be far slower all the same.
     """
     if device.type != "cpu":
         return torch.float16, f"fp16 on {device.type}"
+    if not has_bfloat16_instructions():
+        return torch.float32, "fp32 (this CPU has no instructions for bf16)"
+    if speed_of_bfloat16(network, device) < 1 / FAR_SLOWER:
+        return torch.float32, f"fp32 (bf16 takes more than {FAR_SLOWER:g} times as long here)"
+    return torch.bfloat16, "bf16 (this CPU has instructions for it)"
+
+
+def has_bfloat16_instructions() -> bool:
+    """Whether torch reports instructions for bfloat16 on this CPU: AVX512-BF16 or AMX."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def speed_of_bfloat16(network: nn.Module, device: torch.device) -> float:
+    """How many times as fast as float32 a network is in bfloat16.
+
+    Both are timed alternately on a small input. The best times are compared, once neither has become clearly
+    better for some rounds.
+    """
     images = torch.zeros((1, 3, 384, 384)).to(memory_format=torch.channels_last)
-    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     inputs = {dtype: images.to(dtype) for dtype in best}
     networks = {dtype: prepare_network(network, device, dtype) for dtype in best}
+    stable_rounds = 0
     with torch.inference_mode():
-        for _ in range(4):
+        for _ in range(MOST_ROUNDS):
+            stable_rounds += 1
             for dtype in best:
                 start = time.perf_counter()
                 networks[dtype](inputs[dtype])
-                best[dtype] = min(best[dtype], time.perf_counter() - start)
-    ratio = best[torch.float32] / best[torch.bfloat16]
-    if ratio > 1:
-        return torch.bfloat16, f"bf16 (measured: {ratio:.1f}x the speed of fp32)"
-    return torch.float32, "fp32 (bf16 is slower here)"
+                seconds = time.perf_counter() - start
+                if seconds < 0.95 * best[dtype]:
+                    stable_rounds = 0
+                best[dtype] = min(best[dtype], seconds)
+            if stable_rounds == STABLE_ROUNDS:
+                break
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def check_precision(

@@ -14,7 +14,9 @@ from carvana_batch.options import EXTRA_FILES
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
 """Suffixes of the files that a folder is searched for, in lower case; upper case is accepted as well."""
 
 LONGEST_NAME = 255

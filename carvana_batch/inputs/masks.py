@@ -10,7 +10,7 @@ from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.keys import EXTRA_FOLDERS, mask_id
 from carvana_batch.text import shown
 
-MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg"}
+MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg", "jpe", "jfif"}
 
 
 PREDICTED_ADVICE = "`carvana-batch predict` writes masks into `out`."

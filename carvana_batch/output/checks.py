@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import check_out_folder
-from carvana_batch.inputs.keys import hashes_of, refuse_bad_names, refuse_clashes, refuse_same_ids
+from carvana_batch.inputs.keys import (
+    EXTRA_FOLDERS,
+    hashes_of,
+    refuse_bad_names,
+    refuse_clashes,
+    refuse_same_ids,
+)
 from carvana_batch.options import Options
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.submission.table import check_submission_name
@@ -35,6 +42,22 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
     refuse_same_ids(refs)
     check_out_folder(root)
     refuse_overwriting(refs, root, options)
+    refuse_photos_in_out(refs, root)
+
+
+def refuse_photos_in_out(refs: Iterable[ImageRef], root: Path) -> None:
+    """Raise UsageError if photos lie in the out folder where submit and score look for masks."""
+    out = Path(os.path.realpath(root))
+    for folder in sorted({ref.path_text.rpartition(os.sep)[0] for ref in refs}):
+        found = Path(os.path.realpath(folder))
+        if not found.is_relative_to(out):
+            continue
+        top = found.relative_to(out).parts[:1]
+        if not top or not (top[0] in EXTRA_FOLDERS or top[0].startswith(".")):
+            raise UsageError(
+                f"The photos in {shown(folder or '.')} lie in OUT, {shown(root)}, where submit and score"
+                " would take them for masks. Choose another OUT."
+            )
 
 
 def refuse_overwriting(refs: Sequence[ImageRef], root: Path, options: Options) -> None:

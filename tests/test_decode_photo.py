@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import struct
@@ -692,6 +693,8 @@ BLACK, WHITE, DARK_RED = (0, 0, 0), (255, 255, 255), (128, 0, 0)
         (CAR, (BLACK, (1, 1, 1)), CAR),
         (CAR, (BLACK, BLACK), CAR),
         (~CAR, (WHITE, BLACK), CAR),  # tools that make palettes small may put white first
+        (~CAR, ((252,) * 3, (3,) * 3), CAR),  # and after a JPEG it is no longer quite white
+        (~CAR * 3, (DARK_RED, BLACK, BLACK, (0, 0, 60)), CAR),
         (CAR * 5, (BLACK, BLACK, BLACK, BLACK, BLACK, WHITE), CAR),
         (np.zeros((3, 9)), (BLACK, WHITE), np.zeros((3, 9), bool)),
         (np.ones((3, 9)), (BLACK, WHITE), np.ones((3, 9), bool)),
@@ -847,3 +850,45 @@ def test_jpeg_masks_that_are_no_hard_ones(tmp_path: Path) -> None:
     )
     Image.fromarray(np.where(CAR, 1, 0).astype(np.uint8)).save(tmp_path / "b.jpg", quality=100)
     assert "save it as PNG" in reason(tmp_path / "b.jpg", read_mask, hard=True)
+
+
+def test_a_palette_of_two_equally_bright_colours_is_no_mask(tmp_path: Path) -> None:
+    lumas: dict[int, Any] = {}
+    colour: Any = None
+    for colour in itertools.product(range(0, 256, 5), repeat=3):
+        luma = 299 * colour[0] + 587 * colour[1] + 114 * colour[2]
+        if luma in lumas:
+            break
+        lumas[luma] = colour
+    palette_image(CAR, lumas[luma], colour).save(tmp_path / "a.png")
+    assert "equally bright" in reason(tmp_path / "a.png", read_mask)
+
+
+def test_masks_with_several_pages_are_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.where(page, 255, 0).astype(np.uint8)) for page in (CAR, ~CAR)]
+    for name in ("a.tif", "a.gif", "a.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        assert reason(tmp_path / name, read_mask).startswith("has 2 pages")
+    tifffile.imwrite(tmp_path / "one.tif", np.where(CAR, 255, 0).astype(np.uint8))
+    assert_mask(tmp_path / "one.tif", CAR)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_masks_with_samples_that_differ_are_refused(tmp_path: Path, planar: str) -> None:
+    background, car = (np.where(one, 255, 0).astype(np.uint8) for one in (~CAR, CAR))
+    axis = 2 if planar == "contig" else 0
+    for name, second in (("one-hot.tif", car), ("equal.tif", background)):
+        samples = np.stack([background, second], axis=axis)
+        tifffile.imwrite(tmp_path / name, samples, photometric="minisblack", planarconfig=planar)
+    assert reason(tmp_path / "one-hot.tif", read_mask).startswith("has several samples per pixel")
+    assert_mask(tmp_path / "equal.tif", ~CAR)
+
+
+def test_alpha_of_zero_throughout_is_not_used(tmp_path: Path) -> None:
+    """Some programs write it into BMP and PNG although the picture is opaque."""
+    clear = np.zeros(RGB.shape[:2], np.uint8)
+    Image.fromarray(np.dstack([RGB, clear])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+    grey = np.where(CAR, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([grey, np.zeros_like(grey)])).save(tmp_path / "mask.png")
+    assert_mask(tmp_path / "mask.png", CAR)

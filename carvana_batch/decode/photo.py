@@ -40,7 +40,8 @@ def read_image(
 
     The content determines the format, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes three
     equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels are
-    composited over white. Floating-point TIFFs must hold values from 0 to 1.
+    composited over white, unless all of them are transparent. Floating-point TIFFs must hold values from 0 to
+    1.
 
     Colour JPEGs are decoded by simplejpeg where it is installed: it gives the same pixels as Pillow in half
     the time.
@@ -88,6 +89,8 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         colours = image.convert("RGBA")
+        if colours.getchannel("A").getextrema() == (0, 0):  # some programs write 0 if they do not use alpha
+            colours.putalpha(255)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
         raise ImageError(f"has pixels of the kind {image.mode}, which is not supported; save it as RGB")

@@ -21,6 +21,9 @@ from carvana_batch.errors import ImageError
 # tifffile logs whatever it finds odd in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
+PAGES, DIFFERING_SAMPLES = "pages", "differing samples"
+"""What an image's ``info`` says of a TIFF: its number of pages, and whether ignored samples differ."""
+
 TIFF_CHANNELS = {
     PHOTOMETRIC.MINISWHITE: 1,
     PHOTOMETRIC.MINISBLACK: 1,
@@ -69,10 +72,25 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
         colormap = page.colormap
         orientation = page.tags.valueof(ORIENTATION, default=1)
+        pages = (
+            1
+            if len(tiff.pages) == 1
+            else sum(not getattr(other, "is_reduced", False) for other in tiff.pages)
+        )
     values = np.moveaxis(planes[..., 0], 0, -1) if planes.shape[0] > 1 else planes[0]
     image = _tiff_image(page, values, colormap)
     image.getexif()[ORIENTATION] = orientation
+    image.info[PAGES] = pages
+    image.info[DIFFERING_SAMPLES] = _has_differing_samples(page, values)
     return image
+
+
+def _has_differing_samples(page: tifffile.TiffPage, values: NDArray[Any]) -> bool:
+    """Whether there are samples beside colours and alpha, which are ignored, that differ from the first."""
+    channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
+    has_alpha = bool(page.extrasamples) and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
+    ignored = values[..., channels + has_alpha :]
+    return ignored.size > 0 and bool((ignored != values[..., :1]).any())
 
 
 def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> None:

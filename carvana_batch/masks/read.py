@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from carvana_batch.decode.tiff import DIFFERING_SAMPLES, PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.values import PackedMask
@@ -39,6 +40,7 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
     The first of these rules that applies determines which pixels are car:
 
     - palette images that use no colours but black and white: the white ones;
+    - palette images that use two colours: the brighter one;
     - images whose values (in palette images: indexes) are all 0 or 1: those with 1;
     - others: those with at least half of the full value, for example 128 of 255.
 
@@ -59,13 +61,15 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
         if mask is not None:
             return mask
         file.seek(0)
-        return _to_mask(decode_pixels(read_header(file, pixel_limit), file), hard)
+        image = read_header(file, pixel_limit)
+        _refuse_ambiguous(image)
+        return _to_mask(decode_pixels(image, file), hard)
 
 
 def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
     if image.has_transparency_data and not image.mode.startswith("I;16"):
         alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema() != (255, 255):
+        if alpha.getextrema() not in {(255, 255), (0, 0)}:  # 0 throughout means that alpha is not used
             raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
     if image.mode == "1":
         return PackedMask.from_bool(np.asarray(image))
@@ -109,6 +113,14 @@ def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
     colours = {palette[index] for index in used}
     if colours <= {BLACK, WHITE} and WHITE in palette:
         return np.array([colour == WHITE for colour in palette])
+    if len(colours) == 2:
+        darker, brighter = sorted(colours, key=_brightness)
+        if _brightness(darker) == _brightness(brighter):
+            raise ImageError(
+                f"has the colours {darker} and {brighter}, which are equally bright, so that it is not clear"
+                " which is car; make car white and the rest black"
+            )
+        return np.array([colour == brighter for colour in palette])
     if max(used) <= 1:
         return np.array([index == 1 for index in range(256)])
     if any(not red == green == blue for red, green, blue in colours):
@@ -117,6 +129,23 @@ def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
     if hard:
         _refuse_between(greys[np.asarray(image)])
     return greys >= 128
+
+
+def _brightness(colour: tuple[int, int, int]) -> int:
+    """1000 times the luma of an RGB colour (ITU-R BT.601)."""
+    red, green, blue = colour
+    return 299 * red + 587 * green + 114 * blue
+
+
+def _refuse_ambiguous(image: Image.Image) -> None:
+    """Raise ImageError for an image with several pages, or with samples that would be ignored."""
+    pages = int(image.info.get(PAGES, 0) or getattr(image, "n_frames", 1))
+    if pages > 1:
+        raise ImageError(f"has {pages} pages, so it is not clear which is the mask; save one of them")
+    if image.info.get(DIFFERING_SAMPLES):
+        raise ImageError(
+            "has several samples per pixel that differ, so it is not clear which is the mask; save one"
+        )
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -23,20 +23,20 @@ def failing(number):
 
 @pytest.fixture(params=["new", "old"])
 def target(request, tmp_path):
-    """A file that is not there yet, and one that is."""
+    """The path of a file that does not exist yet, and of one that does."""
     path = tmp_path / "file.bin"
     if request.param == "old":
         path.write_bytes(b"old")
     return path
 
 
-def assert_untouched(target):
-    """What was there is there, and nothing besides."""
+def assert_unchanged(target):
+    """Check that the folder holds what it held before, and nothing else."""
     contents = {path.name: path.read_bytes() for path in target.parent.iterdir()}
     assert contents in ({}, {"file.bin": b"old"})
 
 
-def test_bytes_arrive_under_the_final_name(target):
+def test_bytes_appear_under_the_final_name(target):
     with atomic_writer(target) as file:
         file.write(b"new")
         assert not target.exists() or target.read_bytes() == b"old"
@@ -44,27 +44,27 @@ def test_bytes_arrive_under_the_final_name(target):
     assert names_below(target.parent) == ["file.bin"]
 
 
-def test_text_is_utf8_with_line_ends_and_raw_names_kept(tmp_path):
+def test_text_is_utf8_and_keeps_line_ends_and_raw_names(tmp_path):
     with atomic_writer(tmp_path / "text", "w") as file:
         file.write("ä\n\r\n\udcff")
     assert (tmp_path / "text").read_bytes() == b"\xc3\xa4\n\r\n\xff"
 
 
-def test_the_temporary_file_is_hidden_and_beside_the_target(tmp_path):
+def test_temporary_file_is_hidden_and_beside_the_target(tmp_path):
     with atomic_writer(tmp_path / "file.bin"):
         (name,) = names_below(tmp_path)
     assert name.startswith(TEMPORARY_PREFIX)
     assert name.startswith(".")
 
 
-def test_a_relative_path_is_in_the_current_directory(tmp_path, monkeypatch):
+def test_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with atomic_writer(Path("file.bin")) as file:
         file.write(b"new")
     assert names_below(tmp_path) == ["file.bin"]
 
 
-def test_a_name_as_long_as_allowed(tmp_path):
+def test_longest_possible_name(tmp_path):
     path = tmp_path / ("x" * 255)
     with atomic_writer(path) as file:
         file.write(b"new")
@@ -81,7 +81,7 @@ def test_permissions_are_those_of_a_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "file.bin").stat().st_mode) == 0o640
 
 
-def test_a_link_is_followed(tmp_path):
+def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "real").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "real" / "file.bin")
@@ -93,17 +93,17 @@ def test_a_link_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), UsageError("x")])
-def test_what_is_raised_in_the_block_leaves_everything_as_it_was(target, error):
+def test_exception_in_the_block_leaves_the_target_unchanged(target, error):
     with pytest.raises(type(error)) as caught, atomic_writer(target) as file:
         file.write(b"half")
         raise error
     assert caught.value is error
-    assert_untouched(target)
+    assert_unchanged(target)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["block", "os.fsync", "os.replace"])
-def test_a_full_disk(target, call, number, monkeypatch):
+def test_full_disk_leaves_the_target_unchanged(target, call, number, monkeypatch):
     if call != "block":
         monkeypatch.setattr(call, failing(number))
     with (
@@ -113,11 +113,11 @@ def test_a_full_disk(target, call, number, monkeypatch):
         file.write(b"half")
         if call == "block":
             failing(number)()
-    assert_untouched(target)
+    assert_unchanged(target)
 
 
 @pytest.mark.parametrize("call", ["block", "os.fsync", "os.replace"])
-def test_any_other_fault_of_the_system(target, call, monkeypatch):
+def test_other_system_errors_leave_the_target_unchanged(target, call, monkeypatch):
     if call != "block":
         monkeypatch.setattr(call, failing(errno.EIO))
     message = r"Cannot write .*file\.bin: .*Input/output error"
@@ -125,23 +125,23 @@ def test_any_other_fault_of_the_system(target, call, monkeypatch):
         file.write(b"half")
         if call == "block":
             failing(errno.EIO)()
-    assert_untouched(target)
+    assert_unchanged(target)
 
 
-def test_the_file_is_synced_before_the_rename(tmp_path, monkeypatch):
+def test_file_is_synced_before_the_rename(tmp_path, monkeypatch):
     calls = []
-    fsync, replace = os.fsync, os.replace
+    real_fsync, real_replace = os.fsync, os.replace
 
-    def note_fsync(descriptor):
+    def record_fsync(descriptor):
         calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-        fsync(descriptor)
+        real_fsync(descriptor)
 
-    def note_replace(*paths):
+    def record_replace(*paths):
         calls.append("rename")
-        replace(*paths)
+        real_replace(*paths)
 
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
     with atomic_writer(tmp_path / "file.bin") as file:
         file.write(b"new")
     assert calls == ["file", "rename", "folder"]
@@ -153,19 +153,19 @@ def test_the_file_is_synced_before_the_rename(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "is_fault"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)]
+    ("number", "is_error"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)]
 )
-def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, is_fault):
-    fsync = os.fsync
+def test_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, is_error):
+    real_fsync = os.fsync
 
     def fail_for_folders(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             failing(number)()
-        fsync(descriptor)
+        real_fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_for_folders)
     path = tmp_path / "file.bin"
-    if is_fault:
+    if is_error:
         with pytest.raises(WriteError), atomic_writer(path) as file:
             file.write(b"new")
     else:
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, is_fault)
     assert path.read_bytes() == b"new"
 
 
-def test_an_unremovable_temporary_file_hides_no_error(tmp_path, monkeypatch):
+def test_unremovable_temporary_file_does_not_hide_the_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
     monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
     with pytest.raises(ValueError, match="the first"), atomic_writer(tmp_path / "file.bin"):
@@ -197,8 +197,8 @@ def test_missing_folders_and_special_files_are_refused(tmp_path):
     assert names_below(tmp_path) == ["folder", "pipe"]
 
 
-def test_a_folder_that_is_not_open_to_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # as it is: the tests may run as root
+def test_folder_that_is_not_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
     with pytest.raises(UsageError, match="not open to writing"):
         check_target(tmp_path / "file")
 
@@ -208,8 +208,8 @@ def run_python(code, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_file_size_limit_of_the_system(target):
-    """Not a stand-in: the kernel refuses the write itself."""
+def test_file_size_limit_set_by_the_system(target):
+    """Let the kernel itself refuse the write."""
     result = run_python(
         """
         import resource, sys
@@ -226,11 +226,11 @@ def test_a_file_size_limit_of_the_system(target):
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert "File too large" in result.stdout
-    assert_untouched(target)
+    assert_unchanged(target)
 
 
-def test_a_killed_process_leaves_the_old_file(target):
-    was_there = target.exists()
+def test_killed_process_leaves_the_old_file(target):
+    existed = target.exists()
     result = run_python(
         """
         import os, signal, sys
@@ -244,7 +244,7 @@ def test_a_killed_process_leaves_the_old_file(target):
         target,
     )
     assert result.returncode == -signal.SIGKILL
-    assert target.exists() == was_there
-    assert not was_there or target.read_bytes() == b"old"
-    (left,) = [path for path in target.parent.iterdir() if path != target]
-    assert left.name.startswith(TEMPORARY_PREFIX)
+    assert target.exists() == existed
+    assert not existed or target.read_bytes() == b"old"
+    (leftover,) = [path for path in target.parent.iterdir() if path != target]
+    assert leftover.name.startswith(TEMPORARY_PREFIX)

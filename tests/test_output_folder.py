@@ -5,7 +5,6 @@ import re
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import filelock
 import pytest
@@ -14,9 +13,10 @@ from helpers import leave_temporary_file, names_in
 from carvana_batch.errors import FolderInUseError, OutOfSpaceError, UsageError
 from carvana_batch.files import TEMPORARY_PREFIX, WriteError, atomic_writer
 from carvana_batch.inputs.keys import mask_id
+from carvana_batch.inputs.masks import find_masks
 from carvana_batch.options import EXTRA_FILES, Choice
 from carvana_batch.output.folder import OutFolder
-from carvana_batch.output.journal import Entry, append, read_entries
+from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.lock import LOCK_PATIENCE
 from carvana_batch.values import Failure, ImageRef
 
@@ -41,7 +41,7 @@ def open_folder(tmp_path, settings=SETTINGS, shard=(1, 1), overwrite=False):
 
 
 def write_mask(out, ref, content=b"mask"):
-    """What a run does for a photo: the mask, the extras, the journal line."""
+    """Do what a run does for a photo: write the mask, the extra files and the journal line."""
     for path in (out.paths.mask(ref.key), *(out.paths.extra(kind, ref.key) for kind in EXTRA_FILES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -60,69 +60,43 @@ def missing(tmp_path, *refs):
     return [ref.key for ref in open_folder(tmp_path).find_missing(refs)]
 
 
-def test_where_files_belong(tmp_path):
-    out = open_folder(tmp_path)
-    assert out.paths.mask("a/b.c") == tmp_path / "out/a/b.c.png"
-    assert out.paths.extra("prob", "a/b") == tmp_path / "out/_prob/a/b.tif"
-    assert out.paths.extra("cutout", "a/b") == tmp_path / "out/_cutout/a/b.png"
-
-
-def test_only_complete_masks_of_unchanged_photos_are_done(tmp_path, photo):
+def test_only_photos_without_a_mask_are_missing(tmp_path, photo):
     other = make_photo(tmp_path, "other")
     assert missing(tmp_path, photo, other) == ["a/b", "other"]
     mask_once(tmp_path, photo)
     assert missing(tmp_path, photo, other) == ["other"]
-    mask = tmp_path / "out" / "a" / "b.png"
-
-    mask.write_bytes(b"mas")
-    assert missing(tmp_path, photo) == ["a/b"]
-    mask.unlink()
-    assert missing(tmp_path, photo) == ["a/b"]
-    mask.write_bytes(b"mask")
-    assert missing(tmp_path, photo) == []
-
-    status = photo.path.stat()
-    os.utime(photo.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert missing(tmp_path, photo) == ["a/b"]
-    photo.path.write_bytes(b"longer photo")
-    os.utime(photo.path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert missing(tmp_path, photo) == ["a/b"]
-    photo.path.unlink()
-    assert missing(tmp_path, photo) == ["a/b"]
+    (tmp_path / "out" / "a" / "b.png").unlink()
+    assert missing(tmp_path, photo, other) == ["a/b", "other"]
 
 
-def test_the_mask_of_another_photo_is_not_replaced(tmp_path, photo):
+def test_only_overwrite_replaces_the_mask_of_another_photo(tmp_path, photo):
     mask_once(tmp_path, photo)
     other = make_photo(tmp_path / "more", "a/b")
     other.path.write_bytes(b"another photo")
-    said = r"a/b\.png is the mask of .*/in/a/b\.jpg, and would be replaced by that of .*/more/in/a/b\.jpg\."
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=r"a/b\.png is the mask of .*/in/a/b\.jpg, and would be replaced"):
         missing(tmp_path, other)
-    assert missing(tmp_path, photo) == []
     with open_folder(tmp_path, overwrite=True) as out:
         assert list(out.find_missing([other])) == [other]
-    photo.path.rename(tmp_path / "moved.jpg")
-    assert missing(tmp_path, other) == ["a/b"]
 
 
-def test_looking_makes_nothing(tmp_path, photo):
+def test_find_missing_does_not_create_the_folder(tmp_path, photo):
     assert missing(tmp_path, photo) == ["a/b"]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_photo_is_retried_and_its_files_are_removed(tmp_path, photo):
+def test_a_photo_that_fails_again_loses_its_old_files(tmp_path, photo):
     mask_once(tmp_path, photo)
     unlisted = tmp_path / "out" / "c.png"
-    unlisted.write_bytes(b"of somebody else")
+    unlisted.write_bytes(b"of another program")
     photo.path.write_bytes(b"broken")
-    gone = ImageRef("c", tmp_path / "gone.jpg")
+    deleted = ImageRef("c", tmp_path / "deleted.jpg")
     with open_folder(tmp_path) as out:
-        assert list(out.find_missing([photo, gone])) == [photo, gone]
+        assert list(out.find_missing([photo, deleted])) == [photo, deleted]
         out.start(CHOICE)
         out.commit_failure(Failure.of(photo, "decode", "is empty"))
-        out.commit_failure(Failure.of(gone, "decode", "does not exist"))
+        out.commit_failure(Failure.of(deleted, "decode", "does not exist"))
     assert missing(tmp_path, photo) == ["a/b"]
-    out.paths.mask("a/b").write_bytes(b"")  # as long as the journal says of a failed photo
+    out.paths.mask("a/b").write_bytes(b"")  # has the size that the journal gives for a failed photo
     assert missing(tmp_path, photo) == ["a/b"]
     out.paths.mask("a/b").unlink()
     files = [name for name in names_in(tmp_path / "out") if (tmp_path / "out" / name).is_file()]
@@ -136,7 +110,7 @@ def test_a_failed_photo_is_retried_and_its_files_are_removed(tmp_path, photo):
     assert (entries["a/b"].source_bytes, entries["c"].source_bytes) == (6, 0)
 
 
-def test_the_journal_keeps_any_name_and_number(tmp_path):
+def test_journal_keeps_any_name_and_number(tmp_path):
     entries = [
         Entry("a\nb", "in/\udcff.jpg", 1, 2**62, 3, 4, 0.1, 0.30000000000000004, 1.0, 5, reason="ä\u2028"),
         Entry("\udcfe", "in/x.jpg", 0, 0, stage="decode", reason='"\\'),
@@ -147,7 +121,7 @@ def test_the_journal_keeps_any_name_and_number(tmp_path):
     assert list(read_entries(out.paths.state).values()) == entries
 
 
-def test_of_one_key_the_last_line_counts(tmp_path):
+def test_last_line_of_a_key_counts(tmp_path):
     with open_folder(tmp_path) as out:
         for size in (1, 2, 3):
             out.commit(Entry("a", "in/a.jpg", size, 0))
@@ -157,50 +131,37 @@ def test_of_one_key_the_last_line_counts(tmp_path):
     assert [entry.source_bytes for entry in read_entries(out.paths.state).values()] == [4]
 
 
-def test_a_journal_torn_at_any_byte_loses_the_last_line_alone(tmp_path):
+def test_latest_line_of_several_journals_counts(tmp_path):
+    failed = Entry("p", "in/p.jpg", 1, 1, stage="decode", reason="is cut short")
+    masked = Entry("p", "in/p.jpg", 1, 1, mask_bytes=5)
+    with open_folder(tmp_path) as out:
+        out.commit(failed)
+    with open_folder(tmp_path, shard=(1, 2)) as out:
+        out.commit(masked)
+    with open_folder(tmp_path) as out:
+        out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
+    assert masked in read_entries(out.paths.state).values()
+    assert failed not in read_entries(out.paths.state).values()
+
+
+def test_a_truncated_journal_loses_only_its_last_line(tmp_path):
     with open_folder(tmp_path) as out:
         for key in ("a", "b"):
             out.commit(Entry(key, f"in/{key}.jpg", 1, 1))
     journal = out.paths.state / "journal-1-of-1.jsonl"
-    whole = journal.read_bytes()
-    second = whole.rindex(b"\n")
-    for length in range(second, len(whole)):
-        journal.write_bytes(whole[:length])
+    content = journal.read_bytes()
+    last_line = content.rindex(b"\n")
+    for length in range(last_line, len(content)):
+        journal.write_bytes(content[:length])
         assert list(read_entries(out.paths.state)) == ["a"]
         with open_folder(tmp_path) as again:
             again.commit(Entry("c", "in/c.jpg", 1, 1))
         assert list(read_entries(out.paths.state)) == ["a", "c"], length
-    journal.write_bytes(whole)
+    journal.write_bytes(content)
     assert list(read_entries(out.paths.state)) == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"\0\0\0",
-        b"null",
-        b"[]",
-        b'"a"',
-        b"{}",
-        b'{"key": "a"}',
-        b'{"key": 1, "source": "", "source_bytes": 1, "source_time": 1}',
-        b'{"key": "a", "source": "", "source_bytes": 1, "source_time": 1, "mask_bytes": null}',
-        b'{"key": "a", "source": "", "source_bytes": 1, "source_time": 1, "new": 1}',
-        b'{"key": "", "source": "", "source_bytes": 1, "source_time": 1}',
-        b'{"key": "/etc/a", "source": "", "source_bytes": 1, "source_time": 1}',
-        b'{"key": "a/../../b", "source": "", "source_bytes": 1, "source_time": 1}',
-        b"\xff\xfe",
-    ],
-)
-def test_lines_that_mean_nothing_are_passed_over(tmp_path, line):
-    (tmp_path / "journal-1-of-1.jsonl").write_bytes(
-        line + b'\n{"key": "k", "source": "", "source_bytes": 1, "source_time": 1}\n' + line
-    )
-    assert list(read_entries(tmp_path)) == ["k"]
-
-
-def test_a_second_run_is_refused_and_the_first_named(tmp_path):
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path):
     with open_folder(tmp_path), pytest.raises(FolderInUseError) as caught, open_folder(tmp_path):
         pass
     assert re.search(rf"out is in use by process {os.getpid()} on \S+\. .*--shard", str(caught.value))
@@ -208,7 +169,7 @@ def test_a_second_run_is_refused_and_the_first_named(tmp_path):
         pass
 
 
-def test_shards_of_one_count_share_a_folder(tmp_path):
+def test_shards_with_the_same_count_share_a_folder(tmp_path):
     with open_folder(tmp_path, shard=(1, 3)), open_folder(tmp_path, shard=(2, 3)):
         for shard in ((1, 3), (1, 1), (1, 2)):
             with (
@@ -222,7 +183,7 @@ def test_shards_of_one_count_share_a_folder(tmp_path):
         pass
 
 
-def test_a_run_that_is_refused_holds_no_lock(tmp_path):
+def test_a_refused_run_holds_no_lock(tmp_path):
     refused = open_folder(tmp_path)
     with open_folder(tmp_path, shard=(1, 3)), pytest.raises(FolderInUseError):
         refused.__enter__()
@@ -230,28 +191,20 @@ def test_a_run_that_is_refused_holds_no_lock(tmp_path):
         pass
 
 
-def test_who_holds_a_folder_may_be_unknown(tmp_path):
-    with open_folder(tmp_path) as out:
-        for content in ("", "[]", "{}"):
-            (out.paths.state / "holder-1-of-1.json").write_text(content)
-            with pytest.raises(FolderInUseError, match="in use by another process"), open_folder(tmp_path):
-                pass
-
-
-def test_a_lock_that_another_run_only_looks_at_is_waited_for(tmp_path):
+def test_a_lock_held_for_a_moment_is_waited_for(tmp_path):
     with open_folder(tmp_path) as out:
         pass
-    for own in ("lock-1-of-1", "lock-1-of-2"):
-        glance = filelock.FileLock(out.paths.state / own, thread_local=False)
-        glance.acquire()
-        end = threading.Timer(LOCK_PATIENCE / 4, glance.release)
-        end.start()
+    for name in ("lock-1-of-1", "lock-1-of-2"):
+        other = filelock.FileLock(out.paths.state / name, thread_local=False)
+        other.acquire()
+        timer = threading.Timer(LOCK_PATIENCE / 4, other.release)
+        timer.start()
         with open_folder(tmp_path):
-            assert not glance.is_locked
-        end.join()
+            assert not other.is_locked
+        timer.join()
 
 
-def test_other_settings_are_refused_with_the_difference_named(tmp_path):
+def test_other_settings_are_refused_with_the_difference(tmp_path):
     mask_once(tmp_path)
     with open_folder(tmp_path) as out:
         assert out.choice == CHOICE
@@ -259,7 +212,7 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     expected = "other settings (threshold: 0.5 before, 0.25 now; tta: None before, 'flip' now)"
     with pytest.raises(UsageError, match=re.escape(expected)), open_folder(tmp_path, other):
         pass
-    # The lock is free again.
+    # The refused run has released the lock.
     with open_folder(tmp_path):
         pass
 
@@ -267,7 +220,7 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"settings": 1, "chosen": {}}', '{"settings": {}, "chosen": 1}']
 )
-def test_settings_that_cannot_be_read(tmp_path, content):
+def test_damaged_settings_need_overwrite(tmp_path, content):
     state = tmp_path / "out" / ".carvana-batch"
     state.mkdir(parents=True)
     (state / "settings.json").write_text(content)
@@ -282,7 +235,7 @@ def test_settings_that_cannot_be_read(tmp_path, content):
         assert out.choice == CHOICE
 
 
-def test_what_the_first_shard_chose_holds_for_all(tmp_path):
+def test_all_shards_use_what_the_first_one_chose(tmp_path):
     with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
         assert (first.choice, second.choice) == (None, None)
         assert first.start(CHOICE) == CHOICE
@@ -292,7 +245,7 @@ def test_what_the_first_shard_chose_holds_for_all(tmp_path):
         assert out.choice == replace(CHOICE, precision="fp16")
 
 
-def test_a_simultaneous_shard_with_other_settings_is_refused(tmp_path):
+def test_a_concurrent_shard_with_other_settings_is_refused(tmp_path):
     with (
         open_folder(tmp_path, shard=(1, 2)) as first,
         open_folder(tmp_path, {"x": 1}, shard=(2, 2)) as second,
@@ -302,12 +255,12 @@ def test_a_simultaneous_shard_with_other_settings_is_refused(tmp_path):
             second.start(CHOICE)
 
 
-def test_overwrite_removes_journaled_files_at_the_start(tmp_path, photo):
+def test_overwrite_removes_only_journaled_files_on_start(tmp_path, photo):
     other = make_photo(tmp_path, "other")
     mask_once(tmp_path, photo)
     mask_once(tmp_path, other, shard=(2, 2))
     for name in ("mine.png", "_overlay/mine.jpg", "a/mine.png", "report.csv"):
-        (tmp_path / "out" / name).write_bytes(b"of somebody else")
+        (tmp_path / "out" / name).write_bytes(b"of another program")
     before = names_in(tmp_path / "out")
     with open_folder(tmp_path, {"x": 1}, overwrite=True) as out:
         assert list(out.find_missing([photo, other])) == [photo, other]
@@ -326,7 +279,7 @@ def test_overwrite_removes_journaled_files_at_the_start(tmp_path, photo):
         assert out.choice == CHOICE
 
 
-def test_overwrite_where_a_file_has_taken_the_place_of_a_folder(tmp_path, photo):
+def test_overwrite_when_a_file_has_replaced_a_folder(tmp_path, photo):
     mask_once(tmp_path, photo)
     for path in (tmp_path / "out" / "a").iterdir():
         path.unlink()
@@ -350,7 +303,7 @@ def test_a_mask_that_cannot_be_removed(tmp_path, photo):
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])
-def test_an_out_folder_that_cannot_be_made(tmp_path, monkeypatch, out):
+def test_an_out_folder_that_cannot_be_created(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     Path("file").write_bytes(b"")
     with (
@@ -369,7 +322,7 @@ def test_a_lock_that_cannot_be_taken(tmp_path, monkeypatch):
         pass
 
 
-def test_a_full_disk_under_the_journal_releases_the_lock(tmp_path):
+def test_full_disk_while_journaling_releases_the_lock(tmp_path):
     with (
         pytest.raises(OutOfSpaceError, match=r"No space left for .*journal-1-of-1\.jsonl"),
         open_folder(tmp_path) as out,
@@ -382,14 +335,14 @@ def test_a_full_disk_under_the_journal_releases_the_lock(tmp_path):
     assert list(read_entries(out.paths.state)) == ["a"]
 
 
-def test_any_other_fault_of_the_journal(tmp_path):
+def test_a_journal_that_cannot_be_written(tmp_path):
     with open_folder(tmp_path) as out:
         (out.paths.state / "journal-1-of-1.jsonl").mkdir()
         with pytest.raises(WriteError, match=r"Cannot write .*journal-1-of-1\.jsonl: Is a directory"):
             out.commit(Entry("a", "in/a.jpg", 1, 1))
 
 
-def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
+def test_full_disk_on_entry_releases_the_lock(tmp_path, monkeypatch):
     def fail(_source, _target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -402,26 +355,13 @@ def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
         pass
 
 
-def test_partial_writes_are_continued():
-    class Slow:
-        content = b""
-
-        def write(self, data):
-            self.content += bytes(data[:3])
-            return min(3, len(data))
-
-    file: Any = Slow()
-    append(file, b"0123456789")
-    assert file.content == b"0123456789"
-
-
-def test_a_folder_that_is_not_open(tmp_path):
+def test_commit_outside_the_with_block_is_refused(tmp_path):
     out = open_folder(tmp_path)
     with pytest.raises(RuntimeError, match="not open"):
         out.commit(Entry("a", "in/a.jpg", 1, 1))
 
 
-def test_shards_wait_for_each_other_to_write_what_they_share(tmp_path):
+def test_shards_take_turns_with_the_shared_files(tmp_path):
     with open_folder(tmp_path, shard=(1, 2)) as first, open_folder(tmp_path, shard=(2, 2)) as second:
         entered = threading.Event()
 
@@ -458,7 +398,7 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
     assert (tmp_path / "out" / "submission.csv").read_bytes() == b"whole"
 
 
-def test_settings_are_written_as_they_can_be_read(tmp_path):
+def test_content_of_the_settings_file(tmp_path):
     mask_once(tmp_path)
     content = json.loads((tmp_path / "out" / ".carvana-batch" / "settings.json").read_text())
     assert content == {"settings": {**SETTINGS, "save": ["overlay"]}, "chosen": asdict(CHOICE)}
@@ -476,24 +416,9 @@ def test_settings_are_written_as_they_can_be_read(tmp_path):
         ("b/_mask", "b/_mask"),
     ],
 )
-def test_the_id_of_a_mask_is_that_of_submit_and_score(tmp_path, key, expected):
-    from carvana_batch.inputs.masks import find_masks
-
+def test_masks_are_found_by_the_id_of_their_key(tmp_path, key, expected):
     assert mask_id(key) == expected
     path = tmp_path / f"{key}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     assert list(find_masks(tmp_path)) == [expected]
-
-
-def test_the_latest_line_of_several_journals_counts(tmp_path):
-    failed = Entry("p", "in/p.jpg", 1, 1, stage="decode", reason="is cut short")
-    masked = Entry("p", "in/p.jpg", 1, 1, mask_bytes=5)
-    with open_folder(tmp_path) as out:
-        out.commit(failed)
-    with open_folder(tmp_path, shard=(1, 2)) as out:
-        out.commit(masked)
-    with open_folder(tmp_path) as out:
-        out.commit(Entry("q", "in/q.jpg", 1, 1, mask_bytes=5))
-    assert masked in read_entries(out.paths.state).values()
-    assert failed not in read_entries(out.paths.state).values()

@@ -35,36 +35,36 @@ def read_table(path):
         ({"stopped_by": 15, "failures": [failed("a")]}, 143),
     ],
 )
-def test_the_exit_code(values, code):
+def test_exit_code(values, code):
     assert RunReport(**{"found": 2, "already_done": 0, **values}).exit_code == code
 
 
-def test_throughput_counts_what_this_run_made():
+def test_throughput_counts_only_masks_of_this_run():
     report = RunReport(found=10, already_done=4, done=6, seconds=2.0)
     assert report.photos_per_second == 3.0
     assert RunReport(found=10, already_done=10).photos_per_second == 0.0
 
 
-def test_the_bottleneck_is_the_stage_that_took_most():
+def test_bottleneck_is_the_slowest_stage():
     assert RunReport(1, 0, stages={"decode": 1.0, "predict": 3.0, "write": 2.0}).bottleneck == "predict"
     assert RunReport(1, 0).bottleneck == ""
 
 
-def test_the_summary_of_dice():
+def test_dice_summary():
     report = RunReport(1, 0, dice=[float(value) / 100 for value in range(101)])
     assert report.dice_summary == pytest.approx({"mean": 0.5, "p05": 0.05, "p50": 0.5, "p95": 0.95})
     assert RunReport(1, 0).dice_summary is None
 
 
-def test_photos_that_are_left_are_neither_masked_nor_failed():
+def test_remaining_photos_are_neither_masked_nor_failed():
     failures = [Entry(key, f"in/{key}.jpg", 0, 0, stage="decode") for key in "ab"]
     report = RunReport(found=9, already_done=1, done=3, failures=failures, seconds=1.0)
     assert report.left == report.describe()["left"] == 3
-    # One that failed in an earlier run, and that this one did not come to, is not counted twice.
+    # A photo that failed in an earlier run, and that this one did not reach, is not counted twice.
     assert RunReport(found=2, already_done=0, done=1, failures=failures, stopped_by=2).left == 0
 
 
-def test_what_a_script_is_told(tmp_path):
+def test_json_report(tmp_path):
     report = RunReport(
         found=5,
         already_done=1,
@@ -86,8 +86,8 @@ def test_what_a_script_is_told(tmp_path):
         warnings=["out of memory"],
     )
     report.write(tmp_path / "run.json")
-    told = json.loads((tmp_path / "run.json").read_text(encoding="ascii"))
-    assert told == {
+    content = json.loads((tmp_path / "run.json").read_text(encoding="ascii"))
+    assert content == {
         "version": __version__,
         "exit_code": 3,
         "found": 5,
@@ -116,16 +116,16 @@ def test_what_a_script_is_told(tmp_path):
         "settings": {"model": "m"},
         "warnings": ["out of memory"],
     }
-    assert told == report.describe()
+    assert content == report.describe()
 
 
-def test_nothing_done_is_told_as_well():
-    told = RunReport(found=0, already_done=0).describe()
-    assert (told["mean_expected_dice"], told["dice"], told["photos_per_second"]) == (None, None, 0.0)
-    assert told["expected_dice_rank_correlation"] is None
+def test_json_report_of_a_run_without_photos():
+    content = RunReport(found=0, already_done=0).describe()
+    assert (content["mean_expected_dice"], content["dice"], content["photos_per_second"]) == (None, None, 0.0)
+    assert content["expected_dice_rank_correlation"] is None
 
 
-def test_the_table_has_failures_first_and_then_the_doubtful(tmp_path):
+def test_table_starts_with_failures_and_doubtful_masks(tmp_path):
     entries = [
         done("sure", 0.99, dice=0.123456789),
         failed("z"),
@@ -149,16 +149,16 @@ def test_the_table_has_failures_first_and_then_the_doubtful(tmp_path):
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "report.csv").read_bytes()
 
 
-def test_any_name_can_stand_in_the_table(tmp_path):
+def test_table_keeps_any_name(tmp_path):
     names = ["=1+1", "+1", "-1", "@a", "\ta", 'a"b,c', "a\nb", "\udcff", "日本", "'a"]
     write_table(tmp_path / "report.csv", [failed(name, reason=name) for name in names])
     rows = read_table(tmp_path / "report.csv")[1:]
-    told = {row[0] for row in rows}
-    assert told == {"'=1+1", "'+1", "'-1", "'@a", "'\ta", 'a"b,c', "a\nb", "\udcff", "日本", "'a"}
+    first_cells = {row[0] for row in rows}
+    assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", "'\ta", 'a"b,c', "a\nb", "\udcff", "日本", "'a"}
     assert all(row[8] == row[0] for row in rows)
 
 
-def test_a_full_disk_leaves_the_earlier_report(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_earlier_report(tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

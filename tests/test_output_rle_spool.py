@@ -21,11 +21,11 @@ def entry_of(key, time=1, size=2):
 
 def rows_of(path, *entries, masks=None):
     with RunLengthSpool(path) as spool:
-        return [(entry.key, runs) for entry, runs in spool.rows(entries, masks or refuse)]
+        return [(entry.key, runs) for entry, runs in spool.rows(entries, masks or fail_to_read)]
 
 
-def refuse(key):
-    raise AssertionError(f"the mask of {key} was asked for")
+def fail_to_read(key):
+    raise AssertionError(f"the mask of {key} was read")
 
 
 @pytest.fixture
@@ -35,31 +35,31 @@ def path(tmp_path):
 
 @pytest.fixture
 def masks(tmp_path):
-    """Where the mask of any key lies: a row of two pixels of which the first is car."""
+    """The path of each mask as a function of its key: a row of two pixels, the first of which is car."""
     mask = tmp_path / "mask.png"
     mask.write_bytes(encode_mask(PackedMask.from_bool(np.array([[True, False]]))))
     return lambda _key: mask
 
 
-def test_rows_come_back_in_the_order_that_is_asked_for(path):
+def test_rows_are_read_in_the_requested_order(path):
     entries = [entry_of(key) for key in KEYS]
     with RunLengthSpool(path) as spool:
         for entry in entries:
             spool.append(entry, f"1 {len(entry.key)}")
-        rows = [(entry.key, runs) for entry, runs in spool.rows(reversed(entries), refuse)]
+        rows = [(entry.key, runs) for entry, runs in spool.rows(reversed(entries), fail_to_read)]
     expected = [(key, f"1 {len(key)}") for key in reversed(KEYS)]
     assert rows == expected
     assert rows_of(path, *reversed(entries)) == expected
 
 
-def test_a_row_that_is_not_there_is_made_from_the_mask(path, masks):
+def test_missing_row_is_made_from_the_mask(path, masks):
     with RunLengthSpool(path) as spool:
         spool.append(entry_of("a"), "7 7")
     assert rows_of(path, entry_of("a"), entry_of("b"), masks=masks) == [("a", "7 7"), ("b", "1 1")]
 
 
 @pytest.mark.parametrize("changed", [entry_of("a", time=5), entry_of("a", size=5)])
-def test_a_row_of_an_earlier_state_of_the_photo_is_made_again(path, masks, changed):
+def test_outdated_row_is_made_again(path, masks, changed):
     with RunLengthSpool(path) as spool:
         spool.append(entry_of("a"), "7 7")
     assert rows_of(path, changed, masks=masks) == [("a", "1 1")]
@@ -68,13 +68,13 @@ def test_a_row_of_an_earlier_state_of_the_photo_is_made_again(path, masks, chang
     assert rows_of(path, changed) == [("a", "8 8")]
 
 
-def test_torn_at_any_byte_it_loses_the_last_row_alone(path, masks):
+def test_truncated_spool_loses_only_its_last_row(path, masks):
     with RunLengthSpool(path) as spool:
         spool.append(entry_of("a"), "7 7")
         spool.append(entry_of("b"), "8 8")
-    whole = path.read_bytes()
-    for length in range(whole.rindex(b"\n"), len(whole)):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in range(content.rindex(b"\n"), len(content)):
+        path.write_bytes(content[:length])
         with RunLengthSpool(path) as spool:
             spool.append(entry_of("c"), "9 9")
         rows = rows_of(path, *map(entry_of, "abc"), masks=masks)
@@ -82,27 +82,34 @@ def test_torn_at_any_byte_it_loses_the_last_row_alone(path, masks):
 
 
 @pytest.mark.parametrize("line", [b"null", b"[]", b'["a", [2, 1]]', b"\0\0", b"1", b'{"a": 1}', b"\xff"])
-def test_lines_that_mean_nothing_are_passed_over(path, masks, line):
+def test_lines_that_are_no_row_are_ignored(path, masks, line):
     path.write_bytes(line + b"\n" + line)
     with RunLengthSpool(path) as spool:
         spool.append(entry_of("b"), "8 8")
     assert rows_of(path, entry_of("a"), entry_of("b"), masks=masks) == [("a", "1 1"), ("b", "8 8")]
 
 
-def test_a_mask_that_cannot_be_read_is_an_error(path, tmp_path):
-    with pytest.raises(ImageError, match="gone"):
-        rows_of(path, entry_of("a"), masks=lambda _key: tmp_path / "gone.png")
+def test_unreadable_mask_is_an_error(path, tmp_path):
+    with pytest.raises(ImageError, match="deleted"):
+        rows_of(path, entry_of("a"), masks=lambda _key: tmp_path / "deleted.png")
 
 
-def test_a_full_disk_is_one_message(path):
-    with RunLengthSpool(path) as spool:
-        spool._end.close()
-        spool._end = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 - the spool closes it
-        with pytest.raises(OutOfSpaceError, match=r"No space left for .*rle\.jsonl"):
-            spool.append(entry_of("a"), "7 7")
+def test_full_disk(path, monkeypatch):
+    real_open = Path.open
+
+    def open_full(self, mode="r", *arguments, **options):
+        return real_open(Path("/dev/full") if mode == "ab" else self, mode, *arguments, **options)
+
+    path.touch()
+    monkeypatch.setattr(Path, "open", open_full)
+    with (
+        RunLengthSpool(path) as spool,
+        pytest.raises(OutOfSpaceError, match=r"No space left for .*rle\.jsonl"),
+    ):
+        spool.append(entry_of("a"), "7 7")
 
 
-def test_a_folder_in_its_place(path):
+def test_folder_in_place_of_the_spool(path):
     path.mkdir()
     with pytest.raises(WriteError, match=f"Cannot write .*rle.jsonl: {os.strerror(errno.EISDIR)}"):
         RunLengthSpool(path)

@@ -15,7 +15,8 @@ from carvana_batch.errors import ImageError, OutOfSpaceError
 from carvana_batch.files import WriteError, write_file
 from carvana_batch.masks import rle
 from carvana_batch.masks.read import read_mask
-from carvana_batch.output.extras import OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
+from carvana_batch.options import EXTRA_FILES
+from carvana_batch.output.extras import ENCODERS, OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import read_entries
 from carvana_batch.output.writer import MaskWriter
@@ -41,7 +42,7 @@ def out(tmp_path):
 
 
 def open_image(source):
-    """A loaded image, its file closed."""
+    """Load an image and close its file."""
     with Image.open(source) as image:
         image.load()
         return image
@@ -61,7 +62,7 @@ def failing(number):
 
 
 @pytest.mark.parametrize("bits", [1, 8])
-def test_the_mask_and_its_journal_line(out, bits):
+def test_mask_and_its_journal_entry(out, bits):
     prediction = make_prediction()
     written = MaskWriter(out.paths, mask_bits=bits).write(prediction)
     path = out.root / "a" / "b.png"
@@ -83,28 +84,32 @@ def test_the_mask_and_its_journal_line(out, bits):
     assert [name for name in names_in(out.root) if not name.startswith(".")] == ["a", "a/b.png"]
 
 
-def test_the_run_length_row(out):
+def test_run_length_row(out):
     prediction = make_prediction()
     written = MaskWriter(out.paths, encode_runs=True).write(prediction)
     assert written.runs == rle.encode_packed(prediction.mask)
     assert np.array_equal(rle.decode(written.runs, HEIGHT, WIDTH), prediction.mask.to_bool())
 
 
-def test_extras_are_written_before_the_mask(out, monkeypatch):
+def test_extra_files_are_written_before_the_mask(out, monkeypatch):
     names = []
-    replace = os.rename
+    real_rename = os.rename
 
-    def note(source, target, **options):
+    def rename(source, target, **options):
         names.append(str(Path(target).relative_to(out.root)))
-        replace(source, target, **options)
+        real_rename(source, target, **options)
 
-    monkeypatch.setattr(os, "replace", note)
-    monkeypatch.setattr(os, "rename", note)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", rename)
     MaskWriter(out.paths, EXTRAS).write(make_prediction())
     assert names == ["_cutout/a/b.png", "_overlay/a/b.jpg", "_panel/a/b.jpg", "_prob/a/b.tif", "a/b.png"]
 
 
-def test_what_the_extras_show(out):
+def test_each_kind_of_extra_file_has_an_encoder():
+    assert ENCODERS.keys() == EXTRA_FILES.keys() == set(EXTRAS)
+
+
+def test_content_of_extra_files(out):
     prediction = make_prediction()
     mask, pixels = prediction.mask.to_bool(), prediction.photo.pixels
     MaskWriter(out.paths, EXTRAS).write(prediction)
@@ -125,8 +130,8 @@ def test_what_the_extras_show(out):
 
 
 @pytest.mark.parametrize(("kind", "draw"), [("overlay", draw_overlay), ("panel", draw_panel)])
-def test_a_jpeg_shows_what_was_drawn(kind, draw):
-    """Away from edges, where JPEG changes next to nothing."""
+def test_jpeg_shows_what_was_drawn(kind, draw):
+    """Compare away from edges, where JPEG changes almost nothing."""
     mask = np.zeros((64, 64), np.bool_)
     mask[:, :32] = True
     photo = Photo(ImageRef("a", Path("a.jpg")), np.full((64, 64, 3), 100, np.uint8))
@@ -136,7 +141,7 @@ def test_a_jpeg_shows_what_was_drawn(kind, draw):
     assert difference[:, (flat > 8) & (flat < 24)].max() <= 3
 
 
-def test_an_overlay_tints_the_car_and_nothing_else():
+def test_overlay_tints_only_the_car():
     prediction = make_prediction()
     pixels, mask = prediction.photo.pixels, prediction.mask.to_bool()
     before = pixels.copy()
@@ -147,7 +152,7 @@ def test_an_overlay_tints_the_car_and_nothing_else():
     assert np.abs(tinted[mask].astype(int) - OVERLAY_COLOUR).sum() < 0.6 * distance
 
 
-def test_a_panel_has_the_mask_in_black_and_white_on_its_right():
+def test_panel_has_a_black_and_white_mask_on_the_right():
     prediction = make_prediction()
     mask = prediction.mask.to_bool()
     panel = draw_panel(prediction.photo.pixels, mask)
@@ -156,8 +161,8 @@ def test_a_panel_has_the_mask_in_black_and_white_on_its_right():
 
 
 @given(st.floats(0, 1, width=32), st.floats(0, 1))
-def test_the_stored_probability_gives_the_mask_at_any_threshold(probability, threshold):
-    """Also next to the threshold, where rounding to 16 bits alone would cross it."""
+def test_stored_probability_gives_the_mask_at_any_threshold(probability, threshold):
+    """Include values next to the threshold, which rounding to 16 bits alone would move across it."""
     steps = [np.float32(threshold)]
     for direction in (0, 1):
         steps.append(np.nextafter(np.float32(threshold), np.float32(direction)))
@@ -171,14 +176,14 @@ def test_the_stored_probability_gives_the_mask_at_any_threshold(probability, thr
     assert np.abs(stored / 65535 - values).max() < 1.1 / 65535
 
 
-def test_a_probability_that_was_not_kept():
+def test_probability_map_that_was_not_kept():
     prediction = make_prediction()
     with pytest.raises(ValueError, match="not told to keep"):
         encode_extra("prob", Prediction(prediction.photo, prediction.mask, 1.0), 0.5)
 
 
 @pytest.mark.parametrize(("kind", "width"), [("overlay", 65501), ("panel", 32751)])
-def test_a_photo_that_no_jpeg_can_hold(out, kind, width):
+def test_photo_that_is_too_large_for_a_jpeg(out, kind, width):
     with pytest.raises(ImageError, match=f"too large for --save {kind}: a JPEG cannot have 655.*x1 pixels"):
         MaskWriter(out.paths, (kind,)).write(make_prediction(size=(1, width)))
     assert not out.paths.mask("a/b").exists()
@@ -198,21 +203,21 @@ def test_dice_with_the_true_mask(out, tmp_path):
         "broken": tmp_path / "broken.png",
     }
     truth["broken"].write_bytes(b"text")
-    sinks = MaskWriter(out.paths, truth=truth)
-    entry = sinks.write(prediction).entry
+    writer = MaskWriter(out.paths, truth=truth)
+    entry = writer.write(prediction).entry
     assert entry.dice == pytest.approx(
         2 * (mask & true_mask).sum() / (mask.sum() + true_mask.sum()), abs=1e-12
     )
     assert entry.reason == ""
-    assert sinks.write(make_prediction("same")).entry.dice == 1
+    assert writer.write(make_prediction("same")).entry.dice == 1
     for key, reason in (("c", "no true mask"), ("small", "35x20"), ("broken", "broken.png is not an image")):
-        entry = sinks.write(make_prediction(key)).entry
+        entry = writer.write(make_prediction(key)).entry
         assert (entry.dice, entry.failed) == (None, False)
         assert reason in entry.reason
         assert out.paths.mask(key).exists()
 
 
-def test_one_photo_gives_the_same_bytes_each_time(tmp_path):
+def test_same_prediction_gives_the_same_bytes(tmp_path):
     contents = []
     for number in range(2):
         with OutFolder(tmp_path / f"out{number}", {}, (1, 1), False) as out:
@@ -225,7 +230,7 @@ def test_one_photo_gives_the_same_bytes_each_time(tmp_path):
 
 @pytest.mark.parametrize("call", ["os.replace", "os.mkdir"])
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, OutOfSpaceError), (errno.EIO, WriteError)])
-def test_a_disk_that_does_not_take_a_file(tmp_path, monkeypatch, call, number, error):
+def test_file_that_the_disk_cannot_store(tmp_path, monkeypatch, call, number, error):
     target = tmp_path / "new" / "file"
     with monkeypatch.context() as patch:
         patch.setattr(call, failing(number))
@@ -236,13 +241,13 @@ def test_a_disk_that_does_not_take_a_file(tmp_path, monkeypatch, call, number, e
     assert target.read_bytes() == b"content"
 
 
-def test_a_file_where_a_folder_is_needed(tmp_path):
+def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "a").write_bytes(b"file")
     with pytest.raises(WriteError, match=r"Cannot write .*a: "):
         write_file(tmp_path / "a" / "b.png", b"content")
 
 
-def test_the_entry_can_be_journaled_and_the_mask_read(out):
+def test_entry_and_mask_can_be_read_back(out):
     entry = MaskWriter(out.paths).write(make_prediction()).entry
     out.commit(entry)
     assert list(read_entries(out.paths.state).values()) == [entry]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def run_python(folder: Path, *arguments: object, **environment: str) -> str:
-    """Run the interpreter of the tests in ``folder``; return what it prints."""
+    """Run the Python of the tests in ``folder``; return its standard output."""
     command = [sys.executable, *map(str, arguments)]
     result = subprocess.run(
         command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=TIMEOUT
@@ -77,7 +77,7 @@ def wheel(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
-    """A folder with nothing but the installed wheel."""
+    """A folder that contains only the installed wheel."""
     target = wheel.parent.parent / "installed"
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", target]
     run_python(wheel.parent, "-m", "pip", "install", *options, wheel)
@@ -92,7 +92,7 @@ def test_installed_package_equals_the_checkout(installed: Path) -> None:
     assert [name for name, content in expected.items() if found[name] != content] == []
 
 
-def test_wheel_holds_the_license_and_only_the_package(wheel: Path) -> None:
+def test_wheel_contains_the_license_and_only_the_package(wheel: Path) -> None:
     files = read_archive(wheel)
     info = f"carvana_batch-{carvana_batch.__version__}.dist-info"
     assert {name.split("/")[0] for name in files} == {"carvana_batch", info}
@@ -106,8 +106,8 @@ def test_installed_wheel_masks_a_photo(installed: Path, tmp_path: Path) -> None:
     def run(*arguments: object, package: Path) -> str:
         return run_python(tmp_path / "elsewhere", *arguments, PYTHONPATH=str(package))
 
-    where = run("-c", "import carvana_batch; print(carvana_batch.__file__)", package=installed)
-    assert Path(where.strip()).parent == installed / "carvana_batch"
+    module = run("-c", "import carvana_batch; print(carvana_batch.__file__)", package=installed)
+    assert Path(module.strip()).parent == installed / "carvana_batch"
     version = run("-m", "carvana_batch", "--version", package=installed)
     assert version == f"carvana-batch, version {carvana_batch.__version__}\n"
     for package in (installed, CHECKOUT):
@@ -125,7 +125,7 @@ def test_sdist_builds_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) 
         archive.extractall(tmp_path, filter="data")
     unpacked = tmp_path / SDIST.removesuffix(".tar.gz")
     assert (unpacked / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()
-    # The tests run from it as well.
+    # The tests can be run from the source distribution.
     for name in ("constraints.txt", "scripts/test", "tests/helpers.py", "recipes/unet-240x160.toml"):
         assert (unpacked / name).is_file()
     assert read_archive(build_wheel(unpacked, tmp_path / "wheel")) == read_archive(wheel)

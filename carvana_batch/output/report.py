@@ -1,4 +1,4 @@
-"""What came of a run: counts, throughput, the bottleneck, the exit code."""
+"""The report of a run: counts, throughput, the bottleneck, the exit code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from carvana_batch.output.journal import Entry
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation in [-1, 1]; equal values have their mean rank.
+    """Compute Spearman's rank correlation; equal values share their mean rank.
 
-    None if it is not defined, because there are fewer than two pairs or all values of one side are equal.
+    Returns:
+        The correlation in [-1, 1]; None if it is not defined, because there are fewer than two pairs or all
+        values of one sequence are equal.
     """
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
@@ -28,6 +30,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """The rank of each value, counted from 1; equal values share their mean rank."""
     _, indexes, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
     return ranks[indexes]
@@ -38,14 +41,28 @@ COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "he
 
 @dataclass
 class RunReport:
-    """What came of a run. Counts are photos, times are seconds, memory is bytes.
+    """The result of a run. Counts are of photos, times are in seconds, memory is in bytes.
 
     Attributes:
-        stages: time of the main thread by what it waited for (decode, write) or did (predict).
-        decode_seconds: time of the workers, which decode in parallel, summed.
-        write_seconds: time of the writer threads, summed.
+        found: photos of this run.
+        already_done: photos that earlier runs have masked.
+        done: photos that this run has masked.
+        failures: journal entries of the photos without a mask.
+        without_truth: journal entries of the photos that could not be compared with a true mask.
+        foreign: number of masks of other photos in the out folder.
+        expected_dice: expected Dice of each mask, in [0, 1]; see :class:`Prediction`.
+        dice: Dice of each mask with its true mask, in [0, 1].
         correlation: rank correlation of expected and true Dice, None without truth.
-        foreign: masks of other photos in the out folder.
+        seconds: time from the start of the first photo to the last mask.
+        stages: time of the main thread by what it waited for (decode, write) or did (predict).
+        decode_seconds: total time of all workers, which decode in parallel.
+        write_seconds: total time of all writer threads.
+        peak_memory: the most main memory that the main process has held.
+        device: description of the device.
+        chosen: the fields of the :class:`Choice` of this run.
+        settings: see :meth:`Options.settings`.
+        warnings: warnings that were printed.
+        stopped_by: number of the signal that stopped the run, None if none did.
     """
 
     found: int
@@ -70,28 +87,29 @@ class RunReport:
 
     @property
     def left(self) -> int:
-        """Photos that a stopped run did not reach, without those that failed in an earlier run."""
+        """Number of photos that a stopped run did not reach, without those that failed in an earlier run."""
         return max(self.found - self.already_done - self.done - len(self.failures), 0)
 
     @property
     def photos_per_second(self) -> float:
-        """Masks that this run made per second since its first photo; 0 if it made none."""
+        """Masks per second since the first photo of this run; 0 if it made none."""
         return self.done / self.seconds if self.done else 0.0
 
     @property
     def bottleneck(self) -> str:
-        """The stage that took most time of the main thread; empty if nothing was done."""
+        """The stage that took the most time of the main thread; empty if there was none."""
         return max(self.stages, key=lambda stage: self.stages[stage]) if self.stages else ""
 
     @property
     def exit_code(self) -> int:
+        """The exit code of the command; 128 + signal number for a stopped run."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
         return EXIT_SOME_FAILED if self.failures or self.without_truth else 0
 
     @property
     def dice_summary(self) -> dict[str, float] | None:
-        """Mean and 5/50/95 % percentiles of Dice against the truth; None without truth."""
+        """Mean and 5th, 50th and 95th percentiles of the Dice with the true masks; None without truth."""
         if not self.dice:
             return None
         low, middle, high = np.percentile(self.dice, [5, 50, 95]).tolist()
@@ -130,7 +148,11 @@ class RunReport:
         }
 
     def write(self, path: Path) -> None:
-        """Write ``run.json``, complete or not at all."""
+        """Write ``run.json``, completely or not at all.
+
+        Raises:
+            CarvanaBatchError: see :func:`atomic_writer`.
+        """
         with atomic_writer(path, "w") as file:
             json.dump(self.describe(), file, indent=2)
 
@@ -138,8 +160,11 @@ class RunReport:
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
-    ``car_share`` is the part of the photo that the mask covers, in [0, 1]. Names that a spreadsheet would
-    take for a formula get a leading apostrophe.
+    ``car_share`` is the part of the photo that the mask covers, in [0, 1]. An apostrophe is put before names
+    and reasons that a spreadsheet would take for a formula.
+
+    Raises:
+        CarvanaBatchError: see :func:`atomic_writer`.
     """
     with atomic_writer(path, "w") as file:
         write_row(file, COLUMNS)
@@ -161,4 +186,5 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def _decimal(value: float | None) -> str:
+    """A number with six decimals; empty for None."""
     return "" if value is None else f"{value:.6f}"

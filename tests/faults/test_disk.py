@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, real ones where they may be mounted."""
+"""Disks that are full or read-only: real ones, where the tests have the right to mount them."""
 
 import os
 import re
@@ -17,9 +17,9 @@ PHOTOS = 60
 
 
 @pytest.fixture
-def crowd(tmp_path, drawn):
+def many_photos(tmp_path, drawn):
     """A folder with sixty small photos in ``images``."""
-    folder = tmp_path / "crowd"
+    folder = tmp_path / "here"
     (folder / "images").mkdir(parents=True)
     for number in range(PHOTOS):
         shutil.copy2(drawn / "images" / f"car{number % 4}.jpg", folder / "images" / f"{number:02}.jpg")
@@ -28,15 +28,15 @@ def crowd(tmp_path, drawn):
 
 @pytest.fixture
 def mount():
-    """``mount(folder, options)`` puts a disk in memory there; once more, it changes its options."""
+    """``mount(folder, options)`` mounts a disk in memory; a second call for a folder changes its options."""
     mounted = []
 
     def mount_memory(folder, options):
-        again = "remount," if folder in mounted else ""
-        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
+        remount = folder in mounted
+        command = ["mount", "-t", "tmpfs", "-o", "remount," * remount + options, "tmpfs", str(folder)]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("needs the right to mount a disk")
-        if not again:
+        if not remount:
             mounted.append(folder)
 
     yield mount_memory
@@ -45,35 +45,35 @@ def mount():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_resumes_after_a_full_disk(zygote, crowd, mount, workers, count_faults):
-    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
-    (crowd / "out").mkdir()
-    mount(crowd / "out", "size=160k")
-    finished = zygote.run(crowd, *PREDICT, "--workers", workers)
+def test_run_resumes_after_a_full_disk(zygote, many_photos, mount, workers, count_faults):
+    expected = results_in(run_undisturbed(zygote, many_photos, *PREDICT))
+    (many_photos / "out").mkdir()
+    mount(many_photos / "out", "size=160k")
+    finished = zygote.run(many_photos, *PREDICT, "--workers", workers)
     assert finished.code == 1
     assert re.fullmatch(
         r"Error: No space left for out/\S+\. Free some space and run the same command again\.\n",
         finished.stderr,
     )
-    masks = list((crowd / "out").glob("[!.]*.png"))
+    masks = list((many_photos / "out").glob("[!.]*.png"))
     assert 5 < len(masks) < PHOTOS
     assert all((read_mask(path).width, read_mask(path).height) == (96, 64) for path in masks)
-    assert zygote.run(crowd, *PREDICT, "--workers", workers).code == 1  # still full
-    mount(crowd / "out", "size=10m")
-    finished = zygote.run(crowd, *PREDICT, "--workers", workers)
+    assert zygote.run(many_photos, *PREDICT, "--workers", workers).code == 1  # still full
+    mount(many_photos / "out", "size=10m")
+    finished = zygote.run(many_photos, *PREDICT, "--workers", workers)
     assert (finished.code, finished.stderr) == (0, "")
-    assert results_in(crowd / "out") == expected
-    assert not [name for name in names_in(crowd / "out") if name.endswith(".tmp")]
+    assert results_in(many_photos / "out") == expected
+    assert not [name for name in names_in(many_photos / "out") if name.endswith(".tmp")]
     count_faults("the disk is full", 2)
 
 
-def test_a_read_only_disk_is_refused_before_a_model_is_loaded(zygote, crowd, mount, count_faults):
-    (crowd / "disk").mkdir()
-    mount(crowd / "disk", "size=1m")
-    (crowd / "disk" / "there").mkdir()
-    mount(crowd / "disk", "ro")
+def test_read_only_disk_is_refused_before_loading_a_model(zygote, many_photos, mount, count_faults):
+    (many_photos / "disk").mkdir()
+    mount(many_photos / "disk", "size=1m")
+    (many_photos / "disk" / "there").mkdir()
+    mount(many_photos / "disk", "ro")
     for out in ("disk", "disk/out", "disk/there"):
-        finished = zygote.run(crowd, "predict", "images", out, "--model", "no such model")
+        finished = zygote.run(many_photos, "predict", "images", out, "--model", "no such model")
         assert (finished.code, finished.stdout) == (2, "")
         assert re.fullmatch(
             rf"Error: Cannot write into {out}: .* not open to writing\. .*\n", finished.stderr
@@ -81,20 +81,20 @@ def test_a_read_only_disk_is_refused_before_a_model_is_loaded(zygote, crowd, mou
     count_faults("the out folder is read-only or its parent is missing", 3)
 
 
-def test_a_missing_parent_is_refused_before_a_model_is_loaded(zygote, crowd, count_faults):
+def test_missing_parent_is_refused_before_loading_a_model(zygote, many_photos, count_faults):
     for out in ("no/out", "no/such/out"):
-        finished = zygote.run(crowd, "predict", "images", out, "--model", "no such model")
+        finished = zygote.run(many_photos, "predict", "images", out, "--model", "no such model")
         assert (finished.code, finished.stdout) == (2, "")
         assert re.fullmatch(
             rf"Error: Cannot write into {out}: there is no folder {os.path.dirname(out)}\. .*\n",  # noqa: PTH120
             finished.stderr,
         )
-    assert not (crowd / "no").exists()
+    assert not (many_photos / "no").exists()
     count_faults("the out folder is read-only or its parent is missing", 2)
 
 
 @pytest.mark.slow
-def test_a_small_dev_shm_is_said_once_and_costs_no_photo(zygote, tmp_path, count_faults):
+def test_small_dev_shm_gives_one_warning_and_no_failure(zygote, tmp_path, count_faults):
     here = tmp_path / "here"
     for number in range(8):
         write_photo(here / "images" / f"{number}.jpg", seed=number, size=(300, 200))

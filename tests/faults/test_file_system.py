@@ -1,4 +1,4 @@
-"""Every file-system call of a run goes wrong once, one run after the other."""
+"""Runs in which one file-system call fails, for each of the calls."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ PREDICT = ("predict", "images", "out", "--precision", "fp32", "--workers", "0")
 ALL_KINDS = (*PREDICT, "--save", "overlay", "--rle", "out/rows.csv")
 SIZE = (96, 64)
 
-HOW = {
+FAULTS = {
     "kill": {"how": "kill"},
     "input/output error": {"how": "EIO"},
     "no space for this call": {"how": "ENOSPC"},
@@ -23,8 +23,8 @@ HOW = {
 }
 
 
-def check_told(finished, how, number):
-    """A process that was killed says nothing; another one ends well, or with one line and its exit code."""
+def check_message(finished, how, number):
+    """Check that a killed process printed nothing, and any other succeeded or printed one error message."""
     if how == "kill":
         assert (finished.code, finished.stderr) == (-signal.SIGKILL, ""), number
     elif finished.code != 0:
@@ -35,8 +35,8 @@ def check_told(finished, how, number):
         assert ("No space left" in finished.stderr) == (how == "ENOSPC"), (number, finished.stderr)
 
 
-def check_whole(out, expected, number):
-    """Whatever has its final name is complete."""
+def check_complete(out, expected, number):
+    """Check that each file that has its final name is complete."""
     assert results_in(out).items() <= expected.items(), number
     for mask in out.rglob("[!.]*.png"):
         assert (read_mask(mask).width, read_mask(mask).height) == SIZE, number
@@ -46,11 +46,15 @@ def check_whole(out, expected, number):
 
 
 def fail_each_call(zygote, here, fault, first=1, step=1):
-    """Let call ``first``, ``first + step`` ... of a run go wrong as long as there is one; how many did."""
+    """Run once for each of the calls ``first``, ``first + step`` ... with a fault in it, and then resume.
+
+    Returns:
+        The number of faults.
+    """
     undisturbed = run_undisturbed(zygote, here, *ALL_KINDS)
     expected, names = results_in(undisturbed), names_in(undisturbed)
     assert {"car0.png", "_overlay/car1.jpg", "report.csv", "rows.csv"} <= expected.keys()
-    marker = here / "struck"
+    marker = here / "fault-injected"
     for number in itertools.count(first, step):
         shutil.rmtree(here / "out", ignore_errors=True)
         marker.unlink(missing_ok=True)
@@ -60,8 +64,8 @@ def fail_each_call(zygote, here, fault, first=1, step=1):
         if not marker.exists():
             assert finished.code == 0, finished
             return (number - first) // step
-        check_told(finished, fault["how"], number)
-        check_whole(here / "out", expected, number)
+        check_message(finished, fault["how"], number)
+        check_complete(here / "out", expected, number)
         resumed = zygote.run(here, *ALL_KINDS)
         assert resumed.code == 0, (number, resumed)
         assert results_in(here / "out") == expected, number
@@ -70,8 +74,8 @@ def fail_each_call(zygote, here, fault, first=1, step=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "fault"), list(enumerate(HOW.values(), start=1)), ids=HOW)
-def test_a_fault_in_every_tenth_call_is_made_good(zygote, here, fault, first, count_faults):
+@pytest.mark.parametrize(("first", "fault"), list(enumerate(FAULTS.values(), start=1)), ids=FAULTS)
+def test_run_recovers_from_a_fault_in_every_tenth_call(zygote, here, fault, first, count_faults):
     faults = fail_each_call(zygote, here, fault, first, 10)
     assert faults > 5
     count_faults("a file-system call of predict fails", faults)
@@ -79,14 +83,15 @@ def test_a_fault_in_every_tenth_call_is_made_good(zygote, here, fault, first, co
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", HOW.values(), ids=HOW)
-def test_a_fault_in_any_call_is_made_good(zygote, here, fault, count_faults):
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_run_recovers_from_a_fault_in_any_call(zygote, here, fault, count_faults):
     faults = fail_each_call(zygote, here, fault)
     assert faults > 50
     count_faults("a file-system call of predict fails", faults)
 
 
 def fail_each_call_while_overwriting(zygote, here, first, step):
+    """Like :func:`fail_each_call`, but kill runs with ``--overwrite``."""
     (here / "images" / "car1.jpg").unlink()
     expected = results_in(run_undisturbed(zygote, here, *PREDICT))
     assert zygote.run(here, *PREDICT, "--threshold", "0.1", "--save", "overlay").code == 0
@@ -111,7 +116,7 @@ def fail_each_call_while_overwriting(zygote, here, first, step):
 
 
 @pytest.mark.slow
-def test_kills_in_every_fifth_call_of_overwriting(zygote, here, count_faults):
+def test_overwrite_recovers_from_a_kill_in_every_fifth_call(zygote, here, count_faults):
     faults = fail_each_call_while_overwriting(zygote, here, 1, 5)
     assert faults > 5
     count_faults("a file-system call of predict --overwrite fails", faults)
@@ -119,7 +124,7 @@ def test_kills_in_every_fifth_call_of_overwriting(zygote, here, count_faults):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_kills_in_any_call_of_overwriting(zygote, here, count_faults):
+def test_overwrite_recovers_from_a_kill_in_any_call(zygote, here, count_faults):
     faults = fail_each_call_while_overwriting(zygote, here, 1, 1)
     assert faults > 30
     count_faults("a file-system call of predict --overwrite fails", faults)

@@ -1,4 +1,4 @@
-"""Real processes that are killed, stopped and started beside each other."""
+"""Real processes that are killed, interrupted, or run at the same time."""
 
 import json
 import re
@@ -14,9 +14,9 @@ PREDICT = ("predict", "images", "out", "--precision", "fp32")
 
 
 @pytest.fixture
-def crowd(tmp_path, drawn):
-    """A folder with sixty small photos in ``images``, enough to be interrupted among them."""
-    folder = tmp_path / "crowd"
+def many_photos(tmp_path, drawn):
+    """A folder with sixty small photos in ``images``, enough to interrupt a run between them."""
+    folder = tmp_path / "here"
     for number in range(60):
         target = folder / "images" / f"{number % 3}" / f"{number:02}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def crowd(tmp_path, drawn):
 
 
 def journaled(out):
-    """The keys of the whole lines of the journals."""
+    """The keys of the complete lines of the journals."""
     keys = set()
     for journal in (out / ".carvana-batch").glob("journal-*"):
         for line in journal.read_text().splitlines():
@@ -38,60 +38,60 @@ def masks_in(folder):
     return list((folder / "out").rglob("[!.]*.png"))
 
 
-def test_killed_with_workers_the_next_run_starts_at_once(zygote, crowd, count_faults):
-    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
+def test_run_resumes_after_a_kill_with_workers(zygote, many_photos, count_faults):
+    expected = results_in(run_undisturbed(zygote, many_photos, *PREDICT))
     for masks in (1, 20):
-        process = zygote.start(crowd, *PREDICT, "--workers", "2")
-        wait_for(lambda masks=masks: len(masks_in(crowd)) >= masks)
+        process = zygote.start(many_photos, *PREDICT, "--workers", "2")
+        wait_for(lambda masks=masks: len(masks_in(many_photos)) >= masks)
         process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL
-    done = journaled(crowd / "out")
-    resumed = zygote.run(crowd, *PREDICT, "--workers", "1", "--json")
+    done = journaled(many_photos / "out")
+    resumed = zygote.run(many_photos, *PREDICT, "--workers", "1", "--json")
     assert resumed.code == 0, resumed
     assert json.loads(resumed.stdout)["done"] == 60 - len(done) > 0
-    assert results_in(crowd / "out") == expected
+    assert results_in(many_photos / "out") == expected
     count_faults("the run is killed or interrupted", 2)
 
 
-def test_a_second_run_on_the_same_folder_is_refused(zygote, crowd, count_faults):
-    first = zygote.start(crowd, *PREDICT, "--workers", "1")
-    wait_for(lambda: masks_in(crowd))
+def test_second_run_on_the_same_folder_is_refused(zygote, many_photos, count_faults):
+    first = zygote.start(many_photos, *PREDICT, "--workers", "1")
+    wait_for(lambda: masks_in(many_photos))
     first.stop_all()
     try:
-        before = results_in(crowd / "out")
+        before = results_in(many_photos / "out")
         for options in ((), ("--shard", "1/2"), ("--overwrite",), ("--threshold", "0.1")):
-            second = zygote.run(crowd, *PREDICT, *options)
+            second = zygote.run(many_photos, *PREDICT, *options)
             assert (second.code, second.stdout.count("\n")) == (11, 1), options
             assert re.fullmatch(rf"Error: out is in use by process {first.pid} on .*\n", second.stderr), (
                 options
             )
-        assert results_in(crowd / "out") == before
+        assert results_in(many_photos / "out") == before
     finally:
         first.send_to_all(signal.SIGCONT)
     assert first.wait().code == 0
     count_faults("a second run on the same out folder", 4)
 
 
-def test_shards_share_a_folder_and_make_what_one_run_makes(zygote, crowd):
-    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
-    # Its lock file stays: all shards look at the same moment whether it is free.
-    assert zygote.run(crowd, *PREDICT, "--limit", "1").code == 0
-    shards = [zygote.start(crowd, *PREDICT, "--shard", f"{i}/3", "--workers", "0") for i in (1, 2, 3)]
+def test_shards_together_make_what_one_run_makes(zygote, many_photos):
+    expected = results_in(run_undisturbed(zygote, many_photos, *PREDICT))
+    # This leaves a lock file, which all shards check at the same moment.
+    assert zygote.run(many_photos, *PREDICT, "--limit", "1").code == 0
+    shards = [zygote.start(many_photos, *PREDICT, "--shard", f"{i}/3", "--workers", "0") for i in (1, 2, 3)]
     for shard in shards:
         finished = shard.wait()
         assert finished.code == 0, finished
-    assert results_in(crowd / "out") == expected
+    assert results_in(many_photos / "out") == expected
 
 
-def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd, count_faults):
-    shard = zygote.start(crowd, *PREDICT, "--shard", "1/2", "--workers", "0")
-    wait_for(lambda: masks_in(crowd))
+def test_unsharded_run_beside_a_shard_is_refused(zygote, many_photos, count_faults):
+    shard = zygote.start(many_photos, *PREDICT, "--shard", "1/2", "--workers", "0")
+    wait_for(lambda: masks_in(many_photos))
     shard.send(signal.SIGSTOP)
     try:
         for options in ((), ("--shard", "1/3"), ("--shard", "1/2")):
-            refused = zygote.run(crowd, *PREDICT, *options)
+            refused = zygote.run(many_photos, *PREDICT, *options)
             assert (refused.code, f"process {shard.pid} on" in refused.stderr) == (11, True), options
-        other = zygote.run(crowd, *PREDICT, "--shard", "2/2", "--limit", "2")
+        other = zygote.run(many_photos, *PREDICT, "--shard", "2/2", "--limit", "2")
         assert other.code == 0, other
     finally:
         shard.send(signal.SIGCONT)
@@ -99,9 +99,9 @@ def test_an_unsharded_run_beside_a_shard_is_refused(zygote, crowd, count_faults)
     count_faults("a second run on the same out folder", 3)
 
 
-def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd, count_faults):
-    process = zygote.start(crowd, *PREDICT, "--workers", "2", tidy=True)
-    wait_for(lambda: masks_in(crowd))
+def test_sigterm_to_run_and_workers_stops_in_order(zygote, many_photos, count_faults):
+    process = zygote.start(many_photos, *PREDICT, "--workers", "2", tidy=True)
+    wait_for(lambda: masks_in(many_photos))
     process.send_to_all(signal.SIGTERM)
     finished = process.wait()
     assert finished.code == 143
@@ -109,12 +109,12 @@ def test_terminated_with_its_workers_it_stops_in_order(zygote, crowd, count_faul
     assert finished.stdout.endswith(
         "Stopped. To go on: carvana-batch predict images out --precision fp32 --workers 2\n"
     )
-    done = masks_in(crowd)
+    done = masks_in(many_photos)
     assert 0 < len(done) < 60
-    assert {path.relative_to(crowd / "out").with_suffix("").as_posix() for path in done} == journaled(
-        crowd / "out"
+    assert {path.relative_to(many_photos / "out").with_suffix("").as_posix() for path in done} == journaled(
+        many_photos / "out"
     )
-    rows = (crowd / "out" / "report.csv").read_text().splitlines()
+    rows = (many_photos / "out" / "report.csv").read_text().splitlines()
     assert len(rows) == 1 + len(done)
     count_faults("the run is killed or interrupted", 1)
 
@@ -123,11 +123,13 @@ def without_escapes(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def test_ctrl_c_on_a_terminal(zygote, crowd, count_faults):
-    expected = results_in(run_undisturbed(zygote, crowd, *PREDICT))
+def test_ctrl_c_on_a_terminal(zygote, many_photos, count_faults):
+    expected = results_in(run_undisturbed(zygote, many_photos, *PREDICT))
     with Terminal() as terminal:
-        process = zygote.start(crowd, *PREDICT, "--workers", "2", "--overwrite", tty=terminal.name, tidy=True)
-        wait_for(lambda: masks_in(crowd))
+        process = zygote.start(
+            many_photos, *PREDICT, "--workers", "2", "--overwrite", tty=terminal.name, tidy=True
+        )
+        wait_for(lambda: masks_in(many_photos))
         terminal.press(b"\x03")
         wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code == 130)
         printed = terminal.printed
@@ -140,15 +142,15 @@ def test_ctrl_c_on_a_terminal(zygote, crowd, count_faults):
     (resume,) = (line for line in lines if line.startswith("Stopped. To go on: "))
     program, *arguments = shlex.split(resume.removeprefix("Stopped. To go on: "))
     assert (program, arguments) == ("carvana-batch", [*PREDICT, "--workers", "2"])
-    done = journaled(crowd / "out")
-    assert len(done) == len(masks_in(crowd)) < 60
-    resumed = zygote.run(crowd, *arguments, "--json")
+    done = journaled(many_photos / "out")
+    assert len(done) == len(masks_in(many_photos)) < 60
+    resumed = zygote.run(many_photos, *arguments, "--json")
     assert (resumed.code, json.loads(resumed.stdout)["done"]) == (0, 60 - len(done))
-    assert results_in(crowd / "out") == expected
+    assert results_in(many_photos / "out") == expected
     count_faults("the run is killed or interrupted", 1)
 
 
-def test_ctrl_c_pressed_twice_leaves_at_once(zygote, here, count_faults):
+def test_second_ctrl_c_stops_immediately(zygote, here, count_faults):
     write_photo(here / "small.jpg")
     photo = Image.open(here / "small.jpg").resize((1500, 1000))
     for number in range(8):

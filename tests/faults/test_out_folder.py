@@ -1,4 +1,4 @@
-"""An out folder that someone has been at between two runs, or that was made in another way."""
+"""An out folder that was damaged between two runs, or was made with other settings."""
 
 import json
 import shutil
@@ -18,38 +18,38 @@ def here(tmp_path, drawn):
     return tmp_path / "here"
 
 
-def tear_the_journal(out):
+def truncate_journal(out):
     (journal,) = (out / ".carvana-batch").glob("journal-*")
     journal.write_bytes(journal.read_bytes()[:-10])
 
 
-def delete_the_journal(out):
+def delete_journal(out):
     (journal,) = (out / ".carvana-batch").glob("journal-*")
     journal.unlink()
 
 
-def fill_the_journal_with_zeros(out):
-    """As some file systems do after a power cut."""
+def zero_end_of_journal(out):
+    """Fill the end of the journal with zeros, as some file systems do after a power cut."""
     (journal,) = (out / ".carvana-batch").glob("journal-*")
     content = journal.read_bytes()
     journal.write_bytes(content[:-100] + bytes(100))
 
 
-def truncate_a_mask(out):
+def truncate_mask(out):
     mask = out / "car1.png"
     mask.write_bytes(mask.read_bytes()[:-1])
 
 
-def empty_a_mask(out):
+def empty_mask(out):
     (out / "car1.png").write_bytes(b"")
 
 
 DAMAGES = {
-    "journal torn": tear_the_journal,
-    "journal gone": delete_the_journal,
-    "journal ends in zeros": fill_the_journal_with_zeros,
-    "mask truncated": truncate_a_mask,
-    "mask empty": empty_a_mask,
+    "journal truncated": truncate_journal,
+    "journal deleted": delete_journal,
+    "journal ends in zeros": zero_end_of_journal,
+    "mask truncated": truncate_mask,
+    "mask empty": empty_mask,
     "mask deleted": lambda out: (out / "car2.png").unlink(),
     "report deleted": lambda out: (out / "report.csv").unlink(),
     "run.json damaged": lambda out: (out / "run.json").write_text("{"),
@@ -58,15 +58,15 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_was_damaged_is_made_good_and_nothing_else_is_done(zygote, here, damage, count_faults):
+def test_only_what_was_damaged_is_made_again(zygote, here, damage, count_faults):
     assert zygote.run(here, *PREDICT).code == 0
     expected = results_in(here / "out")
     damage(here / "out")
     finished = zygote.run(here, *PREDICT, "--json")
     assert finished.code == 0, finished
     assert results_in(here / "out") == expected
-    alone = damage not in (delete_the_journal, fill_the_journal_with_zeros)
-    assert json.loads(finished.stdout)["done"] <= 1 or not alone
+    journal_is_readable = damage not in (delete_journal, zero_end_of_journal)
+    assert json.loads(finished.stdout)["done"] <= 1 or not journal_is_readable
     count_faults("an out folder is damaged between two runs", 1)
 
 

@@ -65,7 +65,8 @@ if TYPE_CHECKING:
     type=click.Choice(PRECISION_NAMES),
     default="auto",
     show_default=True,
-    help="Number format of the network; auto is fp16 on a GPU, and on a CPU the faster of bf16 and fp32.",
+    help="Number format of the network; auto is fp16 on a GPU; on a CPU bf16 if it has instructions for it,"
+    " else fp32.",
 )
 @click.option(
     "--memory",

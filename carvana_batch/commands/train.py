@@ -115,7 +115,7 @@ AT_LEAST_ZERO = Finite(min=0)
 @_setting(
     "precision",
     click.Choice(PRECISION_NAMES),
-    "Number format; auto is fp16 on a GPU, and on a CPU the faster of bf16 and fp32.",
+    "Number format; auto is fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
 )
 @_setting("validate-every", COUNT, "Epochs between two validations.")
 @_setting(

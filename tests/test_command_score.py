@@ -52,7 +52,7 @@ def test_summary_worst_five_and_table():
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     first, summary, _distances, _errors, worst, last = paragraphs(result.stdout)
-    assert first == ["Masks scored: 5"]
+    assert first == ["Masks scored: 5", "Empty on both sides, counted as 1: 0"]
     values = {line[:34].strip(): line[34:].strip() for line in summary}
     assert values == {
         "mean Dice": f"{(1 + 0.8 + 2 / 3 + 0.5) / 5:.6f}",
@@ -241,7 +241,8 @@ def test_json_output(here):
     assert result.exit_code == 3
     content = json.loads(result.stdout)
     assert list(content) == [
-        *("summary", "views", "cars", "worst", "missing", "extra", "unusable", "unseen", "scores")
+        *("summary", "empty_on_both_sides", "views", "cars", "worst"),
+        *("missing", "extra", "unusable", "unseen", "scores"),
     ]
     assert content["summary"]["images"] == 4
     assert content["summary"]["dice"] == pytest.approx((1 + 0.8 + 2 / 3 + 0.5) / 4)
@@ -397,3 +398,29 @@ def test_rows_named_like_mask_files_are_paired(tmp_path, monkeypatch):
     result = CliRunner().invoke(group, ["score", "rows.csv", "--gt", "gt"])
     assert result.exit_code == 0, result.output
     assert "1.000000" in result.output
+
+
+def test_pairs_empty_on_both_sides_are_counted(here):
+    for name in ("f", "g"):
+        write_mask(here / "out" / f"{name}.png", [[0, 0, 0, 0]])
+        write_mask(here / "gt" / f"{name}.png", [[0, 0, 0, 0]])
+    result = score("--gt", "gt")
+    assert result.exit_code == 0, result.output
+    without = (1 + 0.8 + 2 / 3 + 0.5) / 5
+    assert f"Empty on both sides, counted as 1: 2; mean Dice without them: {without:.6f}\n" in result.stdout
+    assert json.loads(score("--gt", "gt", "--json").stdout)["empty_on_both_sides"] == 2
+
+
+@pytest.mark.parametrize("sides", [{"out": "predicted"}, {"gt": "true"}, {"out": "predicted", "gt": "true"}])
+def test_a_side_without_any_car_is_an_error(here, sides):
+    """Values that are not read as car must not pass for a perfect score."""
+    for side in sides:
+        for path in (here / side).iterdir():
+            write_mask(path.with_suffix(".png"), [[0, 0, 0, 0]])
+            if path.suffix != ".png":
+                path.unlink()
+    result = score("--gt", "gt", "--fail-under", "0.99")
+    assert result.exit_code == 3
+    for word in sides.values():
+        assert f"Error: none of the 5 {word} masks that were compared has a car" in result.stderr
+    assert (here / "scores.csv").exists()

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from carvana_batch.commands.parameters import MaskSize
 from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
-from carvana_batch.scoring.scores import Average, Group, Scores, Summary, write_scores
+from carvana_batch.scoring.scores import Average, Group, Scores, Summary, summarise, write_scores
 from carvana_batch.text import shown
 from carvana_batch.values import Failure
 
@@ -126,10 +126,37 @@ def command(
         click.echo(json.dumps(describe(scores, output)))
     else:
         print_scores(scores, output)
+    if report_empty_sides(scores):
+        context.exit(EXIT_SOME_FAILED)
     if fail_under is not None:
         check_gate(scores, fail_under)
     if not scores.complete:
         context.exit(EXIT_SOME_FAILED)
+
+
+def report_empty_sides(scores: Scores) -> bool:
+    """Say on stderr if all masks of a side are empty, which is a mistake in reading or writing them."""
+    sides = {
+        "predicted": [row.area_predicted for row in scores.rows],
+        "true": [row.area_true for row in scores.rows],
+    }
+    empty = [side for side, areas in sides.items() if areas and not any(areas)]
+    for side in empty:
+        click.echo(
+            f"Error: none of the {len(scores.rows):,} {side} masks that were compared has a car: check their"
+            " values, of which 255 (or 1, where there is nothing else but 0) is car.",
+            err=True,
+        )
+    return bool(empty)
+
+
+def print_empty(scores: Scores) -> None:
+    """Say how many pairs are empty on both sides, and the mean Dice without them."""
+    kept = scores.not_empty
+    count = len(scores.rows) - len(kept)
+    without = summarise(kept)
+    mean = f"; mean Dice without them: {without.dice:.6f}" if count and without else ""
+    click.echo(f"Empty on both sides, counted as 1: {count:,}{mean}")
 
 
 def check_gate(scores: Scores, limit: float) -> None:
@@ -151,6 +178,7 @@ def describe(scores: Scores, output: Path) -> dict[str, object]:
     summary = scores.summary
     return {
         "summary": None if summary is None else describe_means(summary, scores.averages),
+        "empty_on_both_sides": len(scores.rows) - len(scores.not_empty),
         "views": [
             {"view": group.name, **describe_means(group.summary, group.averages)} for group in scores.views
         ],
@@ -185,6 +213,7 @@ def describe_means(summary: Summary, averages: Mapping[str, Average]) -> dict[st
 def print_scores(scores: Scores, output: Path) -> None:
     if scores.summary:
         click.echo(f"Masks scored: {scores.summary.images:,}")
+        print_empty(scores)
         print_summary(scores.summary)
         print_outline(scores.averages, scores.summary.images)
         print_groups("view", scores.views, GROUPS_SHOWN)

@@ -193,6 +193,11 @@ class Scores:
         views = {row.image: split_id(row.image)[1] for row in self.rows}
         return self._group({image: view for image, view in views.items() if view})
 
+    @property
+    def not_empty(self) -> tuple[Score, ...]:
+        """The rows of which at least one mask has foreground; the others have a Dice of 1."""
+        return tuple(row for row in self.rows if row.area_true or row.area_predicted)
+
     def find_worst(self, number: int) -> list[Score]:
         """Return the ``number`` rows with the lowest Dice, lowest first."""
         return sorted(self.rows, key=lambda row: (row.dice, row.image))[:number]

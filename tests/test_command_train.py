@@ -1,4 +1,4 @@
-"""`carvana-batch train` as its user sees it: config file, resume, signals, several processes."""
+"""The command `carvana-batch train`: config file, resuming, signals, several processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
 
 
-def test_every_default_stands_in_the_help_text() -> None:
+def test_every_default_is_in_the_help_text() -> None:
     context = click.Context(command)
     records = [parameter.get_help_record(context) for parameter in command.params]
     texts = {record[0].split()[0]: record[1] for record in records if record}
@@ -54,7 +54,7 @@ def test_every_default_stands_in_the_help_text() -> None:
     assert "[default: full]" in texts["--size"]
 
 
-def test_a_run_says_how_good_it_is_and_how_to_use_it(tmp_path: Path, data: Path) -> None:
+def test_a_run_prints_its_scores_and_the_next_command(tmp_path: Path, data: Path) -> None:
     result = invoke(data, tmp_path / "run", *SMALL, "--epochs", 2)
     assert result.exit_code == 0
     best = json.loads(load_model(tmp_path / "run").notes["val"])
@@ -93,9 +93,7 @@ def test_options_take_precedence_over_the_config_file(tmp_path: Path, data: Path
         'model = "vgg"',
     ],
 )
-def test_a_config_value_that_the_option_would_refuse_is_refused(
-    tmp_path: Path, data: Path, line: str
-) -> None:
+def test_invalid_config_values_are_refused(tmp_path: Path, data: Path, line: str) -> None:
     config = tmp_path / "recipe.toml"
     config.write_text(line + "\n")
     with pytest.raises(UsageError, match="recipe.toml: " + re.findall("[a-z-]+", line)[0]):
@@ -113,16 +111,14 @@ def test_a_config_value_that_the_option_would_refuse_is_refused(
         (["--device", "cuda:9"], "--device cuda:9"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(
-    tmp_path: Path, data: Path, arguments: list[str], reason: str
-) -> None:
+def test_unusable_options_are_refused(tmp_path: Path, data: Path, arguments: list[str], reason: str) -> None:
     with pytest.raises((CarvanaBatchError, click.UsageError), match=reason):
         invoke(data, tmp_path / "run", *SMALL, *arguments)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.slow
-def test_interrupted_on_a_terminal_it_says_how_to_go_on(tmp_path: Path, data: Path, zygote: Zygote) -> None:
+def test_an_interrupted_run_prints_how_to_resume(tmp_path: Path, data: Path, zygote: Zygote) -> None:
     arguments = ["train", data, "run", *SMALL, "--epochs", "3"]
     (tmp_path / "whole").mkdir()
     assert zygote.run(tmp_path / "whole", *arguments).code == 0
@@ -147,9 +143,7 @@ def test_interrupted_on_a_terminal_it_says_how_to_go_on(tmp_path: Path, data: Pa
 
 
 @pytest.mark.slow
-def test_killed_outright_it_goes_on_from_the_last_checkpoint(
-    tmp_path: Path, data: Path, zygote: Zygote
-) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, data: Path, zygote: Zygote) -> None:
     arguments = ["train", data, "run", *SMALL, "--epochs", "4"]
     (tmp_path / "whole").mkdir()
     assert zygote.run(tmp_path / "whole", *arguments).code == 0
@@ -166,10 +160,8 @@ def test_killed_outright_it_goes_on_from_the_last_checkpoint(
 
 
 @pytest.mark.slow
-def test_killed_in_its_file_system_calls_and_started_again(
-    tmp_path: Path, data: Path, zygote: Zygote
-) -> None:
-    """Every hundredth call: all would take many minutes."""
+def test_a_run_killed_in_a_file_system_call_resumes(tmp_path: Path, data: Path, zygote: Zygote) -> None:
+    """Only every hundredth call, because all of them would take many minutes."""
     arguments = ["train", data, "run", *SMALL, "--epochs", "1"]
     (tmp_path / "whole").mkdir()
     assert zygote.run(tmp_path / "whole", *arguments).code == 0
@@ -190,8 +182,8 @@ def test_killed_in_its_file_system_calls_and_started_again(
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_two_passes_of_one_do(tmp_path: Path, data: Path) -> None:
-    """With gloo on a CPU. Passes and processes split a step alike, and batch norm sees each part alone."""
+def test_two_processes_train_like_two_passes(tmp_path: Path, data: Path) -> None:
+    """With gloo on a CPU. Passes and processes divide a step alike; batch norm sees each part separately."""
     one, two = tmp_path / "one", tmp_path / "two"
     options = [*SMALL, "--epochs", "4", "--warm-up", "0", "--lr", "1e-3", "--batch", "4"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -215,6 +207,6 @@ def test_two_processes_train_as_two_passes_of_one_do(tmp_path: Path, data: Path)
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_recipes_are_settings(recipe: Path, tmp_path: Path) -> None:
-    """With photos that are not there, a recipe gets as far as looking for them."""
+    """Without photos, a valid recipe fails only when they are looked for."""
     with pytest.raises(UsageError, match="nowhere"):
         invoke(tmp_path / "nowhere", tmp_path / "run", "--config", recipe)

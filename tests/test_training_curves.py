@@ -1,4 +1,4 @@
-"""Learning curves: what the axes hold, and what is said where there is nothing to draw."""
+"""Learning curves: what the axes show, and what the picture says if there is nothing to draw."""
 
 import io
 import subprocess
@@ -45,14 +45,14 @@ def data_of(axes, label):
 
 
 def drawn(figure):
-    """The figure as the PNG's pixels; warnings of the drawing become errors here."""
+    """Return the pixels of the PNG; warnings while drawing become errors."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return np.asarray(Image.open(file).convert("RGB"))
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_the_axes_hold_what_the_log_says():
+def test_axes_show_the_values_of_the_log():
     figure = draw_curves(LINES)
     loss, dice, rate = figure.axes
     assert data_of(loss, "loss") == [[0.5, 0.8], [1, 0.4], [1.5, 0.3], [2, 0.25], [2.5, 0.2]]
@@ -67,7 +67,7 @@ def test_the_axes_hold_what_the_log_says():
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_equal_ratios_of_the_error_are_equally_high():
+def test_equal_ratios_of_the_error_have_equal_height():
     figure = draw_curves(LINES)
     figure.draw_without_rendering()
     dice = figure.axes[1]
@@ -82,7 +82,7 @@ def test_equal_ratios_of_the_error_are_equally_high():
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_a_narrow_range_has_ticks_as_well():
+def test_a_narrow_dice_range_has_ticks():
     figure = draw_curves([val_line(100, 0.9955, 0.9951, 0.9957), val_line(200, 0.9956, 0.9952, 0.9958)])
     drawn(figure)
     low, high = figure.axes[1].get_ylim()
@@ -94,7 +94,7 @@ def test_a_narrow_range_has_ticks_as_well():
 
 @pytest.mark.usefixtures("matplotlib")
 @pytest.mark.parametrize(("highest", "lowest"), [(1.4, 0.84), (0.032, 0.028), (0.5, 0.06), (1.2, 0.004)])
-def test_the_loss_has_ticks_however_wide_its_range_is(highest, lowest):
+def test_the_loss_axis_has_ticks_for_any_range(highest, lowest):
     figure = draw_curves([step_line(50, highest), step_line(100, lowest)])
     drawn(figure)
     axes = figure.axes[0]
@@ -108,7 +108,7 @@ def test_the_loss_has_ticks_however_wide_its_range_is(highest, lowest):
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_the_png_has_the_size_asked_for_and_is_not_blank(tmp_path):
+def test_the_png_has_the_requested_size_and_is_not_blank(tmp_path):
     plot_curves(LINES, tmp_path / "curves.png", size=(10, 4))
     with Image.open(tmp_path / "curves.png") as read:
         assert (read.format, read.size) == ("PNG", (1000, 400))
@@ -137,13 +137,13 @@ def test_the_png_has_the_size_asked_for_and_is_not_blank(tmp_path):
         [{"step": 3, "epoch": 1.0, "val": {"dice": 0.5}}],
     ],
 )
-def test_little_or_odd_data_is_drawn_without_a_warning(lines):
+def test_sparse_or_unusual_data_is_drawn_without_warnings(lines):
     pixels = drawn(draw_curves(lines))
     assert (pixels < 100).any()
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_a_single_step_and_a_single_validation_can_be_seen():
+def test_a_single_step_and_validation_are_visible():
     pixels = drawn(draw_curves([step_line(50, 0.5), val_line(50, 0.9, 0.8, 0.95)]))
     left, right = np.split(pixels, 2, axis=1)
     assert is_colour(left[:, 100:], (0, 0x72, 0xB2)).sum() >= 4
@@ -160,14 +160,14 @@ def test_a_single_step_and_a_single_validation_can_be_seen():
         ([LINES[2]], [["no step logged yet"], []]),
     ],
 )
-def test_what_is_missing_is_said(lines, expected):
+def test_missing_data_is_reported_in_the_picture(lines, expected):
     figure = draw_curves(lines)
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == expected
     drawn(figure)
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_a_loss_of_0_stays_in_the_data_of_the_log_axis():
+def test_a_loss_of_0_is_kept_on_the_log_axis():
     loss = draw_curves([step_line(50, 0.5), step_line(100, 0.0)]).axes[0]
     assert data_of(loss, "loss") == [[0.5, 0.5], [1, 0]]
     assert loss.get_yscale() == "log"
@@ -175,7 +175,7 @@ def test_a_loss_of_0_stays_in_the_data_of_the_log_axis():
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_the_users_own_style_changes_nothing(matplotlib, tmp_path):
+def test_the_users_matplotlib_style_is_ignored(matplotlib, tmp_path):
     plot_curves(LINES, tmp_path / "plain.png")
     own = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "font.size": 20}
     with matplotlib.rc_context(own):
@@ -185,7 +185,7 @@ def test_the_users_own_style_changes_nothing(matplotlib, tmp_path):
 
 
 @pytest.mark.usefixtures("matplotlib")
-def test_no_display_and_no_pyplot_are_needed(tmp_path):
+def test_neither_display_nor_pyplot_is_needed(tmp_path):
     program = (
         "import sys; from pathlib import Path; from carvana_batch.training import curves;"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
@@ -197,7 +197,7 @@ def test_no_display_and_no_pyplot_are_needed(tmp_path):
     assert path.exists()
 
 
-def test_a_missing_matplotlib_is_named_and_nothing_written(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_reported_before_writing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (lambda: plot_curves(LINES, tmp_path / "curves.png"), lambda: draw_curves(LINES)):
         with pytest.raises(UsageError, match=r"matplotlib: pip install 'carvana-batch\[train\]'"):

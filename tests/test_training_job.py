@@ -1,4 +1,4 @@
-"""A training run from its data on: what is refused before the first step, what lies in RUN at the end."""
+"""A whole training run: what is refused before the first step, and what is in RUN at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_in(root: Path, data: Path, settings: TrainingSettings = SETTINGS, **op
     return train(data, root, settings, device=torch.device("cpu"), workers=0, **options)
 
 
-def test_a_run_leaves_all_that_is_promised(tmp_path: Path, data: Path) -> None:
+def test_a_run_writes_all_documented_files(tmp_path: Path, data: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra 'train'")
     said: list[str] = []
     outcome = train_in(tmp_path / "run", data, listener=TrainingListener(on_say=said.append))
@@ -76,13 +76,13 @@ def test_a_run_leaves_all_that_is_promised(tmp_path: Path, data: Path) -> None:
     assert "tiny at 64x32 from random weights; 4 steps of 2; cpu in fp32" in said
 
 
-def test_a_dry_run_checks_and_shows_samples_only(tmp_path: Path, data: Path) -> None:
+def test_a_dry_run_only_checks_and_draws_samples(tmp_path: Path, data: Path) -> None:
     assert train_in(tmp_path / "run", data, dry_run=True) is None
     assert names_below(tmp_path / "run") == [".carvana-batch", "samples.jpg", "split.json"]
     assert train_in(tmp_path / "run", data) is not None
 
 
-def test_cars_to_measure_on_can_be_named_and_come_from_elsewhere(tmp_path: Path, data: Path) -> None:
+def test_validation_cars_can_be_listed_or_in_another_folder(tmp_path: Path, data: Path) -> None:
     (tmp_path / "cars.txt").write_text("car1\n")
     named = find_split(data, replace(SETTINGS, val_cars=str(tmp_path / "cars.txt")))
     assert {pair.car for pair in named.val} == {"car1"}
@@ -100,26 +100,26 @@ def test_cars_to_measure_on_can_be_named_and_come_from_elsewhere(tmp_path: Path,
         find_split(data, replace(SETTINGS, val=str(data)))
 
 
-def spoil_truncated(data: Path) -> None:
+def damage_truncated(data: Path) -> None:
     path = data / "images" / "car1_00.jpg"
     path.write_bytes(path.read_bytes()[:300])
 
 
-def spoil_grey(data: Path) -> None:
+def damage_grey(data: Path) -> None:
     Image.new("L", (128, 64), 128).save(data / "masks" / "car1_00_mask.png")
 
 
-def spoil_size(data: Path) -> None:
+def damage_size(data: Path) -> None:
     Image.new("1", (64, 64)).save(data / "masks" / "car1_00_mask.png")
 
 
-def spoil_missing(data: Path) -> None:
+def damage_missing(data: Path) -> None:
     (data / "masks" / "car1_00_mask.png").unlink()
 
 
-@pytest.mark.parametrize("spoil", [spoil_truncated, spoil_grey, spoil_size, spoil_missing])
-def test_bad_data_is_named_before_the_first_step(tmp_path: Path, data: Path, spoil: Any) -> None:
-    spoil(data)
+@pytest.mark.parametrize("damage", [damage_truncated, damage_grey, damage_size, damage_missing])
+def test_bad_data_is_reported_before_the_first_step(tmp_path: Path, data: Path, damage: Any) -> None:
+    damage(data)
     with pytest.raises(UsageError, match="car1_00"):
         train_in(tmp_path / "run", data)
     assert not (tmp_path / "run" / "config.toml").exists()
@@ -146,7 +146,7 @@ def test_photos_of_different_sizes_need_size_or_crop(tmp_path: Path, data: Path)
     assert train_in(tmp_path / "d", data, replace(SETTINGS, val_cars=full.val_cars)) is not None
 
 
-def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: Path) -> None:
+def test_a_run_is_neither_overwritten_nor_resumed_differently(tmp_path: Path, data: Path) -> None:
     root = tmp_path / "run"
     with pytest.raises(UsageError, match="leave the option out"):
         train_in(root, data, resume=True)
@@ -164,32 +164,32 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(tmp_path: Path, data: P
         train_in(root, data, resume=True)
 
 
-def test_a_run_whose_checkpoint_is_gone_is_not_begun_again(tmp_path: Path, data: Path) -> None:
+def test_a_run_without_checkpoint_is_not_overwritten(tmp_path: Path, data: Path) -> None:
     train_in(tmp_path / "run", data)
     (tmp_path / "run" / "checkpoint.pt").unlink()
     with pytest.raises(UsageError, match=r"--init .*best\.safetensors"):
         train_in(tmp_path / "run", data, resume=True)
 
 
-def test_the_log_of_a_run_that_was_killed_early_is_begun_anew(tmp_path: Path, data: Path) -> None:
+def test_the_log_of_a_run_killed_early_is_overwritten(tmp_path: Path, data: Path) -> None:
     train_in(tmp_path / "whole", data)
     train_in(tmp_path / "run", data)
-    for name in ("checkpoint.pt", "best.safetensors"):  # as if killed between begin and first checkpoint
+    for name in ("checkpoint.pt", "best.safetensors"):  # as if killed before the first checkpoint
         (tmp_path / "run" / name).unlink()
     train_in(tmp_path / "run", data)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "run")]
     assert len(logs[0]) == len(logs[1])
 
 
-@pytest.mark.parametrize("place", ["data", "data/images", "data/masks/run"])
-def test_a_run_among_the_photos_is_refused(tmp_path: Path, data: Path, place: str) -> None:
+@pytest.mark.parametrize("location", ["data", "data/images", "data/masks/run"])
+def test_a_run_among_the_photos_is_refused(tmp_path: Path, data: Path, location: str) -> None:
     before = sorted(data.rglob("*"))
     with pytest.raises(UsageError, match="among the photos"):
-        train_in(tmp_path / place, data)
+        train_in(tmp_path / location, data)
     assert sorted(data.rglob("*")) == before
 
 
-def test_files_of_something_else_are_not_overwritten(tmp_path: Path, data: Path) -> None:
+def test_unrelated_files_are_not_overwritten(tmp_path: Path, data: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("[tool]\n")
     with pytest.raises(UsageError, match="not a run's"):
@@ -197,7 +197,7 @@ def test_files_of_something_else_are_not_overwritten(tmp_path: Path, data: Path)
     assert (tmp_path / "run" / "config.toml").read_text() == "[tool]\n"
 
 
-def test_what_a_killed_run_left_half_written_goes(tmp_path: Path, data: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path, data: Path) -> None:
     (tmp_path / "run").mkdir()
     leftover = leave_temporary_file(tmp_path / "run" / "best.safetensors")
     train_in(tmp_path / "run", data)
@@ -219,7 +219,7 @@ def test_a_dry_run_checks_settings_too(
         train_in(tmp_path / "run", data, replace(SETTINGS, **changes), dry_run=True)
 
 
-def test_a_signal_while_photos_are_checked_ends_it(tmp_path: Path, data: Path) -> None:
+def test_a_signal_stops_the_check_of_the_photos(tmp_path: Path, data: Path) -> None:
     stop = StopFlag()
     stop.signal = signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
@@ -227,7 +227,7 @@ def test_a_signal_while_photos_are_checked_ends_it(tmp_path: Path, data: Path) -
 
 
 @pytest.mark.parametrize("name", ["=1_01", "-2_01"])
-def test_names_that_spreadsheets_take_for_formulas_are_drawn(tmp_path: Path, data: Path, name: str) -> None:
+def test_names_like_spreadsheet_formulas_can_be_drawn(tmp_path: Path, data: Path, name: str) -> None:
     for folder, suffix in (("images", ".jpg"), ("masks", "_mask.png")):
         for number, path in enumerate(sorted((data / folder).iterdir())):
             path.rename(path.with_name(f"{name}{number}{suffix}" if number < 5 else f"b_1{suffix}"))
@@ -247,7 +247,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, data: Path)
         train_in(tmp_path / "file" / "run", data)
 
 
-def test_weights_of_the_run_can_be_used_at_once(tmp_path: Path, data: Path) -> None:
+def test_a_run_folder_can_be_loaded_as_a_model(tmp_path: Path, data: Path) -> None:
     train_in(tmp_path / "run", data)
     model = load_model(tmp_path / "run")
     assert model.size == (64, 32)
@@ -255,7 +255,7 @@ def test_weights_of_the_run_can_be_used_at_once(tmp_path: Path, data: Path) -> N
     assert Masker(tmp_path / "run").mask(np.asarray(pixels)).shape == (64, 128)
 
 
-def test_tensorboard_gets_the_log(tmp_path: Path, data: Path) -> None:
+def test_the_log_is_written_to_tensorboard(tmp_path: Path, data: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra 'train'")
     train_in(tmp_path / "run", data, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,4 @@
-"""The training loop: it learns, can be interrupted anywhere, keeps the best, and says what went wrong."""
+"""The training loop: learning, interruptions, the best weights, and error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
 from carvana_batch.scoring.scores import Score
 from carvana_batch.stopping import StopFlag
-from carvana_batch.training import loop
+from carvana_batch.training import loop, starting
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.loop import Training
 from carvana_batch.training.losses import LOSSES
@@ -43,7 +43,7 @@ SETTINGS = TrainingSettings(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that takes milliseconds."""
+    """Register a network that takes milliseconds."""
     monkeypatch.setitem(NETWORKS, "tiny", lambda: SegUNet((4, 8), 8, 1))
 
 
@@ -59,26 +59,29 @@ def run_training(
     stop_at: int | None = None,
     workers: int = 0,
 ) -> Outcome:
-    """Train in ``folder``, going on with what is there; with ``stop_at`` a signal comes in that step."""
-    stop = StopFlag()
+    """Start or resume a run in ``folder``; with ``stop_at``, a signal arrives during that step."""
     with RunFolder(folder) as run:
         if not run.config.exists():
             run.begin(settings)
-        training = Training(pairs, pairs[:2], run, settings, CPU, stop=stop, workers=workers)
-        take_step = training._take_step
-
-        def take_step_with_signal(passes: Any) -> float:
-            loss = take_step(passes)
-            if training.step == stop_at:
-                stop.signal = signal.SIGINT
-            return loss
-
-        training._take_step = take_step_with_signal  # type: ignore[method-assign]
+        training = Training(pairs, pairs[:2], run, settings, CPU, workers=workers)
+        training.stop = SignalAtStep(training, stop_at)
         return training.run_to_end()
 
 
+class SignalAtStep(StopFlag):
+    """Holds a signal as soon as the run has taken ``stop_at`` steps; with None, it never does."""
+
+    def __init__(self, training: Training, stop_at: int | None) -> None:
+        self.training, self.stop_at = training, stop_at
+
+    @property
+    def signal(self) -> int | None:  # type: ignore[override]
+        reached = self.stop_at is not None and self.training.state.step >= self.stop_at
+        return signal.SIGINT if reached else None
+
+
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log without what depends on the clock."""
+    """Return the lines of the log without the values that depend on time."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
 
@@ -110,17 +113,17 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert len(digests) == 1
 
 
-def test_workers_change_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_the_number_of_workers_does_not_matter(tmp_path: Path, pairs: list[Pair]) -> None:
     run_training(tmp_path / "alone", pairs)
     run_training(tmp_path / "helped", pairs, stop_at=4, workers=2)
     run_training(tmp_path / "helped", pairs, workers=1)
     assert log_of(tmp_path / "helped") == log_of(tmp_path / "alone")
 
 
-def test_losses_between_two_lines_of_the_log_are_remembered(
+def test_losses_not_logged_yet_survive_an_interruption(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Training, "logged_steps", 4)
+    monkeypatch.setattr(Training, "log_interval", 4)
     run_training(tmp_path / "whole", pairs)
     run_training(tmp_path / "broken", pairs, stop_at=6)
     run_training(tmp_path / "broken", pairs)
@@ -128,29 +131,29 @@ def test_losses_between_two_lines_of_the_log_are_remembered(
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
 
 
-def test_the_precision_that_was_chosen_first_is_kept(
+def test_a_resumed_run_keeps_its_precision(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = iter([torch.bfloat16, torch.float32])
-    monkeypatch.setattr(loop, "choose_precision", lambda *_: (next(chosen), "as told"))
+    monkeypatch.setattr(starting, "choose_precision", lambda *_: (next(chosen), "as given"))
     settings = replace(SETTINGS, precision="auto")
     run_training(tmp_path / "run", pairs, settings, stop_at=2)
     with RunFolder(tmp_path / "run") as run:
-        assert Training(pairs, pairs[:2], run, settings, CPU, workers=0).precision == "bf16"
+        assert Training(pairs, pairs[:2], run, settings, CPU, workers=0).state.precision == "bf16"
 
 
-def test_the_scale_of_fp16_goes_on(
+def test_a_resumed_run_keeps_its_gradient_scale(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(SETTINGS, precision="fp16")
     plain = LOSSES["bce+dice"]
     calls = iter(range(100))
-    # A gradient that overflows in the first step halves the scale.
+    # The overflow of a gradient in the first step halves the scale.
     monkeypatch.setitem(LOSSES, "bce+dice", lambda *both: plain(*both) * (1e38 if next(calls) == 0 else 1.0))
     run_training(tmp_path / "run", pairs, settings, stop_at=2)
     with RunFolder(tmp_path / "run") as run:
         training = Training(pairs, pairs[:2], run, settings, CPU, workers=0)
-    assert training.scaler.get_scale() == 32768
+    assert training.state.scaler.get_scale() == 32768
 
 
 def test_gradients_are_clipped(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +195,7 @@ def test_a_checkpoint_is_written_every_few_minutes(
     assert sorted(set(saved)) == list(range(10))
 
 
-def test_a_signal_during_validation_leaves_it_to_the_resumed_run(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_an_interrupted_validation_is_repeated_on_resume(tmp_path: Path, pairs: list[Pair]) -> None:
     run_training(tmp_path / "whole", pairs)
     stop = StopFlag()
 
@@ -218,7 +221,7 @@ def test_a_signal_during_validation_leaves_it_to_the_resumed_run(tmp_path: Path,
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
 
 
-def test_validation_is_what_predict_gives(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_validation_scores_the_masks_of_predict(tmp_path: Path, pairs: list[Pair]) -> None:
     outcome = run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=20, validate_every=20))
     images = tmp_path / "images"
     images.mkdir()
@@ -238,7 +241,7 @@ def test_validation_is_what_predict_gives(tmp_path: Path, pairs: list[Pair]) -> 
 
 
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path: Path, pairs: list[Pair]) -> None:
-    """Nothing of the beginning is needed again: not the initial weights, nor the photos' statistics."""
+    """Neither the initial weights nor the input statistics are needed again."""
     run_training(tmp_path / "init", pairs, replace(SETTINGS, epochs=1))
     settings = replace(SETTINGS, init=str(tmp_path / "init"))
     run_training(tmp_path / "whole", pairs, settings)
@@ -260,9 +263,7 @@ def test_a_checkpoint_of_another_network_is_refused(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_photo_that_was_damaged_meanwhile_is_named_in_a_line(
-    tmp_path: Path, pairs: list[Pair], workers: int
-) -> None:
+def test_a_photo_damaged_during_the_run_is_named(tmp_path: Path, pairs: list[Pair], workers: int) -> None:
     run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None), stop_at=2)
     for pair in pairs:
         pair.image.write_bytes(pair.image.read_bytes()[:200])
@@ -271,16 +272,16 @@ def test_a_photo_that_was_damaged_meanwhile_is_named_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_log_that_ran_ahead_of_the_checkpoint_is_cut_back(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_log_lines_after_the_checkpoint_are_removed(tmp_path: Path, pairs: list[Pair]) -> None:
     run_training(tmp_path / "whole", pairs)
     run_training(tmp_path / "broken", pairs, stop_at=4)
     with (tmp_path / "broken" / "log.jsonl").open("a") as log:
-        log.write('{"step": 5, "epoch": 1.67, "loss": 99.0}\n{"step": 6, "lo')  # killed while it wrote
+        log.write('{"step": 5, "epoch": 1.67, "loss": 99.0}\n{"step": 6, "lo')  # killed while writing
     run_training(tmp_path / "broken", pairs)
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
 
 
-def test_it_learns(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_training_reduces_the_loss(tmp_path: Path, pairs: list[Pair]) -> None:
     settings = replace(SETTINGS, epochs=80, validate_every=80, lr=0.03, ema=0.9)
     outcome = run_training(tmp_path / "run", pairs, replace(settings, augmentation=NO_AUGMENTATION))
     losses = [line["loss"] for line in log_of(tmp_path / "run") if "loss" in line]
@@ -306,7 +307,7 @@ def test_best_weights_are_those_of_the_best_validation(
     assert best.notes["data"] == "6 photos of 3 cars"
 
 
-def test_it_ends_early_when_validation_no_longer_improves(
+def test_a_run_ends_early_without_improvement(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_validation(monkeypatch, iter([0.5, 0.8, 0.7, 0.8, 0.6, 0.9]))
@@ -316,7 +317,7 @@ def test_it_ends_early_when_validation_no_longer_improves(
 
 
 def fake_validation(monkeypatch: pytest.MonkeyPatch, dice: Any) -> list[str]:
-    """Let validations come out as told; the digests of the weights that they were given."""
+    """Replace validation by given Dice values; return the digests of the validated weights."""
     digests: list[str] = []
 
     def validate(model: Any, val: list[Pair], *_: Any) -> Generator[Score]:
@@ -338,7 +339,7 @@ def digest_of(model: Any) -> str:
     return weights_digest(model.network.state_dict(), header)
 
 
-def test_an_infinite_loss_names_photos_and_keeps_the_checkpoint(
+def test_a_loss_of_nan_names_photos_and_keeps_the_checkpoint(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_training(tmp_path / "run", pairs, stop_at=4)
@@ -359,16 +360,16 @@ def test_an_infinite_loss_names_photos_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gradient_that_is_not_finite_stops_the_run(
+def test_a_non_finite_gradient_stops_the_run(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    # The square root has an infinite slope at 0, where its value is fine.
+    # At 0, the square root has a finite value but an infinite gradient.
     monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: (logits * 0).abs().sqrt().sum())
     with pytest.raises(CarvanaBatchError, match="a gradient is not finite"):
         run_training(tmp_path / "run", pairs, replace(SETTINGS, precision=precision, epochs=30))
 
 
-def test_out_of_memory_says_what_to_do(
+def test_out_of_memory_suggests_options(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(_logits: Tensor, _targets: Tensor) -> Tensor:
@@ -384,10 +385,10 @@ def test_samples_too_small_for_batch_norm_are_refused(tmp_path: Path, pairs: lis
         run_training(tmp_path / "run", pairs, replace(SETTINGS, size=(4, 4), batch=1))
 
 
-def test_passes_of_a_step_add_up_to_the_whole_batch(tmp_path: Path, pairs: list[Pair]) -> None:
-    """The mean loss of a first step is that of the whole batch, also if that goes in two passes.
+def test_passes_of_a_step_equal_the_whole_batch(tmp_path: Path, pairs: list[Pair]) -> None:
+    """The mean loss of the first step is the same whether the batch is divided into two passes or not.
 
-    Batch norm sees each pass alone, so the batch holds one photo twice.
+    Batch norm sees each pass separately, so the batch contains one photo twice.
     """
     twin = [replace(pairs[0], id=f"{name}_01") for name in "ab"]
     settings = replace(SETTINGS, epochs=1, augmentation=NO_AUGMENTATION)
@@ -414,7 +415,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, pairs: list[Pair
         run_training(tmp_path / "second", pairs, settings)
 
 
-def test_initial_weights_are_where_a_run_begins(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_a_run_starts_from_the_initial_weights(tmp_path: Path, pairs: list[Pair]) -> None:
     run_training(tmp_path / "first", pairs, replace(SETTINGS, epochs=1))
     first = load_model(tmp_path / "first")
     settings = replace(SETTINGS, epochs=1, init=str(tmp_path / "first"), lr=1e-12, ema=0.0, weight_decay=0.0)
@@ -427,7 +428,7 @@ def test_initial_weights_are_where_a_run_begins(tmp_path: Path, pairs: list[Pair
         )
 
 
-def test_weights_tell_what_they_started_from(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_notes_of_weights_name_the_initial_weights(tmp_path: Path, pairs: list[Pair]) -> None:
     run_training(tmp_path / "first", pairs, replace(SETTINGS, epochs=1))
     settings = replace(SETTINGS, epochs=1, init=str(tmp_path / "first"))
     run_training(tmp_path / "second", pairs, settings)
@@ -435,10 +436,10 @@ def test_weights_tell_what_they_started_from(tmp_path: Path, pairs: list[Pair]) 
     first, second, third = (load_model(tmp_path / name) for name in ("first", "second", "third"))
     assert "init" not in first.notes
     digest = first.digest[:16]
-    said = f"{tmp_path / 'first'}, sha256 {digest}, trained on {first.notes['data']}"
-    assert second.notes["init"] == said
+    description = f"{tmp_path / 'first'}, sha256 {digest}, trained on {first.notes['data']}"
+    assert second.notes["init"] == description
     assert third.notes["init"].startswith(f"{tmp_path / 'second'}, sha256 {second.digest[:16]}, trained on ")
-    assert third.notes["init"].endswith(f", from {said}")
+    assert third.notes["init"].endswith(f", from {description}")
 
 
 def test_input_statistics_are_those_of_the_photos(pairs: list[Pair]) -> None:

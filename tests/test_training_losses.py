@@ -1,4 +1,4 @@
-"""The losses against values worked out by hand."""
+"""The losses, compared with values calculated by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_the_settings_name_all_losses() -> None:
     assert set(LOSS_NAMES) == set(LOSSES)
 
 
-def test_losses_by_hand() -> None:
+def test_losses_have_the_values_of_a_manual_calculation() -> None:
     logits = torch.tensor([[[[0.0, 2.0]]]])
     targets = torch.tensor([[[[1.0, 0.0]]]])
     high = 1 / (1 + np.exp(-2.0))
@@ -25,7 +25,7 @@ def test_losses_by_hand() -> None:
     assert LOSSES["bce+dice"](logits, targets).item() == pytest.approx(expected_bce + expected_dice, rel=1e-5)
 
 
-def test_the_band_follows_the_outline() -> None:
+def test_the_band_lies_along_the_outline() -> None:
     targets = torch.zeros((1, 1, 64, 64))
     targets[..., 16:48, :] = 1
     band = outline_band(targets)
@@ -35,7 +35,7 @@ def test_the_band_follows_the_outline() -> None:
     assert band[..., 28:36, :].max() == 0
 
 
-def test_boundary_loss_weighs_mistakes_at_the_outline_more() -> None:
+def test_boundary_loss_weights_errors_at_the_outline_more() -> None:
     targets = torch.zeros((1, 1, 64, 64))
     targets[..., 16:48, :] = 1
     right = (targets - 0.5) * 20

@@ -21,7 +21,7 @@ def test_the_rate_warms_up_and_does_not_rise_again(schedule: str) -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_each_schedule_has_its_form() -> None:
+def test_each_schedule_has_its_shape() -> None:
     def middle_and_end(schedule: str) -> tuple[float, float]:
         settings = TrainingSettings(warm_up=0, lr=1.0, schedule=schedule)
         return learning_rate_at(25, 100, settings), learning_rate_at(100, 100, settings)
@@ -31,7 +31,7 @@ def test_each_schedule_has_its_form() -> None:
     assert middle_and_end("cosine") == pytest.approx((0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2, 0.01))
 
 
-def test_a_short_run_warms_up_for_a_tenth_of_it() -> None:
+def test_a_short_run_warms_up_for_a_tenth_of_its_steps() -> None:
     settings = TrainingSettings(warm_up=200, lr=1.0, schedule="constant")
     assert [learning_rate_at(step, 20, settings) for step in range(3)] == [0.5, 1.0, 1.0]
 
@@ -52,7 +52,7 @@ def test_only_convolutions_are_decayed(name: str) -> None:
     assert len(decayed) == len(list(network.parameters()))
 
 
-def test_the_average_follows_its_formula() -> None:
+def test_the_average_follows_the_formula() -> None:
     network = nn.Linear(1, 1, bias=False)
     values = [0.0, 4.0, -2.0, 7.0]
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_the_average_follows_its_formula() -> None:
     assert average.state["weight"].item() == pytest.approx(expected)
 
 
-def test_without_decay_the_average_is_the_weights() -> None:
+def test_without_decay_the_average_equals_the_weights() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     average = WeightAverage(network, decay=0.0)
     network(torch.randn(4, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""Photos and masks in every layout, every fault planted and named, and splits that divide no car."""
+"""Photos and masks in every layout, reports of every fault, and splits that never divide a car."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.training.pairs import (
     Pair,
-    check_apart,
+    check_no_shared_cars,
     check_pairs,
     choose_val_cars,
     find_pairs,
@@ -37,14 +37,14 @@ IDS = ["a_01", "a_02", "b_01"]
 
 
 def car_of(number: int) -> NDArray[np.bool_]:
-    """A rectangle, another one for every number."""
+    """Return a rectangle, a different one for each number."""
     car = np.zeros((HEIGHT, WIDTH), np.bool_)
     car[2 + number : 12, 3 : 18 + number] = True
     return car
 
 
 def runs_of(car: NDArray[np.bool_]) -> str:
-    """The run-length row, pixel by pixel."""
+    """Encode a mask as a run-length row, pixel by pixel."""
     runs: list[list[int]] = []
     for place, value in enumerate(car.ravel().tolist(), start=1):
         if value and runs and sum(runs[-1]) == place:
@@ -79,7 +79,7 @@ def table(ids: Sequence[str] = IDS) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three good pairs; to be harmed."""
+    """Three intact pairs, which tests damage."""
     write_photos(tmp_path / "data" / "images")
     write_masks(tmp_path / "data" / "masks")
     return tmp_path / "data"
@@ -92,7 +92,7 @@ def refusal(folder: Path) -> str:
 
 
 def fault(folder: Path) -> str:
-    """The one line on a bad pair, which the other pairs do not get."""
+    """Return the line about the only damaged pair."""
     with pytest.raises(UsageError) as caught:
         check_pairs(find_pairs(folder))
     head, *lines = str(caught.value).split("\n")
@@ -121,7 +121,7 @@ def pairs_of(*ids: str) -> list[Pair]:
         ("b_", "b", ""),
     ],
 )
-def test_the_name_tells_car_and_view(id: str, car: str, view: str) -> None:
+def test_car_and_view_come_from_the_name(id: str, car: str, view: str) -> None:
     (pair,) = pairs_of(id)
     assert (pair.car, pair.view) == (car, view)
 
@@ -170,7 +170,7 @@ def test_rows_of_masks(tmp_path: Path, name: str) -> None:
         np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(number))
 
 
-def test_folders_below_belong_to_the_id(tmp_path: Path) -> None:
+def test_subfolders_are_part_of_the_id(tmp_path: Path) -> None:
     ids = ["x/a_01", "x/a_02", "y/z/a_01"]
     write_photos(tmp_path / "images", ids)
     write_masks(tmp_path / "masks", ids)
@@ -182,7 +182,7 @@ def test_folders_below_belong_to_the_id(tmp_path: Path) -> None:
     ]
 
 
-def test_photos_that_are_links_count(data: Path, tmp_path: Path) -> None:
+def test_symbolic_links_to_photos_are_used(data: Path, tmp_path: Path) -> None:
     photo = data / "images" / "a_01.jpg"
     photo.rename(tmp_path / "elsewhere.jpg")
     photo.symlink_to(tmp_path / "elsewhere.jpg")
@@ -212,7 +212,7 @@ def test_unpaired_rows_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_every_one_is_listed(data: Path) -> None:
+def test_a_long_list_is_not_shortened(data: Path) -> None:
     for number in range(25):
         (data / "images" / f"c_{number:02}.jpg").touch()
     lines = refusal(data).split("\n")
@@ -238,7 +238,7 @@ def test_two_photos_of_one_id_are_named(data: Path) -> None:
     assert "a_01.png" in message
 
 
-def test_what_was_looked_for_is_said(tmp_path: Path) -> None:
+def test_the_message_says_what_was_looked_for(tmp_path: Path) -> None:
     assert f"{tmp_path / 'nowhere'} does not exist" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     assert "is not a folder" in refusal(tmp_path / "file")
@@ -275,7 +275,7 @@ def test_a_folder_of_masks_takes_precedence_over_rows(data: Path) -> None:
     assert all(pair.mask for pair in find_pairs(data))
 
 
-def test_the_folder_above_or_below_is_suggested(data: Path) -> None:
+def test_a_parent_or_subfolder_is_suggested(data: Path) -> None:
     assert refusal(data / "images").endswith(f"Did you mean {data}?")
     data.rename(data.parent / "train")
     assert refusal(data.parent).endswith(f"Did you mean {data.parent / 'train'}?")
@@ -284,7 +284,7 @@ def test_the_folder_above_or_below_is_suggested(data: Path) -> None:
 # ---- checking and loading
 
 
-def test_a_photo_that_is_cut_short_is_named(data: Path) -> None:
+def test_a_truncated_photo_is_named(data: Path) -> None:
     photo = data / "images" / "a_02.jpg"
     photo.write_bytes(photo.read_bytes()[:-200])
     assert fault(data).startswith(f"  {photo} is cut short")
@@ -341,7 +341,7 @@ def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:
     assert steps == [(done, 30) for done in range(1, 31)]
 
 
-def test_sizes_are_those_of_each_photo(data: Path) -> None:
+def test_each_photo_has_its_size(data: Path) -> None:
     Image.new("RGB", (7, 5)).save(data / "images" / "b_01.jpg")
     Image.new("1", (7, 5)).save(data / "masks" / "b_01_mask.gif")
     assert check_pairs(find_pairs(data)) == [(24, 16), (24, 16), (7, 5)]
@@ -357,7 +357,7 @@ def test_a_caller_who_stops_leaves_no_threads(data: Path) -> None:
     wait_for(lambda: threading.active_count() <= before)
 
 
-def test_pairs_are_loaded_whole_or_as_averages_of_areas(data: Path) -> None:
+def test_pairs_are_loaded_whole_or_area_averaged(data: Path) -> None:
     pair = find_pairs(data)[1]
     image, mask = load_pair(pair, None)
     assert (image.mode, mask.mode) == ("RGB", "L")
@@ -389,7 +389,7 @@ def test_cars_are_read_from_a_file(tmp_path: Path) -> None:
         read_cars(tmp_path)
 
 
-def test_named_cars_go_to_the_validation() -> None:
+def test_listed_cars_are_used_for_validation() -> None:
     pairs = pairs_of("a_01", "b_01", "a_02", "c_01", "a_b_01")
     train, val = split_by_car(pairs, {"a", "c"})
     assert [pair.id for pair in train] == ["b_01", "a_b_01"]
@@ -402,7 +402,7 @@ def test_cars_without_photos_are_named() -> None:
     assert str(caught.value).split("\n")[1:] == ["  b_01", "  z"]
 
 
-def test_no_side_may_be_empty() -> None:
+def test_neither_side_may_be_empty() -> None:
     pairs = pairs_of("a_01", "a_02", "b_01")
     with pytest.raises(UsageError, match="No car is left for validation"):
         split_by_car(pairs, set())
@@ -413,7 +413,7 @@ def test_no_side_may_be_empty() -> None:
 
 
 @pytest.mark.parametrize("ids", [["a_01", "a_02"], []])
-def test_one_car_cannot_be_divided(ids: list[str]) -> None:
+def test_a_single_car_cannot_be_split(ids: list[str]) -> None:
     with pytest.raises(UsageError, match="--val DIR"):
         choose_val_cars(pairs_of(*ids), 0.5, 0)
     if ids:
@@ -422,7 +422,7 @@ def test_one_car_cannot_be_divided(ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_fraction_lies_between(fraction: float) -> None:
+def test_the_fraction_must_be_between_0_and_1(fraction: float) -> None:
     with pytest.raises(UsageError, match="--val-fraction"):
         choose_val_cars(pairs_of("a_01", "b_01"), fraction, 0)
 
@@ -433,7 +433,7 @@ ids = st.builds(
 
 
 @given(st.sets(ids, min_size=1, max_size=40), st.floats(0.001, 0.999), st.integers(0, 2**32), st.randoms())
-def test_a_split_divides_no_car(ids: set[str], fraction: float, seed: int, shuffler: Any) -> None:
+def test_a_split_never_divides_a_car(ids: set[str], fraction: float, seed: int, shuffler: Any) -> None:
     pairs = pairs_of(*sorted(ids))
     cars = {pair.car for pair in pairs}
     if len(cars) == 1:
@@ -447,13 +447,13 @@ def test_a_split_divides_no_car(ids: set[str], fraction: float, seed: int, shuff
     train, val = split_by_car(pairs, chosen)
     assert sorted(pair.id for pair in train + val) == sorted(ids)
     assert {pair.car for pair in val} == chosen
-    check_apart(train, val)
+    check_no_shared_cars(train, val)
     shuffled = list(pairs)
     shuffler.shuffle(shuffled)
     assert choose_val_cars(shuffled, fraction, seed) == chosen
 
 
-def test_the_choice_depends_on_the_seed_and_hardly_on_other_cars() -> None:
+def test_the_choice_depends_on_the_seed_more_than_on_other_cars() -> None:
     pairs = pairs_of(*(f"car{number}_01" for number in range(100)))
     chosen = choose_val_cars(pairs, 0.1, 0)
     assert len(chosen) == 10
@@ -465,7 +465,7 @@ def test_the_choice_depends_on_the_seed_and_hardly_on_other_cars() -> None:
 
 
 def test_the_choice_is_the_same_in_another_process() -> None:
-    """Python's own hash of texts is another one in every process."""
+    """Python's own hash of a string differs between processes."""
     code = (
         "from pathlib import Path\n"
         "from carvana_batch.training.pairs import Pair, choose_val_cars\n"
@@ -481,6 +481,6 @@ def test_the_choice_is_the_same_in_another_process() -> None:
 def test_cars_on_both_sides_are_named() -> None:
     train, val = pairs_of("a_01", "b_01", "c_01"), pairs_of("b_02", "c_02", "d_02")
     with pytest.raises(UsageError, match="2 of the 3 cars for validation") as caught:
-        check_apart(train, val)
+        check_no_shared_cars(train, val)
     assert str(caught.value).split("\n")[1:] == ["  b", "  c"]
-    check_apart(train, pairs_of("d_01", "bb_01"))
+    check_no_shared_cars(train, pairs_of("d_01", "bb_01"))

@@ -1,4 +1,4 @@
-"""Pictures of a training run: contact sheets, panels of mistakes, learning curves."""
+"""Pictures of a training run: contact sheets and panels of wrong pixels."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from carvana_batch.errors import UsageError
 from carvana_batch.masks.counts import SizeError
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
 from carvana_batch.training.pictures import (
+    BACKGROUND_COLOUR,
     GAP,
     LINE_HEIGHT,
     OUTLINE_COLOUR,
-    PAPER,
     TINT_STRENGTH,
     Panel,
     draw_panels,
@@ -38,20 +38,20 @@ def masks(true, predicted) -> tuple[PackedMask, PackedMask]:
 # Samples
 
 
-def test_cells_of_different_shapes_stand_in_a_grid():
-    """Width 40 makes 80x40 to 40x20, 40x40 stay and 20x30 grow to 40x60; a row is as high as its highest."""
+def test_samples_of_different_shapes_form_a_grid():
+    """At width 40, 80x40 becomes 40x20 and 20x30 becomes 40x60; a row is as high as its highest cell."""
     empty = [np.zeros(shape, np.uint8) for shape in ((40, 80), (40, 40), (30, 20))]
     samples = [(flat(*mask.shape, c), mask) for mask, c in zip(empty, (RED, GREEN, BLUE), strict=True)]
     sheet = draw_samples(samples, columns=2, width=40)
     assert sheet.size == (40 + GAP + 40, 40 + GAP + 60)
-    expected = np.full((sheet.height, sheet.width, 3), PAPER, np.uint8)
+    expected = np.full((sheet.height, sheet.width, 3), BACKGROUND_COLOUR, np.uint8)
     expected[:20, :40] = RED
     expected[:40, 40 + GAP :] = GREEN
     expected[40 + GAP :, :40] = BLUE
     np.testing.assert_array_equal(np.asarray(sheet), expected)
 
 
-def test_the_car_is_tinted_and_its_outline_drawn():
+def test_the_car_is_tinted_and_outlined():
     mask = np.zeros((20, 30), np.uint8)
     mask[5:15, 8:22] = 255
     picture = np.asarray(draw_samples([(flat(20, 30, (100, 100, 100)), mask)], width=30))
@@ -68,13 +68,13 @@ def test_the_outline_is_where_the_soft_mask_crosses_half():
     np.testing.assert_array_equal(is_colour(picture, OUTLINE_COLOUR), np.tile(np.arange(7) == 3, (5, 1)))
 
 
-def test_a_car_that_the_crop_cuts_off_has_no_outline_there():
+def test_a_car_has_no_outline_at_the_edge_of_the_crop():
     picture = draw_samples([(flat(8, 8, (90, 90, 90)), np.full((8, 8), 255, np.uint8))], width=8)
     assert not is_colour(picture, OUTLINE_COLOUR).any()
 
 
-def test_a_thin_antenna_stays_in_sight():
-    """One pixel wide in a photo eight times as wide as its cell; its middle third."""
+def test_a_thin_antenna_stays_visible():
+    """It is one pixel wide, and the photo is eight times as wide as its cell."""
     mask = np.zeros((240, 320), np.uint8)
     mask[80:160, 101] = 255
     outline = is_colour(draw_samples([(flat(240, 320, (90, 90, 90)), mask)], width=40), OUTLINE_COLOUR)
@@ -94,14 +94,14 @@ def test_nothing_to_draw_is_refused():
 
 
 def columns_of(picture, width, height):
-    """The three pictures of the only row."""
+    """Return the three pictures of the only row."""
     top = LINE_HEIGHT + GAP + LINE_HEIGHT
     assert picture.size == (3 * width + 2 * GAP, top + height)
     pixels = np.asarray(picture)[top:]
     return [pixels[:, start : start + width] for start in (0, width + GAP, 2 * (width + GAP))]
 
 
-def test_an_error_of_one_pixel_stays_in_sight():
+def test_an_error_of_one_pixel_stays_visible():
     true, predicted = np.zeros((2, 1280, 1918), bool)
     true[300:700, 500:1200] = predicted[300:700, 500:1200] = True
     predicted[401, 777] = False
@@ -110,12 +110,12 @@ def test_an_error_of_one_pixel_stays_in_sight():
     picture = draw_panels([Panel("car", photo, *masks(true, predicted), dice=1.0)], width=640)
     plain, marked, _ = columns_of(picture, 640, 427)  # 1280 * 640 / 1918 = 427.1
     assert (plain == (120, 60, 200)).all()
-    # Pixel x of 1918 lies below pixel x * 640 / 1918 of 640.
+    # Pixel x of 1918 is covered by pixel x * 640 / 1918 of 640.
     assert np.argwhere(is_colour(marked, MISSED_COLOUR)).tolist() == [[133, 259]]
     assert np.argwhere(is_colour(marked, INVENTED_COLOUR)).tolist() == [[426, 639]]
 
 
-def test_the_more_frequent_error_of_a_pixel_is_shown():
+def test_the_more_frequent_error_in_a_pixel_is_shown():
     true, predicted = np.zeros((2, 100, 600), bool)
     true[10:20, 10:13] = True  # 30 missed in the cell of 10x10, and 10 invented
     predicted[10:20, 15] = True
@@ -127,7 +127,7 @@ def test_the_more_frequent_error_of_a_pixel_is_shown():
     assert np.argwhere(is_colour(marked, INVENTED_COLOUR)).tolist() == [[5, 5]]
 
 
-def test_the_third_column_enlarges_the_place_with_most_errors():
+def test_the_third_column_enlarges_the_area_with_most_errors():
     rng = np.random.default_rng(0)
     true, predicted = np.zeros((2, 600, 900), bool)
     true[20, ::3] = True  # 300 errors, but scattered
@@ -156,19 +156,19 @@ def test_a_small_photo_is_enlarged_whole():
     true[4, 4] = True
     panel = Panel("car", flat(10, 16, (50, 50, 50)), *masks(true, ~true), dice=0.0)
     _, marked, enlarged = columns_of(draw_panels([panel], width=40), 40, 25)
-    # Of the centres 0.5, 1.5, ... of 40x25 those over it: 10 <= x < 12.5 and 10 <= y < 12.5.
+    # The pixels of 40x25 with centres (0.5, 1.5, ...) in 10 <= x < 12.5 and 10 <= y < 12.5.
     assert np.argwhere(is_colour(marked, MISSED_COLOUR)).tolist() == [[10, 10], [10, 11], [11, 10], [11, 11]]
     np.testing.assert_array_equal(
         is_colour(enlarged[:20, :32], MISSED_COLOUR), np.kron(true, np.ones((2, 2), bool))
     )
-    assert (enlarged[20:] == PAPER).all()
-    assert (enlarged[:, 32:] == PAPER).all()
+    assert (enlarged[20:] == BACKGROUND_COLOUR).all()
+    assert (enlarged[:, 32:] == BACKGROUND_COLOUR).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 1918), (70, 3), (1, 1), (1280, 1918)])
 @pytest.mark.parametrize("width", [1, 40, 333])
 def test_photos_of_any_shape_can_be_drawn(shape, width):
-    """Every pixel is missed, so all of the second column has that colour, the frame as well."""
+    """Every pixel is missed, so the whole second column has that colour, including the frame."""
     photo = flat(shape[0], shape[1], (50, 50, 50))
     full = np.full(shape, 255, np.uint8)
     height = max(1, round(shape[0] * width / shape[1]))
@@ -199,7 +199,7 @@ def test_the_busiest_window_holds_the_spot_with_most_errors(seed, shape, share, 
     assert inside.sum(axis=(2, 3)).max() == most
 
 
-def test_without_errors_nothing_is_marked_but_the_legend():
+def test_without_errors_only_the_legend_has_colours():
     mask = np.zeros((60, 90), bool)
     mask[20:40, 30:60] = True
     panel = Panel("car", flat(60, 90, (50, 50, 50)), *masks(mask, mask), dice=1.0)
@@ -211,7 +211,7 @@ def test_without_errors_nothing_is_marked_but_the_legend():
         assert not is_colour(rest, colour).any()
 
 
-def test_the_caption_tells_title_dice_and_counts(monkeypatch):
+def test_the_caption_has_title_dice_and_counts(monkeypatch):
     written = []
 
     def note(_image, x, text):
@@ -226,7 +226,7 @@ def test_the_caption_tells_title_dice_and_counts(monkeypatch):
     assert written[-1].split("    ") == [r"a\nb", "Dice 0.0013", "missed 1,499 px, invented 3 px"]
 
 
-def test_captions_are_written_in_dark_on_light():
+def test_captions_are_dark_on_light():
     panel = [
         Panel(title, flat(9, 9, RED), *masks(np.zeros((9, 9)), np.zeros((9, 9))), dice=1.0)
         for title in ("a", "b")
@@ -237,7 +237,7 @@ def test_captions_are_written_in_dark_on_light():
     assert (first[:LINE_HEIGHT] != second[:LINE_HEIGHT]).any()
 
 
-def test_the_colours_of_the_errors_differ_in_lightness_too():
+def test_the_error_colours_differ_in_lightness():
     lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (MISSED_COLOUR, INVENTED_COLOUR)]
     assert lightness[1] - lightness[0] > 50
 
@@ -254,7 +254,7 @@ def test_a_mask_of_another_size_is_named(which):
 # Files
 
 
-def test_a_png_holds_the_very_pixels(tmp_path):
+def test_a_png_has_exactly_the_same_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     write_picture(tmp_path / "a.PNG", Image.fromarray(pixels))
     with Image.open(tmp_path / "a.PNG") as read:
@@ -279,6 +279,3 @@ def test_other_suffixes_and_huge_jpegs_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"a\.jpg.*1x65501.*\.png"):
         write_picture(tmp_path / "a.jpg", Image.new("RGB", (1, 65501)))
     assert names_in(tmp_path) == []
-
-
-# Curves

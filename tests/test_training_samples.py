@@ -1,4 +1,4 @@
-"""Which samples a step sees, how they are made, and what augmentation may do to them."""
+"""Which samples a step uses, how they are made, and how augmentation changes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from carvana_batch.training.samples import Draw, Samples, draw_batches, take_pas
 from carvana_batch.training.settings import NO_AUGMENTATION, AugmentationLimits, TrainingSettings
 
 
-def test_smaller_targets_are_area_averages(tmp_path: Path) -> None:
+def test_reduced_masks_are_area_averages(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     pair = find_pairs(tmp_path)[0]
     _, full = load_pair(pair, None)
@@ -37,8 +37,8 @@ def test_every_epoch_draws_every_sample_once() -> None:
     assert {batch[0].crop for batch in whole} == {None, (8, 8)}
 
 
-def test_image_and_mask_move_together() -> None:
-    """A photo that is its own mask stays its own mask under every change of geometry."""
+def test_image_and_mask_are_transformed_together() -> None:
+    """A photo that equals its mask still does so after every affine transformation."""
     shape = np.zeros((64, 96), np.uint8)
     shape[10:40, 20:70] = 255
     mask = Image.fromarray(shape)
@@ -55,7 +55,7 @@ def test_image_and_mask_move_together() -> None:
     assert moved > 10
 
 
-def test_no_limits_change_nothing() -> None:
+def test_limits_of_0_change_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     for seed in range(5):
         image, _ = augment(
@@ -64,7 +64,7 @@ def test_no_limits_change_nothing() -> None:
         np.testing.assert_allclose(np.asarray(image).astype(int), pixels, atol=1)
 
 
-def test_a_crop_is_cut_from_image_and_mask_alike(tmp_path: Path) -> None:
+def test_image_and_mask_have_the_same_crop(tmp_path: Path) -> None:
     pairs = find_pairs(write_pairs(tmp_path))
     samples = Samples(pairs, None, NO_AUGMENTATION, seed=1)
     sample = samples[Draw(4, 2, (48, 32))]
@@ -77,7 +77,7 @@ def test_a_crop_is_cut_from_image_and_mask_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "count"), [(1, 1), (3, 1), (1, 2), (2, 3)])
-def test_processes_and_passes_share_out_every_draw_once(accumulate: int, count: int) -> None:
+def test_every_draw_is_in_exactly_one_pass(accumulate: int, count: int) -> None:
     draws = [Draw(number, number % 5, None) for number in range(12)]
     passes = [one for rank in range(count) for one in take_passes(draws, accumulate, rank, count)]
     assert {len(one) for one in passes} == {12 // (accumulate * count)}

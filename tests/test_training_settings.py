@@ -26,7 +26,7 @@ UNUSUAL = TrainingSettings(
 )
 
 
-def test_the_file_says_everything_that_differs_from_nothing(tmp_path: Path) -> None:
+def test_every_setting_except_none_is_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(format_settings(UNUSUAL))
     values = read_settings(path)
@@ -47,7 +47,7 @@ def test_the_file_says_everything_that_differs_from_nothing(tmp_path: Path) -> N
         ("[augmentation]\nshift = 1", "augmentation"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused_by_name(tmp_path: Path, text: str, reason: str) -> None:
+def test_an_invalid_file_is_refused_and_named(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "odd.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=reason) as caught:

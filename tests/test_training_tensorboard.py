@@ -1,4 +1,4 @@
-"""What a run tells TensorBoard, read back with TensorBoard's own reader."""
+"""Event files of a run, read back with TensorBoard's own reader."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ VAL = {"dice": 0.97, "iou": 0.94, "pixel_accuracy": 0.99, "precision": 0.96, "re
 
 @pytest.fixture
 def read():
-    """What lies in a folder of event files."""
+    """Read a folder of event files."""
     reason = "needs the extra train"
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
 
@@ -35,7 +35,7 @@ def scalars(events):
 
 
 def points(*pairs):
-    """TensorBoard keeps numbers in single precision."""
+    """Round as TensorBoard does, which stores numbers in single precision."""
     return [(step, float(np.float32(value))) for step, value in pairs]
 
 
@@ -43,7 +43,7 @@ def step_line(step, loss):
     return {"step": step, "epoch": step / 120, "loss": loss, "learning_rate": 1e-3, "samples_per_second": 5.1}
 
 
-def test_every_number_of_the_lines_becomes_a_curve(tmp_path, read):
+def test_every_number_in_the_log_becomes_a_curve(tmp_path, read):
     with TensorBoardLog(tmp_path / "not" / "yet") as log:
         log.add_line(step_line(50, 0.31))
         log.add_line(step_line(100, 0.21))
@@ -56,7 +56,7 @@ def test_every_number_of_the_lines_becomes_a_curve(tmp_path, read):
     }
 
 
-def test_what_is_no_number_is_passed_over(tmp_path, read):
+def test_values_that_are_not_numbers_are_ignored(tmp_path, read):
     with TensorBoardLog(tmp_path) as log:
         log.add_line(
             {"step": 1, "loss": None, "best": True, "note": "x", "skipped": 2, "val": {"dice": None}}
@@ -65,7 +65,7 @@ def test_what_is_no_number_is_passed_over(tmp_path, read):
     assert scalars(read(tmp_path)) == {"train/skipped": [(1, 2.0)]}
 
 
-def test_a_picture_is_kept_pixel_by_pixel(tmp_path, read):
+def test_a_picture_is_stored_without_loss(tmp_path, read):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
     with TensorBoardLog(tmp_path) as log:
         log.add_picture("val/worst", Image.fromarray(pixels), 120)
@@ -78,7 +78,7 @@ def test_a_picture_is_kept_pixel_by_pixel(tmp_path, read):
     assert np.unique(np.asarray(Image.open(io.BytesIO(grey.encoded_image_string)))).tolist() == [77]
 
 
-def test_a_resumed_run_leaves_no_point_twice(tmp_path, read):
+def test_a_resumed_run_writes_no_point_twice(tmp_path, read):
     with TensorBoardLog(tmp_path) as log:
         for step in (50, 100, 150, 200):
             log.add_line(step_line(step, step / 1000))
@@ -89,7 +89,7 @@ def test_a_resumed_run_leaves_no_point_twice(tmp_path, read):
     assert scalars(read(tmp_path))["train/loss"] == expected
 
 
-def test_a_run_that_starts_anew_hides_all_that_was_there(tmp_path, read):
+def test_a_new_run_hides_all_earlier_points(tmp_path, read):
     for grey in (10, 200):
         with TensorBoardLog(tmp_path) as log:
             log.add_picture("samples", Image.new("L", (2, 2), grey), 0)
@@ -100,7 +100,7 @@ def test_a_run_that_starts_anew_hides_all_that_was_there(tmp_path, read):
     assert Image.open(io.BytesIO(picture.encoded_image_string)).getpixel((0, 0)) == (200, 200, 200)
 
 
-def test_what_was_written_before_an_error_is_kept(tmp_path, read):
+def test_points_before_an_error_are_kept(tmp_path, read):
     with pytest.raises(RuntimeError, match="of the training"), TensorBoardLog(tmp_path) as log:
         log.add_line(step_line(50, 0.5))
         raise RuntimeError("of the training")
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("read")
-def test_a_full_disk_is_told_apart(tmp_path, monkeypatch):
+def test_a_full_disk_raises_its_own_error(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_apart(tmp_path, monkeypatch):
 
 @pytest.fixture
 def forget_tensorboard(monkeypatch):
-    """As if neither tensorboard nor what imports it had been imported."""
+    """Make Python import tensorboard, and the modules that import it, again."""
     for name in list(sys.modules):
         if name.split(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard"):
             monkeypatch.delitem(sys.modules, name)
@@ -151,7 +151,7 @@ def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "warning", ["'old', DeprecationWarning", "'pkg_resources is deprecated as an API', UserWarning"]
 )
-def test_what_the_import_warns_of_itself_is_not_shown(tmp_path, monkeypatch, warning):
+def test_warnings_of_the_import_are_hidden(tmp_path, monkeypatch, warning):
     (tmp_path / "tensorboard").mkdir()
     program = f"import warnings; warnings.warn({warning}); raise ImportError('reached')"
     (tmp_path / "tensorboard" / "__init__.py").write_text(program)

@@ -35,7 +35,7 @@ LIMITS = AugmentationLimits()
 def _setting(
     name: str, kind: Any, text: str, **attributes: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option that is a setting of the run, with the default of ``TrainingSettings``."""
+    """Make a click option for a setting, with the default of ``TrainingSettings``."""
     field = name.replace("-", "_")
     default = getattr(DEFAULTS if hasattr(DEFAULTS, field) else LIMITS, field)
     if name == "size":
@@ -167,7 +167,7 @@ def command(
     if resume and config is None and (run / "config.toml").exists():
         config = run / "config.toml"
     if config is not None:
-        values = _fill_in(context, values, config)
+        values = _with_config(context, values, config)
     settings = make_settings(values)
     if settings.val is not None and settings.val_cars is not None:
         raise UsageError("--val and --val-cars both say what to measure on. Leave one out.")
@@ -175,7 +175,7 @@ def command(
     from carvana_batch.inference.devices import pick_device
     from carvana_batch.training.job import train
 
-    # Of the processes that torchrun starts, the first one tells.
+    # Of the processes that torchrun starts, only the first one prints messages.
     reporter = TrainingReporter(quiet or os.environ.get("RANK", "0") != "0")
     with stop_on_signals(reporter, "Stopping: saving first; once more leaves at once.") as stop, reporter:
         outcome = train(
@@ -195,7 +195,7 @@ def command(
         return
     if outcome.stopped_by is not None:
         reporter.say(f"Saved after step {outcome.step:,} of {outcome.steps:,}.")
-        reporter.say(f"To go on: {shown(shlex.join(_same_command()))}")
+        reporter.say(f"To go on: {shown(shlex.join(_resume_command()))}")
         context.exit(128 + outcome.stopped_by)
     if outcome.stopped_early:
         reporter.say(
@@ -212,8 +212,8 @@ def command(
     )
 
 
-def _same_command() -> list[str]:
-    """The command line of this run, to go on with it."""
+def _resume_command() -> list[str]:
+    """Return the command line that resumes this run."""
     arguments = [*sys.argv[1:], *(["--resume"] if "--resume" not in sys.argv else [])]
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if processes == "1":
@@ -221,11 +221,16 @@ def _same_command() -> list[str]:
     return ["torchrun", "--nproc-per-node", processes, "-m", "carvana_batch", *arguments]
 
 
-def _fill_in(context: click.Context, values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Take from the file what was not given as an option.
+def _with_config(context: click.Context, values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fill in the settings of a file that are not given on the command line.
+
+    Args:
+        context: the context of the command.
+        values: the values of all options.
+        path: the TOML file.
 
     Raises:
-        UsageError: the file cannot be read, or a value in it is none that the option takes.
+        UsageError: the file cannot be read, or an option does not accept its value in the file.
     """
     given = read_settings(path)
     filled = dict(values)
@@ -237,7 +242,7 @@ def _fill_in(context: click.Context, values: dict[str, Any], path: Path) -> dict
         if isinstance(value, dict) or isinstance(value, list) != bool(getattr(parameter, "multiple", False)):
             raise UsageError(f"{shown(path)}: {name.replace('_', '-')}: {value!r} is not a value for it.")
         try:
-            # As text, so that the option's own rules apply: click would take 3.5 for a count of 3.
+            # As text, it is checked like a value of an option; click would convert 3.5 to a count of 3.
             text = [str(one) for one in value] if isinstance(value, list) else str(value)
             filled[name] = parameter.process_value(context, text)
         except click.BadParameter as error:

@@ -1,4 +1,4 @@
-"""A training run on the screen: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from carvana_batch.training.listener import TrainingListener
 
 SMOOTHING = 0.95
-"""Weight of the losses before in the one that is shown."""
+"""Weight of the earlier losses in the moving average that is shown."""
 
 
 class TrainingReporter(Screen):
-    """Tells the user how a training run goes."""
+    """Shows the progress of a training run to the user."""
 
     _work = ""
     _loss: float | None = None
 
     @property
     def listener(self) -> TrainingListener:
+        """The callbacks to pass to the run."""
         from carvana_batch.training.listener import TrainingListener
 
         return TrainingListener(
@@ -72,7 +73,7 @@ class TrainingReporter(Screen):
                 console=Console(stderr=True),
                 expand=True,
                 transient=True,
-                auto_refresh=False,  # a thread that draws could hold a lock while a worker is forked
+                auto_refresh=False,  # a drawing thread could hold a lock while a worker is forked
             )
             self._task = self._bar.add_task("", total=total, words=words)
             self._bar.start()
@@ -83,7 +84,7 @@ class TrainingReporter(Screen):
 
 
 def describe_best(summary: Summary) -> str:
-    """The table of a run's best validation, in the form in which models are compared."""
+    """Format the table of a run's best validation."""
     rows = [
         ("Dice", f"{summary.dice:.4f}"),
         ("IoU", f"{summary.iou:.4f}"),

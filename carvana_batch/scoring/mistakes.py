@@ -1,4 +1,4 @@
-"""For pictures of wrong pixels: their colours, the window with most of them, and cells to count them in."""
+"""For pictures of wrong pixels: their colours, and the window with most of them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,3 @@ def busiest_window(flags: NDArray[np.bool_], size: tuple[int, int]) -> tuple[int
         int(min(max(centre_x - size[0] // 2, 0), max_left)),
         int(min(max(centre_y - size[1] // 2, 0), max_top)),
     )
-
-
-def cell_starts(length: int, cells: int) -> NDArray[np.int64]:
-    """Divide ``length`` pixels into ``cells`` and return the first pixel of each cell, (cells,) int64.
-
-    The result is made for ``np.add.reduceat``. If there are more cells than pixels, pixels repeat, and
-    ``reduceat`` repeats their values.
-    """
-    if cells > length:
-        return (2 * np.arange(cells) + 1) * length // (2 * cells)
-    return -(-np.arange(cells) * length // cells)  # ceiling: pixel x lies in cell x * cells // length

@@ -16,10 +16,16 @@ def augment(
     limits: AugmentationLimits,
     generator: np.random.Generator,
 ) -> tuple[Image.Image, Image.Image]:
-    """Apply the same random geometry to an RGB image and its L mask of the same size.
+    """Apply the same random affine transformation and flip to an image and its mask.
 
-    Colours are only changed in the image. A third of the samples keep their geometry, so that the network
-    also sees outlines that were not softened by interpolation.
+    Colours change in the image only. A third of the samples are not transformed, so that the network also
+    sees outlines that are not blurred by interpolation.
+
+    Args:
+        image: RGB.
+        mask: L, of the same size.
+        limits: how far each change may go.
+        generator: source of all random numbers.
     """
     if generator.random() < limits.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -34,7 +40,7 @@ def augment(
 def _random_affine(
     size: tuple[int, int], limits: AugmentationLimits, generator: np.random.Generator
 ) -> tuple[tuple[float, ...], int]:
-    """Output-to-input coefficients for Pillow, and how many pixels they reach beyond the image."""
+    """Draw output-to-input coefficients for Pillow; also how many pixels they reach beyond the image."""
     width, height = size
     zoom = math.exp(generator.uniform(-1, 1) * math.log1p(limits.scale))
     angle = math.radians(generator.uniform(-1, 1) * limits.rotation)
@@ -52,7 +58,7 @@ def _random_affine(
 
 
 def _transform(picture: Image.Image, coefficients: tuple[float, ...], margin: int) -> Image.Image:
-    """Affine transformation with bilinear sampling; the image is mirrored beyond its edges."""
+    """Apply an affine transformation with bilinear sampling; the picture is mirrored beyond its edges."""
     array = np.asarray(picture)
     margins = [(margin, margin), (margin, margin)] + [(0, 0)] * (array.ndim - 2)
     a, b, c, d, e, f = coefficients

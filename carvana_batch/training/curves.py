@@ -1,4 +1,4 @@
-"""Learning curves, drawn by matplotlib, which belongs to the extra ``train``."""
+"""Learning curves, drawn with matplotlib, which the extra ``train`` installs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 100
-MOST_MARKERS = 60
+MAX_MARKERS = 60
+"""A curve of more points than this has no markers."""
+
 LOSS_COLOUR = "#0072b2"
 DICE_COLOUR = "#009e73"
 BEST_COLOUR = "#d55e00"
 
-FINEST_ERROR = 1e-4
-"""Added to 1 - Dice before its logarithm is taken: a Dice of 1 has a place on the axis, too."""
+ERROR_OFFSET = 1e-4
+"""Added to 1 - Dice before its logarithm is taken, so that a Dice of 1 is on the axis."""
 
-LEAST_EXTENT = 0.5
-"""The least powers of ten of the error that the Dice axis covers."""
+MIN_DICE_DECADES = 0.5
+"""Smallest range of the Dice axis, in powers of ten of the error."""
 
 DICE_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
 
@@ -36,9 +38,16 @@ DICE_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
 def plot_curves(
     lines: Sequence[Mapping[str, Any]], path: Path, size: tuple[float, float] = (11.0, 4.2)
 ) -> None:
-    """Write the learning curves of ``draw_curves`` as a PNG, 100 pixels an inch of ``size``.
+    """Write the learning curves as a PNG with 100 pixels per inch.
 
-    Raises UsageError where matplotlib is missing, and what ``atomic_writer`` raises.
+    Args:
+        lines: see :func:`draw_curves`.
+        path: the file to write.
+        size: (width, height) in inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        CarvanaBatchError: see :func:`~carvana_batch.files.atomic_writer`.
     """
     with _matplotlib_defaults():
         figure = draw_curves(lines, size)
@@ -47,12 +56,16 @@ def plot_curves(
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], size: tuple[float, float] = (11.0, 4.2)) -> Figure:
-    """Loss and learning rate, and beside them the Dice of the validation, by epoch.
+    """Draw loss and learning rate by epoch, and beside them the validation Dice.
 
-    ``lines`` are those of a run's log.jsonl, in its order; those without an epoch are passed over. ``size``
-    is (width, height) in inches. Where there is nothing to draw, the picture says so.
+    If there is nothing to draw, the picture says so.
 
-    Raises UsageError where matplotlib is missing.
+    Args:
+        lines: the lines of a run's log.jsonl, in their order. Lines without an epoch are ignored.
+        size: (width, height) in inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
     """
     with _matplotlib_defaults():
         from matplotlib.figure import Figure
@@ -67,7 +80,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], size: tuple[float, float] = 
 
 @contextmanager
 def _matplotlib_defaults() -> Iterator[None]:
-    """A block in which matplotlib draws as it does for everyone, whatever the user's matplotlibrc says."""
+    """Let matplotlib use its default style instead of the user's matplotlibrc."""
     try:
         from matplotlib import style
     except ImportError as error:
@@ -92,13 +105,13 @@ def _plot_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     rate_axes.tick_params(colors="0.5")
     rate_axes.yaxis.set_major_formatter("{x:g}")
     rate_axes.set_ylim(bottom=0)
-    axes.set_zorder(rate_axes.get_zorder() + 1)  # the loss in front
+    axes.set_zorder(rate_axes.get_zorder() + 1)  # draws the loss in front
     axes.patch.set_visible(False)
     positive = losses[losses > 0]
     if positive.size:
-        axes.set_yscale("log")  # a loss of 0 leads out of the picture at its bottom
-        wide = positive.max() > 10 * positive.min()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
+        axes.set_yscale("log")  # a loss of 0 is clipped at the bottom
+        is_wide = positive.max() > 10 * positive.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if is_wide else MaxNLocator(6))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     axes.plot(epochs, losses, color=LOSS_COLOUR, linewidth=1.2, marker=_marker(epochs), label="loss")
@@ -137,32 +150,32 @@ def _note(axes: Axes, text: str) -> None:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """A value of every line; NaN, which leaves a gap, where a line lacks it."""
+    """Return one value per line; NaN, which leaves a gap in the curve, if a line lacks it."""
     values = (line.get(name) for line in lines)
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def _marker(points: NDArray[np.float64]) -> str:
-    """A marker where there are few points: a line through a single one would not be seen."""
-    return "." if len(points) <= MOST_MARKERS else ""
+    """Return a marker if there are few points, because a line through a single point is invisible."""
+    return "." if len(points) <= MAX_MARKERS else ""
 
 
 def _scale_by_error(axes: Axes, dice: NDArray[np.float64]) -> None:
-    """Make equal ratios of the error, 1 - Dice, equally high: 0.99 to 0.995 is as much as 0.9 to 0.95."""
+    """Scale the Dice axis by log(1 - Dice), so that 0.9 to 0.95 is as high as 0.99 to 0.995."""
 
     def forward(value: NDArray[np.float64]) -> NDArray[np.float64]:
-        return -np.log10(np.maximum(1 + FINEST_ERROR - value, FINEST_ERROR / 100))
+        return -np.log10(np.maximum(1 + ERROR_OFFSET - value, ERROR_OFFSET / 100))
 
     def inverse(height: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1 + FINEST_ERROR - 10**-height
+        return 1 + ERROR_OFFSET - 10**-height
 
     axes.set_yscale("function", functions=(forward, inverse))
     heights = forward(dice[np.isfinite(dice)])
     extent = float(np.ptp(heights))
-    margin = max(0.05 * extent, (LEAST_EXTENT - extent) / 2)
+    margin = max(0.05 * extent, (MIN_DICE_DECADES - extent) / 2)
     bottom, top = inverse(np.array([heights.min() - margin, heights.max() + margin]))
     axes.set_ylim(bottom, top)
     ticks = [tick for tick in DICE_TICKS if bottom <= tick <= top]
-    if len(ticks) > 2:  # otherwise the range is so narrow that matplotlib's own ticks do
+    if len(ticks) > 2:  # in a narrower range, matplotlib's own ticks are better
         axes.set_yticks(ticks)
     axes.yaxis.set_major_formatter("{x:g}")

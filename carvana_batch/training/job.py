@@ -1,4 +1,4 @@
-"""The order of a training run: find, check, split, train, draw."""
+"""A whole training run: find the photos, split them, check everything, train, and draw the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from carvana_batch.training.pairs import (
     MASK_NAMES,
     PHOTO_FOLDERS,
     Pair,
-    check_apart,
+    check_no_shared_cars,
     check_pairs,
     choose_val_cars,
     find_pairs,
@@ -43,24 +43,25 @@ from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs
 
 SAMPLES_SHOWN = 12
+"""Number of samples in samples.jpg."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The pairs to train on and those to measure on; no car is on both sides."""
+    """The pairs to train on and those to validate on; no car is in both."""
 
     train: list[Pair]
     val: list[Pair]
 
     def describe(self) -> dict[str, Any]:
-        """For the run's folder: the cars of both sides, and the ids of all photos."""
+        """Return what split.json holds: the cars and photo ids to train on and to validate on."""
         return {
             side: {"cars": sorted({pair.car for pair in pairs}), "photos": [pair.id for pair in pairs]}
             for side, pairs in (("train", self.train), ("val", self.val))
         }
 
     def summarise(self) -> str:
-        """One line for the user."""
+        """Describe the split in one line for the user."""
         train, val = (
             f"{counted(len(pairs), 'photo')} of {counted(len({pair.car for pair in pairs}), 'car')}"
             for pairs in (self.train, self.val)
@@ -72,7 +73,8 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
     """Find the pairs and split them by car as the settings say.
 
     Raises:
-        UsageError: folders that are not as they should be, unpaired photos, or no car left on one side.
+        UsageError: a folder does not hold training data, photos or masks are unpaired, or no car is left to
+            train or validate on.
     """
     pairs = find_pairs(data)
     if settings.val is not None:
@@ -86,17 +88,17 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
         split = Split(*split_by_car(pairs, chosen))
     for folder in settings.also:
         split.train.extend(find_pairs(Path(folder)))
-    check_apart(split.train, split.val)
+    check_no_shared_cars(split.train, split.val)
     return split
 
 
 def check_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], settings: TrainingSettings) -> None:
-    """Check that all samples of a batch have the same size, and that crops fit.
+    """Check that all samples of a batch will have the same size, and that crops fit.
 
     Args:
         pairs: the pairs to train on.
         sizes: (width, height) of their photos.
-        settings: what was asked for.
+        settings: settings of the run.
 
     Raises:
         UsageError: samples would differ in size, or a crop does not fit.
@@ -135,12 +137,25 @@ def train(
 ) -> Outcome | None:
     """Train on the photos and masks of ``data`` and write the run into the folder ``root``.
 
-    With ``dry_run``, data and settings are checked, ``samples.jpg`` and ``split.json`` are written, and None
-    is returned before the first step.
+    Args:
+        data: the folder of the training data; see :func:`~carvana_batch.training.pairs.find_pairs`.
+        root: the folder of the run.
+        settings: settings of the run.
+        device: where the network runs.
+        resume: resume the run in ``root``.
+        dry_run: only check data and settings, and write ``samples.jpg`` and ``split.json``.
+        workers: number of processes that read and augment photos.
+        tensorboard: also write event files for TensorBoard.
+        listener: callbacks for progress.
+        stop: when its signal is set, the run saves its state and ends.
+
+    Returns:
+        How the run ended; None for a dry run.
 
     Raises:
-        CarvanaBatchError: data, settings or weights cannot be used, the folder is in use or cannot be written
-            or lies among the photos, the loss is not finite, or memory runs out.
+        CarvanaBatchError: data, settings or weights cannot be used, the folder is in use, cannot be written
+            or lies among the photos, the loss is not finite, or memory ran out.
+        KeyboardInterrupt: a signal came while the photos were checked.
     """
     stop = stop or StopFlag()
     with contextlib.ExitStack() as stack:
@@ -151,8 +166,8 @@ def train(
         if processes.first:
             try:
                 if tensorboard:
-                    import_writer()  # to report early if it is missing
-                check_place(root, data, settings)
+                    import_writer()  # reports a missing package before work starts
+                check_run_folder(root, data, settings)
                 stack.enter_context(run)
                 _prepare(data, run, settings, resume, dry_run, processes, listener, stop)
             except CarvanaBatchError as error:
@@ -178,11 +193,13 @@ def train(
         )
         log: TensorBoardLog | None = None
         if tensorboard and processes.first:
-            begun = training.step > 0
-            log = stack.enter_context(TensorBoardLog(run.tensorboard, training.step + 1 if begun else 0))
-            if not begun:
+            resumed = training.state.step > 0
+            log = stack.enter_context(
+                TensorBoardLog(run.tensorboard, training.state.step + 1 if resumed else 0)
+            )
+            if not resumed:
                 log.add_picture("samples", Image.open(run.samples), 0)
-            training.listener = replace(listener, on_log=_both(listener.on_log, log.add_line))
+            training.listener = replace(listener, on_log=_call_both(listener.on_log, log.add_line))
         listener.on_say(training.describe())
         outcome = training.run_to_end()
         if processes.first and outcome.stopped_by is None:
@@ -190,13 +207,17 @@ def train(
         return outcome
 
 
-def check_place(root: Path, data: Path, settings: TrainingSettings) -> None:
-    """Raise UsageError if RUN would lie among photos or masks, because inputs are never written to."""
-    place = root.resolve()
+def check_run_folder(root: Path, data: Path, settings: TrainingSettings) -> None:
+    """Check that RUN does not lie among photos or masks, because input folders are never written to.
+
+    Raises:
+        UsageError: it does.
+    """
+    run = root.resolve()
     for folder in (data, *map(Path, (*settings.also, *filter(None, [settings.val])))):
         source = folder.resolve()
-        inside = [source / name for name in (*PHOTO_FOLDERS, *MASK_NAMES)]
-        if place == source or any(place.is_relative_to(taken) for taken in inside):
+        protected = [source / name for name in (*PHOTO_FOLDERS, *MASK_NAMES)]
+        if run == source or any(run.is_relative_to(path) for path in protected):
             raise UsageError(
                 f"RUN {shown(root)} lies among the photos of {shown(folder)}. Choose another RUN."
             )
@@ -212,12 +233,12 @@ def _prepare(
     listener: TrainingListener,
     stop: StopFlag,
 ) -> None:
-    """Check everything before the first step, and draw the picture of samples."""
+    """Check everything that can fail before the first step, and draw the picture of samples."""
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         listener.on_work("checking", done, total)
         if stop.signal is not None:
-            raise KeyboardInterrupt  # there is nothing in flight yet to finish first
+            raise KeyboardInterrupt  # there is no work yet that has to be finished first
 
     check_batch(settings, processes.count)
     split = find_split(data, settings)
@@ -232,7 +253,7 @@ def _prepare(
         )
     if settings.init is not None:
         load_initial(settings)
-    sizes = check_pairs([*split.train, *split.val], on_progress=tell)
+    sizes = check_pairs([*split.train, *split.val], on_progress=report)
     check_sizes(split.train, sizes[: len(split.train)], settings)
     samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
     draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
@@ -247,26 +268,28 @@ def _prepare(
 def _draw_results(
     run: RunFolder, val: Sequence[Pair], training: Training, log: TensorBoardLog | None
 ) -> None:
-    """Draw the learning curves, and the photos on which the best weights have the lowest Dice."""
+    """Draw the learning curves, and the photos on which the best weights reach the lowest Dice."""
     if importlib.util.find_spec("matplotlib") is None:
         training.listener.on_say(
             "no picture of the learning curves: pip install 'carvana-batch[train]' first"
         )
     else:
         plot_curves(run.read_log(), run.curves)
-    pairs = [pair for pair in val if pair.id in training.worst]
+    pairs = [pair for pair in val if pair.id in training.state.worst]
     panels = []
-    for pair, prediction in predict_pairs(load_model(run.best), pairs, training.device, training.precision):
+    for pair, prediction in predict_pairs(
+        load_model(run.best), pairs, training.device, training.state.precision
+    ):
         mask = prediction.mask
         true = pair.read_mask(mask.width, mask.height)
         panels.append(Panel(pair.id, prediction.photo.pixels, true, mask, count(mask, true).dice))
     picture = draw_panels(sorted(panels, key=lambda panel: panel.dice))
     write_picture(run.panels, picture)
     if log is not None:
-        log.add_picture("worst val photos", picture, training.step)
+        log.add_picture("worst val photos", picture, training.state.step)
 
 
-def _both(
+def _call_both(
     first: Callable[[dict[str, Any]], object], second: Callable[[dict[str, Any]], object]
 ) -> Callable[[dict[str, Any]], object]:
     def call(line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a training run reports while it goes on, and how it ended."""
+"""What a training run reports while it runs, and how it ended."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from carvana_batch.scoring.scores import Summary
 
 @dataclass
 class TrainingListener:
-    """Callbacks for what happens during a run.
+    """Callbacks for the progress of a run.
 
     Attributes:
-        on_step: called with step, number of steps, loss, and samples per second.
+        on_step: called after each step with the step, the number of steps, the loss, and samples per second.
         on_log: called with each line of the log.
-        on_work: called with a word, done and total while photos are read or validated.
-        on_say: called with a line for the user.
+        on_work: called with the kind of work, the photos done and their total while photos are checked, read
+            or validated.
+        on_say: called with each line for the user.
     """
 
     on_step: Callable[[int, int, float, float], object] = lambda *_: None
@@ -31,10 +32,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        step: last step that was done.
-        steps: number of all steps.
+        step: the last step that was taken.
+        steps: number of steps of the whole run.
         best: the best validation.
-        stopped_by: number of the signal that stopped the run, None if there was none.
+        stopped_by: number of the signal that stopped the run, or None.
     """
 
     step: int
@@ -44,5 +45,5 @@ class Outcome:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the run ended because validation no longer improved."""
+        """Whether the run ended early because validation no longer improved."""
         return self.stopped_by is None and self.step < self.steps

@@ -1,4 +1,4 @@
-"""Losses between logits and soft targets."""
+"""Losses of logits against soft targets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from torch import Tensor
 from torch.nn import functional
 
 BAND_CELL = 4
-"""Pixels along one side of the cells in which the outline band is computed."""
+"""Side in pixels of the square cells in which the band along the outline is computed."""
 
 
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy; logits and targets (N, 1, H, W) float, targets in [0, 1]."""
+    """Return the mean binary cross-entropy; logits and targets (N, 1, H, W) float, targets in [0, 1]."""
     return functional.binary_cross_entropy_with_logits(logits, targets)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - Dice of the probabilities, per image and then averaged; 1 is added to both sides of the
-    ratio so that an image without a car has a gradient."""
+    """Return the mean over the images of 1 - Dice of the probabilities.
+
+    1 is added to numerator and denominator, so that an image without a car has a gradient.
+    """
     probability = torch.sigmoid(logits)
     shared = (probability * targets).sum(dim=(1, 2, 3))
     total = probability.sum(dim=(1, 2, 3)) + targets.sum(dim=(1, 2, 3))
@@ -27,7 +29,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def outline_band(targets: Tensor) -> Tensor:
-    """1 within about two cells (5 to 11 pixels) of the outline, else 0; shape of the targets."""
+    """Return 1 within about two cells (5 to 11 pixels) of the outline, else 0; same shape as the targets."""
     height, width = targets.shape[-2:]
     cells = functional.avg_pool2d(targets, BAND_CELL, ceil_mode=True, count_include_pad=False)
     highest = functional.max_pool2d(cells, kernel_size=5, stride=1, padding=2)
@@ -37,7 +39,7 @@ def outline_band(targets: Tensor) -> Tensor:
 
 
 def boundary_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """BCE + (1 - Dice) plus the mean BCE of the band along the outline, weighted by one tenth."""
+    """Return BCE + (1 - Dice) + 0.1 times the mean BCE in the band along the outline."""
     band = outline_band(targets)
     in_band = functional.binary_cross_entropy_with_logits(logits, targets, weight=band, reduction="sum")
     return bce(logits, targets) + dice_loss(logits, targets) + 0.1 * in_band / band.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Optimizer, schedule of the learning rate, and moving average of the weights."""
+"""Optimizer, learning rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from carvana_batch.training.settings import TrainingSettings
 
-LOWEST_SHARE = 0.01
-"""The learning rate that a falling schedule ends with, relative to the highest."""
+FINAL_RATE_SHARE = 0.01
+"""Learning rate at the end of a falling schedule, relative to the highest."""
 
 
 def make_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam or AdamW; biases and batch norms are not decayed."""
+    """Make Adam or AdamW, without weight decay for biases and batch norms."""
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [
@@ -26,23 +26,38 @@ def make_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.opti
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
-    """The rate of a step, counted from 0: linear warm-up, in a tenth of the steps at most, then the schedule
-    down to 1 % of the peak."""
+    """Return the learning rate of a step.
+
+    It rises linearly during the warm-up, which takes at most a tenth of all steps. Then it falls according to
+    the schedule, down to 1 % of the highest rate.
+
+    Args:
+        step: the step, counted from 0.
+        steps: number of steps of the whole run.
+        settings: settings of the run.
+    """
     warm_up = min(settings.warm_up, steps // 10)
     if step < warm_up:
         return settings.lr * (step + 1) / warm_up
     progress = (step - warm_up) / max(1, steps - warm_up)
     if settings.schedule == "constant":
         return settings.lr
-    left = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return settings.lr * (LOWEST_SHARE + (1 - LOWEST_SHARE) * left)
+    remaining = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * remaining)
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights and buffers; ``state`` is its state dict.
+    """Exponential moving average of a network's weights and buffers.
 
-    The first steps weigh less: after n steps the decay is at most (1 + n) / (10 + n), so that the random
-    weights of the beginning are soon forgotten.
+    After n steps, the decay is at most (1 + n) / (10 + n), so that the random initial weights are soon
+    forgotten.
+
+    Args:
+        network: the network, with its initial weights.
+        decay: weight of the previous average per step.
+
+    Attributes:
+        state: state dict of the averaged weights.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -50,7 +65,7 @@ class WeightAverage:
         self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after ``step``, counted from 0."""
+        """Update the average with the weights after ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
             if value.is_floating_point():
@@ -59,5 +74,6 @@ class WeightAverage:
                 self.state[name].copy_(value)
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Replace the average by ``state``."""
         for name, value in state.items():
             self.state[name].copy_(value)

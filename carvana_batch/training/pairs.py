@@ -1,6 +1,7 @@
-"""Photos with their true masks: found, checked before training starts, and split by car, never by photo.
+"""Photos with their true masks: find them, check them before training starts, and split them by car.
 
-Views of a car are near-duplicates, so validation is only meaningful on cars of which no view was trained on.
+They are never split by photo: views of a car are near-duplicates, so validation is only meaningful on cars
+that the network was not trained on.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ class Pair:
 
     Attributes:
         id: POSIX path of the photo below its folder, without suffix.
-        image: the photo.
-        mask: the file of the mask, or None.
-        runs: the run-length row of the mask, or None.
+        image: path of the photo.
+        mask: path of the mask, or None.
+        runs: run-length row of the mask, or None.
+
+    Raises:
+        ValueError: both or neither of ``mask`` and ``runs`` are given.
     """
 
     id: str
@@ -64,11 +68,12 @@ class Pair:
         return split_id(self.id)[1]
 
     def read_mask(self, width: int, height: int) -> PackedMask:
-        """The true mask of a photo of ``width`` by ``height`` pixels.
+        """Read the true mask of a photo of ``width`` by ``height`` pixels.
 
         Raises:
-            ImageError: it cannot be read, has pixels that are neither background nor car (see
-                ``images.read_mask``), or has another size; a row describes no mask of this size.
+            ImageError: the mask cannot be read, has pixels that are neither background nor car (see
+                :func:`~carvana_batch.masks.read.read_mask`), or has another size; or the row is not a mask of
+                this size.
         """
         if self.mask is None:
             try:
@@ -85,7 +90,7 @@ class Pair:
 
 
 def find_pairs(folder: Path) -> list[Pair]:
-    """The photos of ``folder`` with their masks, sorted by id.
+    """Find the photos of ``folder`` and their masks, sorted by id.
 
     Photos are in ``images/`` or ``train/``, masks in ``masks/`` or ``train_masks/``, named ``<id>`` or
     ``<id>_mask``; or there are run-length rows in ``masks.csv`` or ``train_masks.csv`` (also .csv.gz and
@@ -93,8 +98,8 @@ def find_pairs(folder: Path) -> list[Pair]:
     Files are not opened; :func:`check_pairs` does that.
 
     Raises:
-        UsageError: there are not one folder of photos and one source of masks, one of them cannot be used,
-            or photos lack a mask, or masks their photo.
+        UsageError: there is not exactly one folder of photos and one source of masks, one of them cannot be
+            used, or there are photos without a mask or masks without a photo.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -103,19 +108,19 @@ def find_pairs(folder: Path) -> list[Pair]:
     photos = _find_photos(photo_folder)
     if mask_source.is_dir():
         masks = find_masks(mask_source)
-        lost = {id: shown(path.relative_to(folder)) for id, path in masks.items() if id not in photos}
+        orphans = {id: shown(path.relative_to(folder)) for id, path in masks.items() if id not in photos}
         pairs = [Pair(id, photo, masks[id]) for id, photo in photos.items() if id in masks]
     else:
         rows = read_rows(mask_source)
-        lost = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows if id not in photos}
+        orphans = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows if id not in photos}
         pairs = [Pair(id, photo, None, rows[id]) for id, photo in photos.items() if id in rows]
-    bare = photos.keys() - {pair.id for pair in pairs}
-    if bare or lost:
-        faults = {id: f"{shown(photos[id].relative_to(folder))} has no mask" for id in bare}
-        faults |= {id: f"{what} has no photo" for id, what in lost.items()}
+    unmasked = photos.keys() - {pair.id for pair in pairs}
+    if unmasked or orphans:
+        faults = {id: f"{shown(photos[id].relative_to(folder))} has no mask" for id in unmasked}
+        faults |= {id: f"{what} has no photo" for id, what in orphans.items()}
         raise UsageError(
-            f"{shown(folder)}: photos without a mask {len(bare)} of {len(photos)}, masks without a photo"
-            f" {len(lost)} of {len(pairs) + len(lost)}. The mask of the photo <id>.jpg is named <id> or"
+            f"{shown(folder)}: photos without a mask {len(unmasked)} of {len(photos)}, masks without a photo"
+            f" {len(orphans)} of {len(pairs) + len(orphans)}. The mask of the photo <id>.jpg is named <id> or"
             " <id>_mask, its run-length row <id>.jpg. Without the other are:"
             + _list_lines([faults[id] for id in sorted(faults)])
         )
@@ -123,7 +128,7 @@ def find_pairs(folder: Path) -> list[Pair]:
 
 
 def load_pair(pair: Pair, size: tuple[int, int] | None) -> tuple[Image.Image, Image.Image]:
-    """The RGB photo and its L mask (0 to 255), area-averaged to ``size`` (width, height) if given.
+    """Load the RGB photo and its L mask (0 to 255), area-averaged to ``size`` (width, height) if given.
 
     Raises:
         ImageError: one of them cannot be read, or their sizes differ.
@@ -145,15 +150,15 @@ def check_pairs(
     """Decode every photo and mask.
 
     Args:
-        pairs: the pairs.
+        pairs: the pairs to check.
         workers: number of threads, by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each pair.
 
     Returns:
-        The (width, height) of each pair, in their order.
+        The (width, height) of each photo, in the order of the pairs.
 
     Raises:
-        UsageError: some cannot be used; all of them are named, with the reasons.
+        UsageError: some cannot be used. The message lists all of them with the reasons.
     """
     sizes: list[tuple[int, int]] = []
     faults: list[str] = []
@@ -173,9 +178,9 @@ def check_pairs(
 
 
 def read_cars(path: Path) -> set[str]:
-    """The cars named in a text file, one per line; blank lines and comments after # are skipped.
+    """Read the cars named in a text file, one per line; blank lines and comments are skipped.
 
-    A # within a name is part of the name.
+    A comment starts with # at the beginning of a line or after a space. Elsewhere, # is part of the name.
 
     Raises:
         UsageError: the file cannot be read or names no car.
@@ -191,7 +196,14 @@ def read_cars(path: Path) -> set[str]:
 
 
 def split_by_car(pairs: Sequence[Pair], val_cars: Collection[str]) -> tuple[list[Pair], list[Pair]]:
-    """Split the pairs into those to train on and those of ``val_cars``, keeping their order.
+    """Split the pairs into those to train on and those to validate on, keeping their order.
+
+    Args:
+        pairs: all pairs.
+        val_cars: the cars to validate on.
+
+    Returns:
+        The pairs to train on, and those of ``val_cars``.
 
     Raises:
         UsageError: a car has no photo, or one of the two lists would be empty.
@@ -217,10 +229,10 @@ def split_by_car(pairs: Sequence[Pair], val_cars: Collection[str]) -> tuple[list
 
 
 def choose_val_cars(pairs: Sequence[Pair], fraction: float, seed: int) -> set[str]:
-    """Choose about ``fraction`` of the cars, but at least one, and not all of them.
+    """Choose about ``fraction`` of the cars for validation: at least one, and never all of them.
 
-    Cars are sorted by a hash of ``seed`` and their name, and the first ones are chosen. So the order of the
-    pairs does not matter, and adding a few cars changes the choice only a little.
+    Cars are sorted by a hash of ``seed`` and their name, and the first ones are chosen. So the choice does
+    not depend on the order of the pairs, and adding a few cars changes it only slightly.
 
     Raises:
         UsageError: there are fewer than two cars, or ``fraction`` is not between 0 and 1.
@@ -231,14 +243,18 @@ def choose_val_cars(pairs: Sequence[Pair], fraction: float, seed: int) -> set[st
     _refuse_one_car(cars)
     count = min(max(1, round(fraction * len(cars))), len(cars) - 1)
 
-    def place(car: str) -> bytes:
+    def sort_key(car: str) -> bytes:
         return hashlib.sha256(f"{seed} {car}".encode("utf-8", "surrogateescape")).digest()
 
-    return set(sorted(cars, key=place)[:count])
+    return set(sorted(cars, key=sort_key)[:count])
 
 
-def check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
-    """Raise UsageError if some cars are on both sides; the message names them."""
+def check_no_shared_cars(train: Sequence[Pair], val: Sequence[Pair]) -> None:
+    """Check that no car is both trained and validated on.
+
+    Raises:
+        UsageError: some are. The message lists them.
+    """
     both = sorted({pair.car for pair in train} & {pair.car for pair in val})
     if both:
         raise UsageError(
@@ -291,7 +307,7 @@ def _mask_sources(folder: Path) -> list[Path]:
 
 
 def _suggest(folder: Path) -> str:
-    """The folder that was probably meant: one below ``folder``, or the one above it."""
+    """Suggest a folder that was probably meant: one in ``folder``, or its parent."""
     for other in [*(folder / name for name in PHOTO_FOLDERS), folder.parent]:
         if (
             other != folder
@@ -342,5 +358,5 @@ def _refuse_one_car(cars: Sequence[str]) -> None:
 
 
 def _list_lines(lines: Sequence[str]) -> str:
-    """All lines, each on an indented line of its own, because whoever repairs a folder needs them all."""
+    """Join indented lines. None is left out, because all of them are needed to repair a folder."""
     return "".join(f"\n  {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""The samples of each step, as passes through the network, read by worker processes."""
+"""The samples of each step, divided into passes through the network and read by worker processes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from carvana_batch.values import Failure
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes through the network at once.
+    """The samples that go through the network together.
 
     Attributes:
-        draws: which samples they are.
+        draws: the draws of the samples.
         images: (n, 3, h, w) uint8.
         masks: (n, 1, h, w) uint8 soft masks, 0 to 255.
     """
@@ -41,7 +41,15 @@ def passes_of_steps(
     device: torch.device,
     workers: int,
 ) -> Generator[list[Pass]]:
-    """For each step, those of its passes that belong to this process.
+    """Yield the passes of this process for each step.
+
+    Args:
+        samples: makes the samples.
+        settings: settings of the run.
+        steps: the steps, counted from 0.
+        processes: the processes that share the samples of a step.
+        device: where the network runs. Memory is pinned for a GPU.
+        workers: number of worker processes; with 0, this process reads the photos.
 
     Raises:
         ImageError: a photo or mask cannot be read.

@@ -1,4 +1,4 @@
-"""Pictures of a training run: what the network is shown, and where it is wrong."""
+"""Pictures of a training run: samples as the network sees them, and where predicted masks are wrong."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer
 from carvana_batch.masks.counts import SizeError
-from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window, cell_starts
+from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
 GAP = 6
+"""Pixels between two pictures."""
 
-PAPER = (255, 255, 255)
+BACKGROUND_COLOUR = (255, 255, 255)
 
-INK = (30, 30, 30)
+TEXT_COLOUR = (30, 30, 30)
 
 OUTLINE_COLOUR = (255, 0, 170)
 
@@ -32,7 +33,7 @@ TINT_STRENGTH = 0.12
 FRAME_GREY = 0
 
 ENLARGED_WIDTH = 320
-"""About how many pixels of the photo the enlarged column shows side by side."""
+"""About how many pixels of the photo the enlarged column is wide."""
 
 TEXT_SIZE = 16
 
@@ -41,17 +42,23 @@ LINE_HEIGHT = 26
 JPEG_QUALITY = 92
 
 JPEG_LONGEST_SIDE = 65500
+"""Longest side in pixels that libjpeg writes."""
 
 
 def draw_samples(
     samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], columns: int = 4, width: int = 400
 ) -> Image.Image:
-    """A contact sheet of training samples, ``columns`` side by side, each ``width`` pixels wide.
+    """Draw a contact sheet of training samples.
 
-    A sample is a photo (H, W, 3) uint8 and its soft mask (H, W) uint8, 0 to 255. The car is tinted, and its
-    outline is drawn where the soft mask crosses half. Samples may differ in size and shape.
+    The car is tinted, and its outline is drawn where the soft mask crosses one half.
 
-    Raises ValueError where there are no samples.
+    Args:
+        samples: (H, W, 3) uint8 photos and their (H, W) uint8 soft masks, 0 to 255. Their sizes may differ.
+        columns: number of samples side by side.
+        width: of each sample in the sheet, in pixels.
+
+    Raises:
+        ValueError: there are no samples.
     """
     cells = [_draw_sample(photo, mask, width) for photo, mask in samples]
     return _stack([_join(cells[first : first + columns]) for first in range(0, len(cells), columns)])
@@ -68,15 +75,23 @@ def _draw_sample(photo: NDArray[np.uint8], mask: NDArray[np.uint8], width: int) 
 
 
 def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels inside that have one outside above, below, left or right of them; (H, W) bool."""
-    around = np.pad(inside, 1, mode="edge")  # where the photo cuts the car off is no outline
+    """Return the pixels inside with a direct neighbour outside, (H, W) bool."""
+    around = np.pad(inside, 1, mode="edge")  # no outline where the photo cuts off the car
     surrounded = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return inside & ~surrounded
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A photo (H, W, 3) uint8 with its true and its predicted mask, and what to write above it."""
+    """A photo whose predicted mask is compared with the true one.
+
+    Attributes:
+        title: text above the photo.
+        photo: (H, W, 3) uint8.
+        true: the true mask.
+        predicted: the predicted mask.
+        dice: their Dice.
+    """
 
     title: str
     photo: NDArray[np.uint8] = field(repr=False)
@@ -86,13 +101,19 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], width: int = 640) -> Image.Image:
-    """The mistakes in some photos, a row each, below a legend; every column is ``width`` pixels wide.
+    """Draw the wrong pixels of some photos, one row per photo, below a legend.
 
-    A row shows the photo; the photo in grey with the wrong pixels in colour, none of them lost however
-    small the picture is; and the place with the most of them, enlarged without smoothing (it is framed in
-    the second column).
+    A row shows the photo; the photo in grey with wrong pixels in colour, every one of them visible even in a
+    reduced picture; and the part with most of them, enlarged without smoothing. That part is framed in the
+    second column.
 
-    Raises ValueError where there are no panels, SizeError where a mask is not of its photo's size.
+    Args:
+        panels: the photos and masks.
+        width: of each of the three columns, in pixels.
+
+    Raises:
+        ValueError: there are no panels.
+        SizeError: a mask does not have the size of its photo.
     """
     return _stack([_draw_legend(width), *(_draw_row(panel, width) for panel in panels)] if panels else [])
 
@@ -108,22 +129,24 @@ def _draw_row(panel: Panel, width: int) -> Image.Image:
     true, predicted = panel.true.to_bool(), panel.predicted.to_bool()
     missed, invented = true & ~predicted, predicted & ~true
     grey = np.asarray(Image.fromarray(panel.photo).convert("L"))
-    pale = 255 - (255 - grey) // 2  # so that both colours stand out from the darkest car
+    pale = 255 - (255 - grey) // 2  # so that both colours are visible on a black car
     size = _scaled_size(panel.photo, width)
 
     factor = max(1, round(width / ENLARGED_WIDTH), width // photo_width)
     window = min(photo_width, -(-size[0] // factor)), min(height, -(-size[1] // factor))
     left, top = busiest_window(missed | invented, window)
-    part = np.s_[top : top + window[1], left : left + window[0]]
-    near = _mark(pale[part], missed[part], invented[part]).repeat(factor, axis=0).repeat(factor, axis=1)
-    enlarged = Image.new("RGB", size, PAPER)
+    region = np.s_[top : top + window[1], left : left + window[0]]
+    near = _mark(pale[region], missed[region], invented[region]).repeat(factor, axis=0).repeat(factor, axis=1)
+    enlarged = Image.new("RGB", size, BACKGROUND_COLOUR)
     enlarged.paste(Image.fromarray(near))
 
     far = Image.fromarray(_shrink(pale, size))
     scale = size[0] / photo_width
     start = left * scale, top * scale
     end = max(start[0], (left + window[0]) * scale - 1), max(start[1], (top + window[1]) * scale - 1)
-    ImageDraw.Draw(far).rectangle((start, end), outline=FRAME_GREY, width=2)  # below the marks: it hides none
+    ImageDraw.Draw(far).rectangle(
+        (start, end), outline=FRAME_GREY, width=2
+    )  # drawn first, so that it hides no wrong pixel
     marked = _mark(np.asarray(far), _count_in_cells(missed, size), _count_in_cells(invented, size))
 
     text = (
@@ -131,13 +154,22 @@ def _draw_row(panel: Panel, width: int) -> Image.Image:
         f"missed {np.count_nonzero(missed):,} px, invented {np.count_nonzero(invented):,} px"
     )
     pictures = _join([Image.fromarray(_shrink(panel.photo, size)), Image.fromarray(marked), enlarged])
-    caption = Image.new("RGB", (pictures.width, LINE_HEIGHT), PAPER)
+    caption = Image.new("RGB", (pictures.width, LINE_HEIGHT), BACKGROUND_COLOUR)
     write_text(caption, GAP, text)
     return _stack([caption, pictures], gap=0)
 
 
 def _mark(grey: NDArray[np.uint8], missed: NDArray[Any], invented: NDArray[Any]) -> NDArray[np.uint8]:
-    """A grey picture (H, W) with the colour of the more frequent mistake where there is one: (H, W, 3)."""
+    """Colour the wrong pixels of a grey picture.
+
+    Args:
+        grey: (H, W) uint8.
+        missed: (H, W), true or the number of missed pixels at each position.
+        invented: (H, W), the same for invented pixels.
+
+    Returns:
+        (H, W, 3) uint8; where both kinds occur, the more frequent one has its colour.
+    """
     marked = np.repeat(grey[:, :, None], 3, axis=2)
     marked[missed > 0] = MISSED_COLOUR
     marked[invented > missed] = INVENTED_COLOUR
@@ -145,7 +177,7 @@ def _mark(grey: NDArray[np.uint8], missed: NDArray[Any], invented: NDArray[Any])
 
 
 def _draw_legend(width: int) -> Image.Image:
-    legend = Image.new("RGB", (3 * width + 2 * GAP, LINE_HEIGHT), PAPER)
+    legend = Image.new("RGB", (3 * width + 2 * GAP, LINE_HEIGHT), BACKGROUND_COLOUR)
     draw = ImageDraw.Draw(legend)
     side, top = LINE_HEIGHT - 12, 6
     x = GAP
@@ -164,34 +196,45 @@ def _draw_legend(width: int) -> Image.Image:
 
 
 def write_text(image: Image.Image, x: int, text: str) -> int:
-    """Write a line of text ``x`` pixels from the left, halfway down; returns where it ends."""
+    """Write a line of text ``x`` pixels from the left, vertically centred, and return the x of its end."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=TEXT_SIZE)
-    draw.text((x, image.height // 2), text, fill=INK, font=font, anchor="lm")
+    draw.text((x, image.height // 2), text, fill=TEXT_COLOUR, font=font, anchor="lm")
     return x + math.ceil(draw.textlength(text, font=font))
 
 
 def _scaled_size(photo: NDArray[np.uint8], width: int) -> tuple[int, int]:
-    """Width and height of a photo (H, W, 3) at another width."""
+    """Return the (width, height) of a photo (H, W, 3) that is scaled to ``width``."""
     return width, max(1, round(photo.shape[0] * width / photo.shape[1]))
 
 
 def _shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture averaged down to ``size`` (width, height); a small one is enlarged without smoothing."""
+    """Scale a picture to ``size`` (width, height): average areas, or repeat pixels to enlarge it."""
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
 def _count_in_cells(flags: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.int32]:
-    """How many of ``flags`` (H, W) bool lie below each pixel of a picture of ``size`` (width, height)."""
-    rows, columns = cell_starts(flags.shape[0], size[1]), cell_starts(flags.shape[1], size[0])
+    """Count the true ``flags``, (H, W), that each pixel of a picture of ``size`` (width, height) covers."""
+    rows, columns = _cell_starts(flags.shape[0], size[1]), _cell_starts(flags.shape[1], size[0])
     counts: NDArray[np.int32] = np.add.reduceat(flags, rows, axis=0, dtype=np.int32)
     return np.add.reduceat(counts, columns, axis=1, dtype=np.int32)
 
 
+def _cell_starts(length: int, cells: int) -> NDArray[np.int64]:
+    """Divide ``length`` pixels into ``cells`` and return the first pixel of each cell, (cells,) int64.
+
+    The result is made for ``np.add.reduceat``. If there are more cells than pixels, pixels repeat, and
+    ``reduceat`` repeats their values.
+    """
+    if cells > length:
+        return (2 * np.arange(cells) + 1) * length // (2 * cells)
+    return -(-np.arange(cells) * length // cells)  # ceiling: pixel x lies in cell x * cells // length
+
+
 def _join(cells: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, aligned at their tops."""
+    """Put pictures side by side, aligned at the top."""
     width = sum(cell.width for cell in cells) + GAP * (len(cells) - 1)
-    joined = Image.new("RGB", (width, max(cell.height for cell in cells)), PAPER)
+    joined = Image.new("RGB", (width, max(cell.height for cell in cells)), BACKGROUND_COLOUR)
     x = 0
     for cell in cells:
         joined.paste(cell, (x, 0))
@@ -200,11 +243,15 @@ def _join(cells: Sequence[Image.Image]) -> Image.Image:
 
 
 def _stack(rows: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """Pictures one below the other, aligned at the left; raises ValueError where there are none."""
+    """Put pictures one below the other, aligned at the left.
+
+    Raises:
+        ValueError: there are none.
+    """
     if not rows:
         raise ValueError("there is nothing to draw")
     height = sum(row.height for row in rows) + gap * (len(rows) - 1)
-    stacked = Image.new("RGB", (max(row.width for row in rows), height), PAPER)
+    stacked = Image.new("RGB", (max(row.width for row in rows), height), BACKGROUND_COLOUR)
     y = 0
     for row in rows:
         stacked.paste(row, (0, y))
@@ -213,10 +260,11 @@ def _stack(rows: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a picture as JPEG or PNG, as the suffix of ``path`` says.
+    """Write a picture as JPEG or PNG, depending on the suffix of ``path``.
 
-    Raises UsageError for another suffix and for a picture too large for a JPEG, and what ``atomic_writer``
-    raises.
+    Raises:
+        UsageError: another suffix, or a picture that is too large for a JPEG.
+        CarvanaBatchError: see :func:`~carvana_batch.files.atomic_writer`.
     """
     suffix = path.suffix.lower()
     if suffix not in (".jpg", ".jpeg", ".png"):
@@ -228,5 +276,5 @@ def write_picture(path: Path, image: Image.Image) -> None:
         if suffix == ".png":
             image.save(file, "PNG")
         else:
-            # Without subsampling: it would wash out lines of one pixel.
+            # Chroma subsampling would blur lines that are one pixel wide.
             image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)

@@ -1,4 +1,4 @@
-"""The processes of one run: one, or as many as torchrun started."""
+"""The processes of a run: a single one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import distributed, nn
 
 from carvana_batch.errors import UsageError
 
-PATIENCE = timedelta(hours=4)
-"""How long the other processes wait for the first one, which checks the photos and validates alone."""
+TIMEOUT = timedelta(hours=4)
+"""How long processes wait for each other. Only the first one checks the photos and validates."""
 
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
 
@@ -24,9 +24,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """``rank`` of this process among ``count``, ``local_count`` of them on this machine.
+    """The processes of a run, as seen by this one.
 
-    The first one, rank 0, writes and tells.
+    Attributes:
+        rank: number of this process, from 0. The process of rank 0, the first, writes files and messages.
+        count: number of all processes.
+        local_count: number of those on this machine.
     """
 
     rank: int = 0
@@ -38,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, value: Value) -> Value:
-        """What the first process holds."""
+        """Return the value of the first process in every process."""
         if self.count == 1:
             return value
         box = [value]
@@ -46,20 +49,20 @@ class Processes:
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """What each process holds, by rank."""
+        """Return the values of all processes, by rank."""
         values = [value] * self.count
         if self.count > 1:
             distributed.all_gather_object(values, value)
         return values
 
     def without_averaging(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[object]:
-        """Around a pass that is not the last one of its step: gradients are only added up."""
+        """Return a context for all but the last pass of a step: gradients are summed but not exchanged."""
         if isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return wrapped.no_sync()
         return contextlib.nullcontext()
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network so that its gradients are averaged over the processes."""
+        """Wrap the network so that its gradients are averaged over the processes."""
         if self.count == 1:
             return network
         ids = [device.index] if device.type == "cuda" else None
@@ -68,10 +71,16 @@ class Processes:
 
 @contextlib.contextmanager
 def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the other processes, where torchrun has started this one; also the device of this process.
+    """Join the other processes if torchrun started this one.
+
+    Args:
+        device: the requested device.
+
+    Yields:
+        The processes, and the device of this one.
 
     Raises:
-        UsageError: more processes on this machine than it has GPUs.
+        UsageError: there are more processes on this machine than GPUs.
     """
     if not all(name in os.environ for name in TORCHRUN_VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         yield Processes(), device
@@ -85,9 +94,9 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Processes(rank, count, local_count), device
-        distributed.barrier()  # none leaves, and closes its connections, while another is still at work
+        distributed.barrier()  # leaving would close connections that another one needs
     finally:
         distributed.destroy_process_group()

@@ -1,15 +1,15 @@
 """The folder of a training run.
 
 RUN/config.toml        the settings, for --config
-RUN/split.json         which cars are trained on and which are measured on
-RUN/checkpoint.pt      all that is needed to go on
-RUN/log.jsonl          a line for every 50 steps and every validation
+RUN/split.json         the cars and photos to train on and to validate on
+RUN/checkpoint.pt      all that is needed to resume the run
+RUN/log.jsonl          a line for every 50 steps and for every validation
 RUN/best.safetensors   the averaged weights with the best validation so far
 RUN/last.safetensors   the latest averaged weights
-RUN/val.csv            what the best weights score on each photo of the validation
+RUN/val.csv            scores of the best weights on each validation photo
 RUN/samples.jpg        the first samples, as the network sees them
-RUN/curves.png         learning curves, and
-RUN/worst.jpg          the photos of the validation with the lowest Dice, both at the end
+RUN/curves.png         learning curves, drawn at the end
+RUN/worst.jpg          the validation photos with the lowest Dice, drawn at the end
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from carvana_batch.training.settings import (
 
 
 class RunFolder:
-    """One run's hold on its folder; use as a context manager.
+    """The locked folder of a run; use it as a context manager.
 
-    Raises on entry:
-        UsageError: the folder cannot be made or written.
-        FolderInUseError: another run holds it.
+    Entering locks the folder, makes it if needed, and removes temporary files of a killed run.
+
+    Raises:
+        UsageError: on entry, the folder cannot be made or written.
+        FolderInUseError: on entry, another run has locked it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -112,13 +114,22 @@ class RunFolder:
         self._write_text(self.split, json.dumps(split, indent=2) + "\n")
 
     def begin(self, settings: TrainingSettings) -> None:
-        """Write down what the run is asked for."""
+        """Write the settings and an empty log."""
         self._write_text(self.log, "")
         self._write_text(self.config, format_settings(settings))
 
     def check(self, settings: TrainingSettings, split: dict[str, Any], resume: bool) -> None:
-        """Raise UsageError where a run is there but not to be resumed, or the other way round, or where
-        the one that is there is another one."""
+        """Check that the folder is free for a new run, or holds the run that is to be resumed.
+
+        Args:
+            settings: settings of the new or resumed run.
+            split: what split.json of that run holds.
+            resume: whether to resume a run.
+
+        Raises:
+            UsageError: there is already a run or other files, there is no run to resume, or it has other
+                settings or another split.
+        """
         if not resume:
             if self.checkpoint.exists() or self.best.exists():
                 raise UsageError(
@@ -134,7 +145,10 @@ class RunFolder:
                 else "leave the option out to begin one"
             )
             raise UsageError(f"--resume: {shown(self.root)} holds no run with a checkpoint; {advice}.")
-        earlier, now = _normal(read_settings(self.config)), _normal(describe_settings(settings))
+        earlier, now = (
+            _normalised_settings(read_settings(self.config)),
+            _normalised_settings(describe_settings(settings)),
+        )
         differences = [
             f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"
             for name in sorted(earlier.keys() | now.keys())
@@ -153,16 +167,18 @@ class RunFolder:
             )
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state of an earlier run, or None; the log is cut back to what the state knows of.
+        """Load the checkpoint, if there is one, and remove lines of the log that are newer than it.
 
         Raises:
-            UsageError: the checkpoint cannot be read.
+            UsageError: the checkpoint is damaged or of another version.
         """
         if not self.checkpoint.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
+        except (
+            Exception
+        ) as error:  # a damaged pickle raises many kinds of exceptions, such as IndexError or struct.error
             raise UsageError(
                 f"{shown(self.checkpoint)} is damaged ({type(error).__name__}); begin another RUN, with"
                 f" --init {shown(self.last)} if that is there."
@@ -189,7 +205,7 @@ class RunFolder:
             raise write_error(self.log, error) from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log; one that a killed run left torn is passed over."""
+        """Read the lines of the log, except for an incomplete one that a killed run left."""
         lines = []
         for text in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
             try:
@@ -209,8 +225,8 @@ class RunFolder:
             raise UsageError(f"{shown(path)} cannot be read ({error}); begin another RUN.") from error
 
 
-def _normal(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings from either source in the form of a file: dashes, lists."""
+def _normalised_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring settings from a file and from options into the same form: names with dashes, values as lists."""
     return {
         name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
         for name, value in values.items()

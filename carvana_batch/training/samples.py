@@ -1,4 +1,4 @@
-"""Which samples a step gets, and how they are made."""
+"""Which samples each step uses, and how they are made."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 from carvana_batch.values import Failure
 
 KEPT_SHARE = 0.25
-"""Share of the free memory that reduced photos may take, so that they are decoded only once."""
+"""Share of the free memory in which reduced photos may be kept, so that they are decoded only once."""
 
-KEPT_BYTES = 5
-"""Bytes per pixel: Pillow keeps RGB in four, and the mask takes one."""
+KEPT_BYTES_PER_PIXEL = 5
+"""Pillow stores RGB in four bytes, and the mask takes one."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Draw:
     """One sample of a run.
 
     Attributes:
-        number: of the sample, which seeds the augmentation, so that a resumed run draws the same.
-        index: of the pair.
-        crop: (width, height) of a random crop, None for the whole photo.
+        number: number of the sample, from 0. It seeds the augmentation, so that a resumed run makes the same
+            samples.
+        index: index of the pair.
+        crop: (width, height) of a random crop, or None for the whole photo.
     """
 
     number: int
@@ -45,9 +46,16 @@ Sample = tuple[torch.Tensor, torch.Tensor]
 
 
 class Samples(Dataset[Sample | Failure]):
-    """Augmented (3, h, w) uint8 images and (1, h, w) uint8 soft masks, addressed by :class:`Draw`.
+    """Augmented samples, indexed by :class:`Draw`.
 
-    A sample that cannot be read is a Failure.
+    A sample is a (3, h, w) uint8 image with its (1, h, w) uint8 soft mask, 0 to 255, or a Failure if it
+    cannot be read.
+
+    Args:
+        pairs: photos with their masks.
+        size: (width, height) that they are reduced to, or None for their own size.
+        limits: how far augmentation may go.
+        seed: seed of the augmentation.
     """
 
     def __init__(
@@ -63,7 +71,7 @@ class Samples(Dataset[Sample | Failure]):
     def keep_in_memory(
         self, processes: int = 1, on_progress: Callable[[int, int], object] = lambda *_: None
     ) -> None:
-        """Decode all pairs once and keep them, if they are reduced and fit into memory.
+        """Decode all pairs and keep them, if they are reduced and fit into memory.
 
         Args:
             processes: number of processes on this machine that do the same.
@@ -71,8 +79,8 @@ class Samples(Dataset[Sample | Failure]):
         """
         if self.size is None:
             return
-        room = KEPT_SHARE * free_memory(torch.device("cpu")) / processes
-        if KEPT_BYTES * self.size[0] * self.size[1] * len(self.pairs) > room:
+        available = KEPT_SHARE * free_memory(torch.device("cpu")) / processes
+        if KEPT_BYTES_PER_PIXEL * self.size[0] * self.size[1] * len(self.pairs) > available:
             return
         kept = []
         for loaded in map_in_order(lambda pair: load_pair(pair, self.size), self.pairs):
@@ -86,12 +94,12 @@ class Samples(Dataset[Sample | Failure]):
     def __getitem__(self, draw: Draw) -> Sample | Failure:
         try:
             image, mask = self.make(draw)
-        except ImageError as error:  # raised in a worker, it would come with a page of traceback
+        except ImageError as error:  # raised in a worker, it would include a traceback
             return Failure(self.pairs[draw.index].id, "read", str(error))
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
 
     def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The (h, w, 3) uint8 image and its (h, w) soft mask, 0 to 255.
+        """Make the (h, w, 3) uint8 image and its (h, w) uint8 soft mask, 0 to 255.
 
         Raises:
             ImageError: the photo or mask cannot be read.
@@ -109,7 +117,7 @@ class Samples(Dataset[Sample | Failure]):
 
 
 def collate(samples: Sequence[Sample | Failure]) -> tuple[torch.Tensor, torch.Tensor] | Failure:
-    """(n, 3, h, w) images and (n, 1, h, w) masks, or the first failure among them."""
+    """Stack n samples to (n, 3, h, w) images and (n, 1, h, w) masks, or return the first failure."""
     images, masks = [], []
     for sample in samples:
         if isinstance(sample, Failure):
@@ -120,10 +128,15 @@ def collate(samples: Sequence[Sample | Failure]) -> tuple[torch.Tensor, torch.Te
 
 
 def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterator[list[Draw]]:
-    """The samples of each step: epochs of ``count`` shuffled indexes, ``settings.batch`` at a time.
+    """Draw the samples of each step: ``settings.batch`` at a time from ``count`` indexes, shuffled per epoch.
 
-    The samples of a step are either all whole or all cropped. They depend on the arguments only, so that a
-    run that is resumed at a later step draws the same.
+    The samples of a step are either all whole or all cropped. They depend only on the arguments, so that a
+    resumed run draws the same ones.
+
+    Args:
+        count: number of pairs.
+        settings: settings of the run.
+        steps: the steps to draw for, counted from 0.
     """
     seed, batch = settings.seed, settings.batch
     orders: dict[int, NDArray[np.int64]] = {}
@@ -141,7 +154,14 @@ def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterat
 
 
 def take_passes(draws: list[Draw], accumulate: int, rank: int, count: int) -> list[list[Draw]]:
-    """The draws of a step for process ``rank`` of ``count``, in ``accumulate`` passes of equal size."""
+    """Divide the draws of a step into equal passes, and return those of one process.
+
+    Args:
+        draws: the draws of all processes.
+        accumulate: number of passes per process.
+        rank: rank of the process.
+        count: number of processes.
+    """
     size = len(draws) // (accumulate * count)
     starts = [(number * count + rank) * size for number in range(accumulate)]
     return [draws[start : start + size] for start in starts]

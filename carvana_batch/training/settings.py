@@ -1,4 +1,4 @@
-"""What a training run is asked for, and the TOML file that describes it."""
+"""The settings of a training run, and the TOML file that holds them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ SCHEDULE_NAMES = ("cosine", "linear", "constant")
 class AugmentationLimits:
     """How far each random change may go; 0 switches it off.
 
-    shift: part of width and height; scale: relative change of size; rotation: degrees;
-    flip and grey: probabilities; brightness, contrast, saturation: relative change.
+    Attributes:
+        shift: as a fraction of width and height.
+        scale: relative change of size.
+        rotation: in degrees.
+        flip: probability of a mirror image.
+        brightness: relative change.
+        contrast: relative change.
+        saturation: relative change.
+        grey: probability of a grey photo.
     """
 
     shift: float = 0.0625
@@ -40,10 +47,11 @@ NO_AUGMENTATION = AugmentationLimits(0, 0, 0, 0, 0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The options of ``carvana-batch train``; its help text says what they mean.
+    """The options of ``carvana-batch train``, whose help text explains them.
 
-    ``size`` and ``crop`` are (width, height) in pixels; a ``size`` of None trains at full resolution, and a
-    ``crop`` of None on whole photos. ``ema`` is the decay per step of the moving average of the weights.
+    ``size`` and ``crop`` are (width, height) in pixels. With a ``size`` of None, photos keep their own size;
+    with a ``crop`` of None, they are not cropped. ``ema`` is the decay per step of the moving average of the
+    weights.
     """
 
     model: str = "segunet-s"
@@ -74,7 +82,7 @@ class TrainingSettings:
 
 
 def describe_settings(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings as they stand in a file: option name -> value, without those that are None."""
+    """Return the settings as a file holds them: option name -> value, without those that are None."""
     flat = asdict(settings)
     flat.update(flat.pop("augmentation"))
     named = {name.replace("_", "-"): value for name, value in flat.items() if value is not None}
@@ -87,15 +95,15 @@ def describe_settings(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def format_settings(settings: TrainingSettings) -> str:
-    """The TOML file of a run."""
+    """Return the text of the TOML file of a run."""
     return tomli_w.dumps(describe_settings(settings))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a TOML file says, by option name with underscores; values are not looked at.
+    """Read a TOML file as option name, with underscores -> value. Values are not checked.
 
     Raises:
-        UsageError: the file cannot be read, is no TOML, or names something that is not a setting.
+        UsageError: the file cannot be read, is not TOML, or has a key that is not a setting.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +124,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def make_settings(values: dict[str, Any]) -> TrainingSettings:
-    """Settings from all options by name, those of the augmentation among them."""
+    """Make the settings from all options by name, including those of the augmentation."""
     limits = {item.name for item in fields(AugmentationLimits)}
     augmentation = AugmentationLimits(**{name: value for name, value in values.items() if name in limits})
     others = {name: value for name, value in values.items() if name not in limits}

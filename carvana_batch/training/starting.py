@@ -1,4 +1,4 @@
-"""What a training run starts from: a new network, other weights, or a checkpoint."""
+"""What a training run starts from: a new network, existing weights, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.inference.precision import PRECISIONS, choose_precision
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import Model, load_model
 from carvana_batch.text import shown
@@ -16,16 +17,16 @@ from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.settings import TrainingSettings
 
 STATISTICS_PHOTOS = 64
-"""Number of photos from which mean and deviation of the input are computed."""
+"""About how many photos the mean and standard deviation of the input are computed from."""
 
 INIT_NOTE = "init"
-"""Name of the note, in a file of weights, about the weights that its training started from."""
+"""Name of the note in a weights file that describes the weights its training started from."""
 
 
 def input_statistics(
     pairs: Sequence[Pair],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of the red, green and blue channel over some photos, scaled to [0, 1]."""
+    """Compute mean and standard deviation of the R, G and B channels over some photos, scaled to [0, 1]."""
     chosen = pairs[:: max(1, len(pairs) // STATISTICS_PHOTOS)]
     pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]
     values = np.concatenate(pixels) / 255
@@ -35,7 +36,11 @@ def input_statistics(
 
 
 def check_batch(settings: TrainingSettings, processes: int) -> None:
-    """Raise UsageError if the photos of a step cannot be divided evenly."""
+    """Check that the photos of a step can be divided evenly into passes and processes.
+
+    Raises:
+        UsageError: they cannot.
+    """
     passes = settings.accumulate * processes
     if settings.batch % passes:
         raise UsageError(
@@ -45,10 +50,10 @@ def check_batch(settings: TrainingSettings, processes: int) -> None:
 
 
 def load_initial(settings: TrainingSettings) -> Model:
-    """The model of ``settings.init``.
+    """Load the model ``settings.init``.
 
     Raises:
-        UsageError: it is another network, or cannot be loaded.
+        UsageError: it has another network than ``settings.model``, or cannot be loaded.
     """
     try:
         model = load_model(str(settings.init))
@@ -60,9 +65,9 @@ def load_initial(settings: TrainingSettings) -> Model:
 
 
 def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
-    """The network of ``settings.init``, or a new one with the input statistics of the photos.
+    """Load the model ``settings.init``, or make a new one with the input statistics of the photos.
 
-    Its notes tell what the initial weights were trained on.
+    The notes of a loaded model describe where its weights come from.
 
     Raises:
         UsageError: see :func:`load_initial`.
@@ -81,8 +86,16 @@ def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size)
 
 
+def start_precision(model: Model, settings: TrainingSettings, device: torch.device) -> str:
+    """Return the name of the number format: the requested one, or with "auto" the best for the device."""
+    if settings.precision != "auto":
+        return settings.precision
+    dtype, _ = choose_precision(model.network, device)
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
+
+
 def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Model:
-    """The model of a checkpoint, without its weights.
+    """Make the model of a checkpoint, without loading its weights.
 
     Raises:
         UsageError: the checkpoint is of another version or network.
@@ -95,7 +108,7 @@ def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Mo
 
 
 def unusable_checkpoint(error: Exception) -> UsageError:
-    """What to raise for a checkpoint that cannot be restored."""
+    """Make the exception for a checkpoint that cannot be restored."""
     return UsageError(
         f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
         f" {shown(str(error)[:100])}). Begin another RUN."

@@ -1,4 +1,4 @@
-"""A run's log lines and pictures for TensorBoard, which belongs to the extra ``train``."""
+"""Log lines and pictures of a run for TensorBoard, which the extra ``train`` installs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from PIL import Image
 from carvana_batch.errors import UsageError
 from carvana_batch.files import write_error
 
-SECONDS_TO_DISK = 30
+SECONDS_BETWEEN_FLUSHES = 30
 NOT_CURVES = {"step", "epoch"}
 
 
 def import_writer() -> Any:
-    """The class ``torch.utils.tensorboard.SummaryWriter``.
+    """Import the class ``torch.utils.tensorboard.SummaryWriter``.
 
-    Raises UsageError where tensorboard is missing; call it early, so that this is known before work starts.
+    Call this early, so that a missing package is reported before work starts.
+
+    Raises:
+        UsageError: tensorboard is not installed.
     """
     try:
         with warnings.catch_warnings():
-            # Both are what importing tensorboard, or a TensorFlow beside it, has to say about itself.
+            # Importing tensorboard, or TensorFlow if that is installed, raises these warnings.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", "pkg_resources is deprecated")
             from torch.utils.tensorboard import SummaryWriter
@@ -37,25 +40,27 @@ def import_writer() -> Any:
 
 
 class TensorBoardLog:
-    """Writes event files into ``folder``, which is made where it is missing; use it as a context manager.
+    """Writes event files into ``folder``; use it as a context manager.
+
+    A thread does the writing, so a method may raise an error of an earlier call.
 
     Args:
-        folder: where the event files of this run, and of what it goes on from, lie.
-        purge_step: the first step that is written anew; TensorBoard then hides what earlier files of the
-            folder say of it and of later ones, so that no point is there twice. A run that goes on from a
-            checkpoint of step 100 gives 101, one that starts at the beginning 0.
+        folder: the folder of the event files, also of the run that is resumed. It is made if needed.
+        purge_step: the first step that this log writes: 0 for a new run, 101 for a run that is resumed from a
+            checkpoint of step 100. TensorBoard hides what earlier files say about this and later steps, so
+            that no point appears twice.
 
-    Every method raises OutOfSpaceError where the disk is full and WriteError where the folder cannot be
-    written; that may be noticed a call later, because a thread does the writing.
-
-    Raises UsageError where tensorboard is missing.
+    Raises:
+        UsageError: tensorboard is not installed.
+        OutOfSpaceError: from every method, the disk is full.
+        WriteError: from every method, the folder cannot be written.
     """
 
     def __init__(self, folder: Path, purge_step: int = 0) -> None:
         self.folder = folder
         writer = import_writer()
         try:
-            self.writer = writer(str(folder), purge_step=purge_step, flush_secs=SECONDS_TO_DISK)
+            self.writer = writer(str(folder), purge_step=purge_step, flush_secs=SECONDS_BETWEEN_FLUSHES)
         except OSError as error:
             raise write_error(folder, error) from error
 
@@ -72,7 +77,7 @@ class TensorBoardLog:
                 raise write_error(self.folder, close_error) from close_error
 
     def add_line(self, line: Mapping[str, Any]) -> None:
-        """Write the numbers of a line of log.jsonl at its step; a line without a step is passed over.
+        """Write the numbers of a line of log.jsonl at its step; a line without a step is ignored.
 
         ``{"step": 50, "loss": 0.3, "val": {"dice": 0.9}}`` becomes ``train/loss`` and ``val/dice``.
         """
@@ -85,7 +90,7 @@ class TensorBoardLog:
             raise write_error(self.folder, error) from error
 
     def add_picture(self, name: str, image: Image.Image, step: int) -> None:
-        """Show a picture under a name, such as ``val/worst``, at a step."""
+        """Write a picture under a name, such as ``val/worst``, at a step."""
         try:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         except OSError as error:
@@ -93,7 +98,7 @@ class TensorBoardLog:
 
 
 def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of a log line, by the names of their curves."""
+    """Yield the numbers of a log line with the names of their curves."""
     groups = {name: value for name, value in line.items() if isinstance(value, Mapping)}
     groups["train"] = {name: value for name, value in line.items() if name not in groups.keys() | NOT_CURVES}
     for group, values in groups.items():

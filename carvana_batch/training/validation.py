@@ -1,4 +1,4 @@
-"""Validation is what the user gets: photos as `predict` masks them, at full resolution, counted."""
+"""Validation at full resolution, with masks exactly as ``predict`` makes them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ def validate(
     device: torch.device,
     precision: str,
 ) -> Generator[Score]:
-    """Each pair's hard metrics at full resolution.
+    """Yield the scores of each pair's hard mask at full resolution.
+
+    Args:
+        model: the model to validate.
+        pairs: photos with their true masks.
+        device: where the network runs.
+        precision: number format of the forward pass.
 
     Raises:
-        ImageError: a photo that cannot be masked, or a mask that cannot be read.
+        ImageError: a photo cannot be masked, or a mask cannot be read.
     """
     with contextlib.closing(predict_pairs(model, pairs, device, precision)) as predicted:
         for pair, prediction in predicted:
@@ -37,7 +43,11 @@ def validate(
 def predict_pairs(
     model: Model, pairs: Sequence[Pair], device: torch.device, precision: str
 ) -> Generator[tuple[Pair, Prediction]]:
-    """Each pair with what the model makes of its photo; raises ImageError for one that cannot be masked."""
+    """Yield each pair with the model's prediction for its photo; see :func:`validate` for the arguments.
+
+    Raises:
+        ImageError: a photo cannot be masked.
+    """
     predictor, _ = make_predictor(model, Options(device=str(device), precision=precision))
     by_id = {pair.id: pair for pair in pairs}
     refs = [ImageRef(pair.id, pair.image) for pair in pairs]

@@ -262,6 +262,25 @@ def test_a_checkpoint_of_another_network_is_refused(
         run_training(tmp_path / "run", pairs)
 
 
+@pytest.mark.parametrize("entry", ["mean", "precision", "optimizer", "losses"])
+def test_a_checkpoint_without_an_entry_is_refused(tmp_path: Path, pairs: list[Pair], entry: str) -> None:
+    run_training(tmp_path / "run", pairs, stop_at=2)
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint[entry]
+    torch.save(checkpoint, path)
+    with pytest.raises(UsageError, match=rf"another version or network \(KeyError: '{entry}'"):
+        run_training(tmp_path / "run", pairs)
+
+
+def test_a_checkpoint_of_an_unknown_precision_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "run", pairs, stop_at=2)
+    path = tmp_path / "run" / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=True), "precision": "fp8"}, path)
+    with pytest.raises(UsageError, match=r"another version or network .*fp8"):
+        run_training(tmp_path / "run", pairs)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_photo_damaged_during_the_run_is_named(tmp_path: Path, pairs: list[Pair], workers: int) -> None:
     run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None), stop_at=2)

@@ -27,7 +27,7 @@ from carvana_batch.training.processes import Processes
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples
 from carvana_batch.training.settings import TrainingSettings, describe_settings
-from carvana_batch.training.starting import check_batch, model_of_checkpoint, start_model, start_precision
+from carvana_batch.training.starting import check_batch, start_from_checkpoint, start_model, start_precision
 from carvana_batch.training.state import TrainingState
 from carvana_batch.training.step import StepRunner
 from carvana_batch.training.validation import validate
@@ -91,8 +91,8 @@ class Training:
             self.state = TrainingState(model, precision, settings, device)
             self._save()  # so that the run can be resumed from its beginning
         else:
-            model = model_of_checkpoint(checkpoint, settings)
-            self.state = TrainingState(model, checkpoint["precision"], settings, device)
+            model, precision = start_from_checkpoint(checkpoint, settings)
+            self.state = TrainingState(model, precision, settings, device)
             self.state.restore(checkpoint)
         self.step_runner = StepRunner(self.state, self.steps, pairs, run, settings, device, self.processes)
         self.samples = Samples(pairs, settings.size, settings.augmentation, settings.seed)

@@ -94,17 +94,21 @@ def start_precision(model: Model, settings: TrainingSettings, device: torch.devi
     return next(name for name, value in PRECISIONS.items() if value == dtype)
 
 
-def model_of_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> Model:
-    """Make the model of a checkpoint, without loading its weights.
+def start_from_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> tuple[Model, str]:
+    """Return the model of a checkpoint, without loading its weights, and the name of its number format.
 
     Raises:
         UsageError: the checkpoint is of another version or network.
     """
     try:
         mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
+        precision = state["precision"]
     except (KeyError, TypeError) as error:
         raise unusable_checkpoint(error) from error
-    return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
+    if precision not in PRECISIONS:
+        raise unusable_checkpoint(ValueError(f"precision {precision!r}"))
+    model = Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
+    return model, precision
 
 
 def unusable_checkpoint(error: Exception) -> UsageError:

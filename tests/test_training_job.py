@@ -21,10 +21,11 @@ from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.stopping import StopFlag
-from carvana_batch.training.job import find_split, train
+from carvana_batch.training.job import train
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.settings import TrainingSettings
+from carvana_batch.training.split import find_split
 
 SETTINGS = TrainingSettings(
     model="tiny", epochs=2, batch=2, size=(64, 32), precision="fp32", val_fraction=0.4

@@ -86,14 +86,14 @@ def test_every_draw_is_in_exactly_one_pass(accumulate: int, count: int) -> None:
 
 def test_photos_kept_in_memory_give_the_same_samples(tmp_path: Path) -> None:
     pairs = find_pairs(write_pairs(tmp_path))
-    anew, kept = (Samples(pairs, (64, 32), AugmentationLimits(), seed=4) for _ in range(2))
-    told: list[tuple[int, int]] = []
-    kept.keep_in_memory(on_progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(pairs), len(pairs))
+    decoded, kept = (Samples(pairs, (64, 32), AugmentationLimits(), seed=4) for _ in range(2))
+    progress: list[tuple[int, int]] = []
+    kept.keep_in_memory(on_progress=lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (len(pairs), len(pairs))
     for path in (pair.image for pair in pairs):
         assert path.exists()
     for draw in (Draw(number, number % len(pairs), (40, 24)) for number in range(8)):
-        first, second = anew[draw], kept[draw]
+        first, second = decoded[draw], kept[draw]
         assert isinstance(first, tuple)
         assert isinstance(second, tuple)
         assert all(one.equal(other) for one, other in zip(first, second, strict=True))

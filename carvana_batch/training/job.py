@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,78 +18,23 @@ from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.masks.counts import count
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.stopping import StopFlag
-from carvana_batch.text import counted, shown
+from carvana_batch.text import shown
 from carvana_batch.training.curves import plot_curves
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.loop import Training
-from carvana_batch.training.pairs import (
-    MASK_NAMES,
-    PHOTO_FOLDERS,
-    Pair,
-    check_no_shared_cars,
-    check_pairs,
-    choose_val_cars,
-    find_pairs,
-    read_cars,
-    split_by_car,
-)
+from carvana_batch.training.pairs import MASK_NAMES, PHOTO_FOLDERS, Pair, check_pairs
 from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, write_picture
 from carvana_batch.training.processes import Processes, join_processes
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples, draw_batches
 from carvana_batch.training.settings import TrainingSettings
+from carvana_batch.training.split import find_split
 from carvana_batch.training.starting import check_batch, load_initial
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs
 
 SAMPLES_SHOWN = 12
 """Number of samples in samples.jpg."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """The pairs to train on and those to validate on; no car is in both."""
-
-    train: list[Pair]
-    val: list[Pair]
-
-    def describe(self) -> dict[str, Any]:
-        """Return what split.json holds: the cars and photo ids to train on and to validate on."""
-        return {
-            side: {"cars": sorted({pair.car for pair in pairs}), "photos": [pair.id for pair in pairs]}
-            for side, pairs in (("train", self.train), ("val", self.val))
-        }
-
-    def summarise(self) -> str:
-        """Describe the split in one line for the user."""
-        train, val = (
-            f"{counted(len(pairs), 'photo')} of {counted(len({pair.car for pair in pairs}), 'car')}"
-            for pairs in (self.train, self.val)
-        )
-        return f"{train} to train on, {val} to measure on"
-
-
-def find_split(data: Path, settings: TrainingSettings) -> Split:
-    """Find the pairs and split them by car as the settings say.
-
-    Raises:
-        UsageError: a folder does not hold training data, photos or masks are unpaired, or no car is left to
-            train or validate on.
-    """
-    pairs = find_pairs(data)
-    if settings.val is not None:
-        split = Split(pairs, find_pairs(Path(settings.val)))
-    else:
-        chosen = (
-            read_cars(Path(settings.val_cars))
-            if settings.val_cars is not None
-            else choose_val_cars(pairs, settings.val_fraction, settings.seed)
-        )
-        split = Split(*split_by_car(pairs, chosen))
-    for folder in settings.also:
-        split.train.extend(find_pairs(Path(folder)))
-    check_no_shared_cars(split.train, split.val)
-    return split
 
 
 def check_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], settings: TrainingSettings) -> None:

@@ -144,9 +144,8 @@ def _draw_row(panel: Panel, width: int) -> Image.Image:
     scale = size[0] / photo_width
     start = left * scale, top * scale
     end = max(start[0], (left + window[0]) * scale - 1), max(start[1], (top + window[1]) * scale - 1)
-    ImageDraw.Draw(far).rectangle(
-        (start, end), outline=FRAME_GREY, width=2
-    )  # drawn first, so that it hides no wrong pixel
+    # The frame is drawn first, so that it hides no wrong pixel.
+    ImageDraw.Draw(far).rectangle((start, end), outline=FRAME_GREY, width=2)
     marked = _mark(np.asarray(far), _count_in_cells(missed, size), _count_in_cells(invented, size))
 
     text = (

@@ -145,10 +145,8 @@ class RunFolder:
                 else "leave the option out to begin one"
             )
             raise UsageError(f"--resume: {shown(self.root)} holds no run with a checkpoint; {advice}.")
-        earlier, now = (
-            _normalised_settings(read_settings(self.config)),
-            _normalised_settings(describe_settings(settings)),
-        )
+        earlier = _normalised_settings(read_settings(self.config))
+        now = _normalised_settings(describe_settings(settings))
         differences = [
             f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"
             for name in sorted(earlier.keys() | now.keys())
@@ -176,9 +174,8 @@ class RunFolder:
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # a damaged pickle raises many kinds of exceptions, such as IndexError or struct.error
+        # A damaged pickle raises many kinds of exceptions, such as IndexError or struct.error.
+        except Exception as error:
             raise UsageError(
                 f"{shown(self.checkpoint)} is damaged ({type(error).__name__}); begin another RUN, with"
                 f" --init {shown(self.last)} if that is there."

@@ -1,4 +1,4 @@
-"""The main memory of this process: its limits, its peak, and whether freed memory is kept."""
+"""Main memory of this process: how much is free, its peak, and what happens to freed memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 import psutil
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells a container its limits."""
+"""Where Linux shows the memory limits of a container."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Of malloc.h of the GNU C library."""
+"""Parameters of mallopt, from malloc.h of the GNU C library."""
 
-USUAL_MMAP_MAX = 65536
+DEFAULT_MMAP_MAX = 65536
 
-HIGHEST_MMAP_THRESHOLD = 32 * 2**20
-"""Up to this the GNU C library itself raises the threshold where large memory comes and goes."""
+MAX_MMAP_THRESHOLD = 32 * 2**20
+"""Maximum to which the GNU C library itself raises the threshold as large blocks are freed, in bytes."""
 
 
 def free_main_memory() -> int:
-    """Bytes of main memory that are free now, within the limit of the control group, if any."""
+    """Return the bytes of main memory that are free now, within the limit of the control group, if any."""
     free = int(psutil.virtual_memory().available)
     limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
     if limit.is_file() and used.is_file():
@@ -34,7 +34,7 @@ def free_main_memory() -> int:
 
 
 def _file_cache() -> int:
-    """Bytes of files read long ago, which count as used in the control group but yield on demand."""
+    """Return the bytes of inactive file cache, which the control group counts as used but can reclaim."""
     statistics = CONTROL_GROUP / "memory.stat"
     lines = statistics.read_text().splitlines() if statistics.is_file() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
@@ -44,34 +44,37 @@ _is_kept = False
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Let this process keep main memory that it has freed, to use it again; or no longer.
+    """Set whether this process keeps freed main memory for reuse, or returns it to the system.
 
-    The GNU C library gives back what each large tensor took, and the system has to clear it page by page for
-    the next one: a fifth of the time of a photo. Other C libraries are left as they are.
+    By default, the GNU C library returns the memory of each large tensor, and the system has to clear new
+    pages for the next one, which takes a fifth of the time of a photo. Does nothing with other C libraries.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html
+
+    Args:
+        keep: whether to keep it.
     """
     global _is_kept
     library = ctypes.CDLL(None)
     if keep == _is_kept or not hasattr(library, "mallopt"):
         return
     _is_kept = keep
-    library.mallopt(M_MMAP_MAX, 0 if keep else USUAL_MMAP_MAX)
-    library.mallopt(M_TRIM_THRESHOLD, -1 if keep else 2 * HIGHEST_MMAP_THRESHOLD)
-    library.mallopt(M_MMAP_THRESHOLD, HIGHEST_MMAP_THRESHOLD)
+    library.mallopt(M_MMAP_MAX, 0 if keep else DEFAULT_MMAP_MAX)
+    library.mallopt(M_TRIM_THRESHOLD, -1 if keep else 2 * MAX_MMAP_THRESHOLD)
+    library.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
 
 
 def trim_main_memory() -> None:
-    """Give free memory that the C library keeps back to the system, where it is the GNU C library."""
+    """Return memory that the GNU C library keeps free to the system. Does nothing with other C libraries."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
 def peak_memory() -> int:
-    """Most bytes of main memory that this process held so far.
+    """Return the most main memory that this process has held so far, in bytes.
 
-    Linux tells it in /proc; its ru_maxrss also counts what the process that started this one held.
+    On Linux this is read from /proc, because ru_maxrss there includes memory of the parent process.
     """
     status = Path("/proc/self/status")
     peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None

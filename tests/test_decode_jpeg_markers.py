@@ -31,12 +31,12 @@ def jpeg(mode="RGB", **options):
         jpeg(exif=b"Exif\0\0" + THUMBNAIL),
         jpeg(comment=b"\xff\xd9" * 20),
         jpeg(icc_profile=bytes(range(256)) * 600),  # in more than one segment
-        jpeg().replace(b"\xff\xdb", b"\xff\xff\xff\xdb"),  # any marker may be filled up
+        jpeg().replace(b"\xff\xdb", b"\xff\xff\xff\xdb"),  # any marker may be padded with \xff
         jpeg() + b"\0" * 100,
         jpeg() + jpeg(),
     ],
 )
-def test_whole_pictures_have_an_end_and_a_size(tmp_path, content):
+def test_complete_jpegs_have_an_end_and_a_size(tmp_path, content):
     assert has_end(content)
     assert jpeg_size(content) == (90, 70)
     (tmp_path / "a.jpg").write_bytes(content)
@@ -44,7 +44,7 @@ def test_whole_pictures_have_an_end_and_a_size(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [jpeg(), jpeg(progressive=True), jpeg(exif=b"Exif\0\0" + THUMBNAIL)])
-def test_no_beginning_of_a_picture_has_an_end(tmp_path, content):
+def test_truncated_jpegs_have_no_end(tmp_path, content):
     path = tmp_path / "a.jpg"
     for length in range(len(content)):
         assert not has_end(content[:length]), length
@@ -54,7 +54,7 @@ def test_no_beginning_of_a_picture_has_an_end(tmp_path, content):
             read_image(path)
 
 
-def test_what_does_not_say_its_size():
+def test_jpegs_without_a_size():
     for content in (
         b"",
         b"\xff",

@@ -19,15 +19,19 @@ import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
-from carvana_batch.decode import loader, shared_memory
+from carvana_batch.decode import loader
 from carvana_batch.decode import photo as images
-from carvana_batch.decode import workers as workers_module
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.values import Failure, ImageRef, Photo
 
 OPTIONS = DecodeOptions(pixel_limit=10_000, apply_exif=False)
+
+
+def make_loader(refs, options, workers, *, poll_seconds=0.1, memory=None):
+    return PhotoLoader(refs, options, workers, poll_seconds=poll_seconds, memory=memory)
 
 
 def write_photo(path, value, size=(5, 3)):
@@ -38,7 +42,7 @@ def write_photo(path, value, size=(5, 3)):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Twelve photos, whose first pixel's red is their number; 3 and 7 are no photos."""
+    """Twelve files, of which 3 and 7 are not photos; the red value of each photo is its number."""
     refs = [write_photo(tmp_path / f"{number:02}.png", number) for number in range(12)]
     refs[3].path.write_text("text")
     refs[7].path.unlink()
@@ -46,7 +50,7 @@ def photos(tmp_path):
 
 
 def describe(result):
-    """(key, red of the first pixel), or (key, reason) of a failure."""
+    """Return (key, red value of the first pixel), or (key, reason) for a failure."""
     if isinstance(result, Failure):
         assert result.stage == "decode"
         return result.id, result.reason
@@ -54,15 +58,14 @@ def describe(result):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Look every 0.1 s whether a worker has died; torch itself looks every 5 s."""
-    monkeypatch.setattr(workers_module, "WORKER_POLL_SECONDS", 0.1)
+def fast_polling(monkeypatch):
+    """Let torch notice every 0.1 s, rather than every 5 s, that a worker has exited."""
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
 @pytest.fixture(autouse=True)
 def time_limit():
-    """No test of this module may hang: it would be killed."""
+    """Kill the tests if one of them hangs."""
     signal.alarm(100)
     yield
     signal.alarm(0)
@@ -76,25 +79,49 @@ def write_noise(path, width, height, orientation=1):
     return ImageRef(path.stem, path)
 
 
-@pytest.fixture
-def put(monkeypatch, tmp_path):
-    """A file to which workers add a letter for each photo: d if it was decoded into its slot, c if copied."""
-    log = tmp_path / "put"
-    original = shared_memory.SharedMemory.put
+class RecordingMemory(SharedMemory):
+    """Writes to a file what becomes of each photo, for the test in the main process to read.
 
-    def noted(self, pixels):
-        direct = np.may_share_memory(self._slots[self._turn].numpy(), pixels)
-        with log.open("a") as file:
-            file.write("d" if direct else "c")
-        return original(self, pixels)
+    Lines are ``room SIZE BYTES`` for each room that was requested, with the size of the room that was found,
+    then ``decoded`` or ``copied`` into a slot, and ``sent BYTES`` if the memory of the slot was sent.
+    """
 
-    monkeypatch.setattr(shared_memory.SharedMemory, "put", noted)
-    return log
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.room = path, None
+
+    def record(self, *words):
+        with self.path.open("a") as file:
+            print(*words, file=file)
+
+    def find_room(self, size):
+        self.room = super().find_room(size)
+        self.record("room", size, 0 if self.room is None else self.room.size)
+        return self.room
+
+    def put(self, pixels):
+        decoded = self.room is not None and np.may_share_memory(self.room, pixels)
+        in_slot = super().put(pixels)
+        self.record("decoded" if decoded else "copied")
+        if in_slot.memory is not None:
+            self.record("sent", in_slot.memory.numel())
+        return in_slot
+
+    def lines(self, first_word):
+        """The lines that begin with a word."""
+        return [line for line in self.path.read_text().splitlines() if line.split()[0] == first_word]
+
+
+class FullMemory(SharedMemory):
+    """Has no room for any photo."""
+
+    def put(self, pixels):
+        return pixels
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_all_kinds_of_photos_pass_through_shared_memory(tmp_path, workers, put):
-    """JPEGs are decoded into it; others are copied, also what Pillow makes of one simplejpeg gives up."""
+def test_all_formats_pass_through_shared_memory(tmp_path, workers):
+    """JPEGs are decoded into it; other photos are copied, and so are JPEGs that only Pillow can decode."""
     pytest.importorskip("simplejpeg")
     refs = []
     for number, side in enumerate(
@@ -108,77 +135,71 @@ def test_all_kinds_of_photos_pass_through_shared_memory(tmp_path, workers, put):
     damaged.write_bytes(content)
     with pytest.raises(ValueError, match="JPEG"):
         images.simplejpeg.decode_jpeg(damaged.read_bytes())
-    photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=10_000, apply_exif=True), workers)
+    memory = RecordingMemory(tmp_path / "memory")
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=True)
+    photo_loader = make_loader(refs, options, workers, memory=memory)
     for ref, result in zip(refs, photo_loader, strict=True):
         np.testing.assert_array_equal(result.pixels, read_image(ref.path, apply_exif=True))
     assert photo_loader.warnings == []
-    assert put.read_text().count("d") >= 5
+    assert len(memory.lines("decoded")) >= 5
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_slots_are_opened_once_and_decoded_into(tmp_path, workers, put, monkeypatch):
+def test_slots_are_opened_once_and_decoded_into(tmp_path, workers):
     pytest.importorskip("simplejpeg")
-    opened = []
-
-    def watched(slots, pixels, original=shared_memory.OpenedSlots.view):
-        opened.append(pixels.memory is not None)
-        return original(slots, pixels)
-
-    monkeypatch.setattr(shared_memory.OpenedSlots, "view", watched)
     refs = [write_noise(tmp_path / f"{number:02}.jpg", 30, 20) for number in range(12)]
-    for result in PhotoLoader(refs, OPTIONS, workers):
+    memory = RecordingMemory(tmp_path / "memory")
+    for result in make_loader(refs, OPTIONS, workers, memory=memory):
         np.testing.assert_array_equal(result.pixels, read_image(result.ref.path))
-    slots = shared_memory.SLOTS * workers
-    assert (len(opened), sum(opened)) == (12, slots)
-    assert sorted(put.read_text()) == ["c"] * slots + ["d"] * (12 - slots)
+    slots = SLOTS * workers
+    assert memory.lines("sent") == ["sent 1800"] * slots
+    assert (len(memory.lines("copied")), len(memory.lines("decoded"))) == (slots, 12 - slots)
 
 
-def test_a_header_that_lies_takes_no_shared_memory(tmp_path, monkeypatch):
-    """Of 40 megapixels, which such a photo promises, 120 MB would stay taken."""
+def test_a_slot_only_grows_for_a_photo_that_was_decoded(tmp_path):
+    """Not for the 120 MB of a header that claims 40 megapixels, which simplejpeg then does not find.
+
+    Pillow does decode this file, and fills what is missing, so it gets its memory after all.
+    """
     pytest.importorskip("simplejpeg")
-    find_room = shared_memory.SharedMemory.find_room
-
-    def noted(self, size):
-        room = find_room(self, size)
-        (tmp_path / "asked").write_text(f"{size} {max(slot.numel() for slot in self._slots)} {room is None}")
-        return room
-
-    monkeypatch.setattr(shared_memory.SharedMemory, "find_room", noted)
     refs = [write_noise(tmp_path / f"{number}.jpg", 30, 20) for number in range(5)]
     content = bytearray(refs[4].path.read_bytes())
-    place = content.index(b"\xff\xc0") + 5
-    content[place : place + 4] = (5000).to_bytes(2) + (8000).to_bytes(2)
+    size_offset = content.index(b"\xff\xc0") + 5
+    content[size_offset : size_offset + 4] = (5000).to_bytes(2) + (8000).to_bytes(2)
     refs[4].path.write_bytes(content)
+    memory = RecordingMemory(tmp_path / "memory")
     options = DecodeOptions(pixel_limit=50_000_000, apply_exif=False)
-    sizes = [getattr(result, "pixels", np.empty(0)).size for result in PhotoLoader(refs, options, 1)]
-    assert sizes[:4] == [1800] * 4
-    assert (tmp_path / "asked").read_text() == "120000000 1800 True"
+    results = make_loader(refs, options, 1, memory=memory)
+    assert [result.pixels.size for result in results] == [1800] * 4 + [120_000_000]
+    lines = memory.path.read_text().splitlines()
+    assert lines[-4:] == ["room 120000000 0", "room 120000000 0", "copied", "sent 120000000"]
+    assert memory.lines("sent")[:-1] == ["sent 1800"] * SLOTS
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_photos_and_failures_come_in_order(photos, workers):
-    results = list(PhotoLoader(photos, OPTIONS, workers))
-    told = [describe(result) for result in results]
-    assert [key for key, _ in told] == [ref.key for ref in photos]
-    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
-    assert told[3][1].startswith("is not an image in a supported format")
-    assert told[7][1] == "does not exist"
+    results = list(make_loader(photos, OPTIONS, workers))
+    described = [describe(result) for result in results]
+    assert [key for key, _ in described] == [ref.key for ref in photos]
+    assert [value for _, value in described if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert described[3][1].startswith("is not an image in a supported format")
+    assert described[7][1] == "does not exist"
     assert all(result.pixels.shape == (3, 5, 3) for result in results if isinstance(result, Photo))
     assert all(result.pixels.dtype == np.uint8 for result in results if isinstance(result, Photo))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_photos_stay_as_they_are_while_others_are_decoded(tmp_path, workers):
+def test_photos_do_not_change_while_others_are_decoded(tmp_path, workers):
     random = np.random.default_rng(workers)
     sizes = random.integers(1, 60, (40, 2)).tolist()
-    refs = [write_photo(tmp_path / f"{place:02}.png", place, size) for place, size in enumerate(sizes)]
+    refs = [write_photo(tmp_path / f"{index:02}.png", index, size) for index, size in enumerate(sizes)]
     kept = []
-    for photo in PhotoLoader(refs, OPTIONS, workers):
+    for photo in make_loader(refs, OPTIONS, workers):
         kept.append(photo)
         time.sleep(random.choice([0, 0.02]))  # time for the workers to get ahead
-    for place, (photo, (width, height)) in enumerate(zip(kept, sizes, strict=True)):
+    for index, (photo, (width, height)) in enumerate(zip(kept, sizes, strict=True)):
         expected = np.zeros((height, width, 3), np.uint8)
-        expected[..., 0] = place
+        expected[..., 0] = index
         np.testing.assert_array_equal(photo.pixels, expected)
 
 
@@ -189,15 +210,15 @@ def test_options_reach_the_decoder(tmp_path, workers):
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
     refs = [ImageRef("turned", tmp_path / "turned.jpg"), write_photo(tmp_path / "large.png", 0, (101, 100))]
-    first, second = PhotoLoader(refs, DecodeOptions(10_000, apply_exif=True), workers)
+    first, second = make_loader(refs, DecodeOptions(10_000, apply_exif=True), workers)
     assert first.pixels.shape == (4, 2, 3)
     assert "more than the limit of 10,000" in second.reason
-    first, second = PhotoLoader(refs, DecodeOptions(10_100, apply_exif=False), workers)
+    first, second = make_loader(refs, DecodeOptions(10_100, apply_exif=False), workers)
     assert first.pixels.shape == (2, 4, 3)
     assert second.pixels.shape == (100, 101, 3)
 
 
-def test_a_photo_knows_the_state_of_its_file_before_it_was_read(tmp_path, monkeypatch):
+def test_file_size_and_time_are_from_before_reading(tmp_path, monkeypatch):
     ref = write_photo(tmp_path / "a.png", 1)
     before = ref.path.stat()
     read_image = loader.read_image
@@ -208,13 +229,13 @@ def test_a_photo_knows_the_state_of_its_file_before_it_was_read(tmp_path, monkey
         return pixels
 
     monkeypatch.setattr(loader, "read_image", read_and_change)
-    (photo,) = PhotoLoader([ref], OPTIONS, 0)
+    (photo,) = make_loader([ref], OPTIONS, 0)
     assert describe(photo) == ("a", 1)
     assert (photo.file_bytes, photo.file_time) == (before.st_size, before.st_mtime_ns)
     assert ref.path.stat().st_size != before.st_size
 
 
-def test_a_photo_that_does_not_fit_into_memory_is_a_failure(tmp_path, monkeypatch):
+def test_a_photo_too_large_for_memory_is_a_failure(tmp_path, monkeypatch):
     def fail(path, **_options):
         if path.stem == "b":
             raise MemoryError
@@ -222,43 +243,43 @@ def test_a_photo_that_does_not_fit_into_memory_is_a_failure(tmp_path, monkeypatc
 
     monkeypatch.setattr(loader, "read_image", fail)
     refs = [write_photo(tmp_path / f"{name}.png", 0) for name in "abc"]
-    told = [describe(result) for result in PhotoLoader(refs, OPTIONS, 0)]
-    assert told[1][1] == "does not fit into the memory that is free"
-    assert [told[0][1], told[2][1]] == [0, 0]
+    described = [describe(result) for result in make_loader(refs, OPTIONS, 0)]
+    assert described[1][1] == "does not fit into the memory that is free"
+    assert [described[0][1], described[2][1]] == [0, 0]
 
 
-def test_the_seconds_of_all_workers_are_added_up(photos, monkeypatch):
+def test_seconds_are_summed_over_workers(photos, monkeypatch):
     def slow(_path, **_options):
         threading.Event().wait(0.02)
         return np.zeros((2, 2, 3), np.uint8)
 
     monkeypatch.setattr(loader, "read_image", slow)
     for workers in (0, 2):
-        photo_loader = PhotoLoader(photos, OPTIONS, workers)
+        photo_loader = make_loader(photos, OPTIONS, workers)
         assert len(list(photo_loader)) == 12
         assert photo_loader.seconds >= 12 * 0.02
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_photo_that_kills_its_worker_costs_itself_alone(photos, monkeypatch, workers):
+def test_a_photo_that_kills_its_worker_is_the_only_one_lost(photos, monkeypatch, workers):
     read_image = loader.read_image
     main = os.getpid()
 
-    def die(path, **options):
+    def read_or_kill(path, **options):
         if path.stem in ("02", "09", "11"):
             assert os.getpid() != main
             os.kill(os.getpid(), signal.SIGKILL)
         return read_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", die)
-    told = [describe(result) for result in PhotoLoader(photos, OPTIONS, workers)]
-    assert [key for key, _ in told] == [ref.key for ref in photos]
-    reasons = {key: value for key, value in told if not isinstance(value, int)}
+    monkeypatch.setattr(loader, "read_image", read_or_kill)
+    described = [describe(result) for result in make_loader(photos, OPTIONS, workers)]
+    assert [key for key, _ in described] == [ref.key for ref in photos]
+    reasons = {key: value for key, value in described if not isinstance(value, int)}
     assert list(reasons) == ["02", "03", "07", "09", "11"]
     assert all(reasons[key].startswith("the process that decoded it died") for key in ("02", "09", "11"))
 
 
-def test_a_worker_that_is_killed_costs_no_photo(photos, monkeypatch, tmp_path):
+def test_a_worker_killed_once_loses_no_photo(photos, monkeypatch, tmp_path):
     read_image = loader.read_image
     killed = tmp_path / "killed"
 
@@ -269,14 +290,14 @@ def test_a_worker_that_is_killed_costs_no_photo(photos, monkeypatch, tmp_path):
         return read_image(path, **options)
 
     monkeypatch.setattr(loader, "read_image", die_once)
-    told = [describe(result) for result in PhotoLoader(photos, OPTIONS, 2)]
+    described = [describe(result) for result in make_loader(photos, OPTIONS, 2)]
     assert killed.exists()
-    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert [value for _, value in described if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
 
 
 def crash():
     with contextlib.suppress(RuntimeError):
-        faulthandler.disable()  # which would print where
+        faulthandler.disable()  # which would print a stack trace
     ctypes.string_at(0)
 
 
@@ -285,72 +306,71 @@ def hang():
         time.sleep(1000)
 
 
-def hang_and_keep_the_interpreter_from_running():
+def hang_holding_the_gil():
     ctypes.PyDLL(None).sleep(1000)
 
 
-def be_stopped():
+def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-DEATHS = {
+FAULTS = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "crashes": crash,
     "exits": lambda: os._exit(0),
     "hangs": hang,
-    "hangs deaf": hang_and_keep_the_interpreter_from_running,
-    "stopped": be_stopped,
+    "hangs holding the GIL": hang_holding_the_gil,
+    "stopped": stop,
 }
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("how", DEATHS)
-def test_a_lost_worker_costs_no_other_photo(photos, monkeypatch, how, workers, count_faults):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lost_worker_loses_no_other_photo(photos, monkeypatch, fault, workers, count_faults):
     read_image = loader.read_image
 
-    def suffer(path, **options):
+    def read_or_die(path, **options):
         if path.stem in ("01", "02", "10"):
-            DEATHS[how]()
+            FAULTS[fault]()
         return read_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", suffer)
+    monkeypatch.setattr(loader, "read_image", read_or_die)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
-    told = [describe(result) for result in PhotoLoader(photos, options, workers)]
-    assert [key for key, _ in told] == [ref.key for ref in photos]
-    reasons = {key: value for key, value in told if not isinstance(value, int)}
+    described = [describe(result) for result in make_loader(photos, options, workers)]
+    assert [key for key, _ in described] == [ref.key for ref in photos]
+    reasons = {key: value for key, value in described if not isinstance(value, int)}
     assert list(reasons) == ["01", "02", "03", "07", "10"]
-    in_time = how in ("killed", "crashes", "exits")
-    expected = "the process that decoded it died" if in_time else "was not decoded within 0.4 seconds"
+    died = fault in ("killed", "crashes", "exits")
+    expected = "the process that decoded it died" if died else "was not decoded within 0.4 seconds"
     assert all(reasons[key].startswith(expected) for key in ("01", "02", "10"))
     assert multiprocessing.active_children() == []
     count_faults("a process that decodes dies or hangs over a photo", 3)
 
 
-def test_workers_killed_while_sending_cost_no_photo(tmp_path, monkeypatch, count_faults):
-    """Without room in /dev/shm: one stands in the midst of writing as long as the network is busy."""
+def test_workers_killed_while_sending_lose_no_photo(tmp_path, count_faults):
+    """If /dev/shm is full, a worker is blocked writing to the pipe while the network is busy."""
     refs = [write_photo(tmp_path / f"{number}.png", number, (1000, 1000)) for number in range(6)]
-    monkeypatch.setattr(shared_memory.SharedMemory, "put", lambda self, pixels: pixels)
-    photo_loader = PhotoLoader(refs, DecodeOptions(pixel_limit=2_000_000, apply_exif=False), 2)
-    told = []
+    options = DecodeOptions(pixel_limit=2_000_000, apply_exif=False)
+    photo_loader = make_loader(refs, options, 2, memory=FullMemory())
+    described = []
     for number, result in enumerate(photo_loader):
-        told.append(describe(result))
+        described.append(describe(result))
         if number == 0:
             time.sleep(1)
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGKILL)
-    assert told == [(str(number), number) for number in range(6)]
+    assert described == [(str(number), number) for number in range(6)]
     count_faults("a process that decodes dies or hangs over a photo", 2)
 
 
-def test_the_reason_tells_death_from_a_hang(photos, monkeypatch):
+def test_the_reason_distinguishes_a_crash_from_a_hang(photos, monkeypatch):
     monkeypatch.setattr(loader, "read_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(workers_module, "WORKER_POLL_SECONDS", 0.5)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.6)
-    (failure,) = PhotoLoader(photos[:1], options, 1)
+    (failure,) = make_loader(photos[:1], options, 1, poll_seconds=0.5)
     assert failure.reason.startswith("the process that decoded it died")
 
 
-def test_a_worker_that_hangs_once_costs_no_photo(photos, monkeypatch, tmp_path, count_faults):
+def test_a_worker_that_hangs_once_loses_no_photo(photos, monkeypatch, tmp_path, count_faults):
     read_image = loader.read_image
 
     def hang_once(path, **options):
@@ -361,40 +381,40 @@ def test_a_worker_that_hangs_once_costs_no_photo(photos, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(loader, "read_image", hang_once)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
-    told = [describe(result) for result in PhotoLoader(photos, options, 2)]
-    assert [value for _, value in told if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    described = [describe(result) for result in make_loader(photos, options, 2)]
+    assert [value for _, value in described if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
     count_faults("a process that decodes dies or hangs over a photo", 1)
 
 
-def test_a_slow_network_is_not_taken_for_hanging_workers(photos):
+def test_a_slow_network_is_not_mistaken_for_hung_workers(photos):
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.2)
     results = 0
-    for _ in PhotoLoader(photos, options, 1):
+    for _ in make_loader(photos, options, 1):
         time.sleep(0.3)
         results += 1
     assert results == 12
 
 
-def test_an_error_in_the_program_is_not_taken_for_a_dead_worker(photos, monkeypatch):
+def test_a_bug_is_not_mistaken_for_a_dead_worker(photos, monkeypatch):
     def fail(_path, **_options):
         raise RuntimeError("a mistake")
 
     monkeypatch.setattr(loader, "read_image", fail)
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match="a mistake"):
-            list(PhotoLoader(photos, OPTIONS, workers))
+            list(make_loader(photos, OPTIONS, workers))
         assert multiprocessing.active_children() == []
 
 
-def test_more_workers_than_cores_are_no_reason_to_warn(photos):
+def test_more_workers_than_cores_do_not_warn(photos):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        photo_loader = PhotoLoader(photos[:1], OPTIONS, (os.cpu_count() or 1) + 1)
+        photo_loader = make_loader(photos[:1], OPTIONS, (os.cpu_count() or 1) + 1)
         assert len(list(photo_loader)) == 1
 
 
-def test_workers_leave_signals_to_the_main_process(photos, monkeypatch):
-    """They may go to all processes at once: Ctrl-C on a terminal, SIGTERM of a batch system."""
+def test_workers_ignore_signals_meant_for_the_main_process(photos, monkeypatch):
+    """Ctrl-C on a terminal and SIGTERM from a batch system may reach all processes at once."""
     read_image = loader.read_image
 
     def signal_itself(path, **options):
@@ -403,13 +423,13 @@ def test_workers_leave_signals_to_the_main_process(photos, monkeypatch):
         return read_image(path, **options)
 
     monkeypatch.setattr(loader, "read_image", signal_itself)
-    results = list(PhotoLoader(photos, OPTIONS, 2))
+    results = list(make_loader(photos, OPTIONS, 2))
     assert sum(isinstance(result, Photo) for result in results) == 10
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
-def test_stopping_in_the_midst_ends_the_workers(photos):
-    results = iter(PhotoLoader(photos, OPTIONS, 2))
+def test_closing_the_iterator_early_ends_the_workers(photos):
+    results = iter(make_loader(photos, OPTIONS, 2))
     next(results)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -419,7 +439,7 @@ def test_stopping_in_the_midst_ends_the_workers(photos):
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers share nothing here")
 def test_garbage_collection_keeps_memory_shared(photos, monkeypatch):
-    def private():
+    def private_memory():
         return sum(psutil.Process(worker.pid).memory_full_info().uss for worker in workers)
 
     def collect_and_read(path, **options):
@@ -428,18 +448,18 @@ def test_garbage_collection_keeps_memory_shared(photos, monkeypatch):
         return read_image(path, **options)
 
     monkeypatch.setattr(loader, "read_image", collect_and_read)
-    held = [[number] for number in range(200_000)]  # 16 MB, and each of them is written to
-    with memory_shared_with_workers(), contextlib.closing(iter(PhotoLoader(photos, OPTIONS, 1))) as results:
+    held = [[number] for number in range(200_000)]  # 16 MB that garbage collection would write to
+    with memory_shared_with_workers(), contextlib.closing(iter(make_loader(photos, OPTIONS, 1))) as results:
         next(results)
         workers = multiprocessing.active_children()
-        before = private()
+        before = private_memory()
         gc.collect()
         assert [describe(next(results))[0] for _ in range(10)][-1] == "10"
-        assert private() - before < 2**20
+        assert private_memory() - before < 2**20
     assert len(held) == 200_000
 
 
-def test_garbage_collection_is_normal_afterwards():
+def test_objects_are_unfrozen_unless_they_were_frozen_before():
     assert gc.get_freeze_count() == 0
     with contextlib.suppress(KeyError), memory_shared_with_workers():
         assert gc.get_freeze_count() > 0
@@ -448,7 +468,7 @@ def test_garbage_collection_is_normal_afterwards():
         assert gc.get_freeze_count() > 0
         raise KeyError
     assert gc.get_freeze_count() == 0
-    gc.freeze()  # as a server does before it forks
+    gc.freeze()  # as servers do before they fork
     try:
         with memory_shared_with_workers():
             pass
@@ -457,16 +477,16 @@ def test_garbage_collection_is_normal_afterwards():
         gc.unfreeze()
 
 
-def test_it_works_outside_of_the_main_thread(photos):
-    told = []
+def test_photos_load_outside_the_main_thread(photos):
+    described = []
 
     def load():
-        told.extend(describe(result)[0] for result in PhotoLoader(photos, OPTIONS, 1))
+        described.extend(describe(result)[0] for result in make_loader(photos, OPTIONS, 1))
 
     thread = threading.Thread(target=load)
     thread.start()
     thread.join()
-    assert told == [ref.key for ref in photos]
+    assert described == [ref.key for ref in photos]
 
 
 def run_python(code, *arguments):
@@ -474,8 +494,8 @@ def run_python(code, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_interrupted_while_they_start_workers_print_nothing(photos):
-    """Forked from a process with handlers of its own, each would print a stack trace."""
+def test_workers_interrupted_at_start_print_nothing(photos):
+    """Without blocked signals, each would inherit the signal handlers and print a stack trace."""
     code = """
         import os, signal, sys
         from multiprocessing.process import BaseProcess
@@ -494,7 +514,7 @@ def test_interrupted_while_they_start_workers_print_nothing(photos):
         BaseProcess._bootstrap = interrupted
         refs = [ImageRef(name, Path(name)) for name in sys.argv[1:]]
         print(len(list(PhotoLoader(refs, DecodeOptions(1000, False), 2))))
-        print(signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL)  # where torch's would raise at any line
+        print(signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL)  # torch's could raise at any line
     """
     result = run_python(code, *(ref.path for ref in photos))
     assert (result.returncode, result.stdout, result.stderr) == (0, "12\nTrue\n", "")
@@ -519,33 +539,33 @@ def test_an_unclosed_loader_does_not_block_the_exit(photos):
     assert (result.returncode, result.stdout, result.stderr) == (0, "(3, 5, 3)\n", "")
 
 
-def test_without_room_in_shared_memory_photos_come_all_the_same(photos, monkeypatch):
-    """/dev/shm is small in containers: torch then fails while it sends a photo, here every one."""
+def test_photos_arrive_when_shared_memory_is_full(photos, monkeypatch):
+    """/dev/shm is small in containers; here torch fails to allocate memory for every photo."""
 
     def refuse(_storage):
         raise RuntimeError(
             "unable to allocate shared memory(shm) for file </torch_1>: No space left on device"
         )
 
-    expected = [describe(result) for result in PhotoLoader(photos, OPTIONS, 0)]
+    expected = [describe(result) for result in make_loader(photos, OPTIONS, 0)]
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
     in_flight = []
 
-    class Noted(torch.utils.data.DataLoader):
+    class RecordingLoader(torch.utils.data.DataLoader):
         def __init__(self, *arguments, **options):
             in_flight.append(options["prefetch_factor"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(loader, "DataLoader", Noted)
-    photo_loader = PhotoLoader(photos, OPTIONS, 2)
+    monkeypatch.setattr(loader, "DataLoader", RecordingLoader)
+    photo_loader = make_loader(photos, OPTIONS, 2)
     assert [describe(result) for result in photo_loader] == expected
     assert in_flight == [2, 1]
-    (warning,) = photo_loader.warnings  # said once
+    (warning,) = photo_loader.warnings  # only once
     assert warning.startswith("shared memory (/dev/shm) is full")
 
 
-def test_with_room_in_shared_memory_there_is_nothing_to_warn_of(photos):
+def test_no_warning_if_shared_memory_suffices(photos):
     for workers in (0, 2):
-        photo_loader = PhotoLoader(photos, OPTIONS, workers)
+        photo_loader = make_loader(photos, OPTIONS, workers)
         assert len(list(photo_loader)) == 12
         assert photo_loader.warnings == []

@@ -1,4 +1,4 @@
-"""Pixels against values worked out by hand or by another decoder; bad files against their reasons."""
+"""Decoded pixels compared with values computed by hand or by another decoder, and reasons for bad files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ READERS: list[Callable[..., Any]] = [read_image, read_mask]
 
 
 def rounded_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """value / 257 with rounding, in whole numbers."""
+    """Return value / 257, rounded, in integer arithmetic."""
     return ((values.astype(np.uint32) * 2 + 257) // 514).astype(np.uint8)
 
 
@@ -62,7 +62,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG made by hand; ``rows`` are scanlines with their filter bytes."""
+    """Build a PNG; ``rows`` are scanlines with their filter bytes."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     return b"".join(
         [
@@ -76,7 +76,7 @@ def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, *extr
 
 
 def reason(path: Path, read: Callable[..., Any] = read_image, **options: Any) -> str:
-    """Why ``path`` is refused; also that the message is one line and begins with the path."""
+    """Return why ``path`` is refused, and check that the message is one line and begins with the path."""
     with pytest.raises(ImageError) as caught:
         read(path, **options)
     message = str(caught.value)
@@ -112,7 +112,7 @@ def test_lossless_formats_give_the_exact_pixels(tmp_path: Path, name: str, optio
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_jpeg_pixels_equal_those_of_pillow(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(RGB).save(path, quality=90, **options)
     with Image.open(path) as image:
@@ -128,17 +128,17 @@ def decoded_or_reason(path: Path) -> bytes | str:
 
 @pytest.fixture
 def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What became of each call: "ok" or the error's name."""
+    """The outcome of each call: "ok" or the name of the error."""
     calls = []
     decode = pytest.importorskip("simplejpeg").decode_jpeg
 
-    def watched(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
+    def recorded(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
         calls.append("ValueError")
         pixels = decode(*arguments, **options)
         calls[-1] = "ok"
         return pixels
 
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", watched)
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", recorded)
     return calls
 
 
@@ -176,13 +176,13 @@ def test_simplejpeg_gives_the_pixels_of_pillow(
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_simplejpeg_is_for_colour_alone(tmp_path: Path, decoded_by_simplejpeg: list[str], mode: str) -> None:
+def test_simplejpeg_only_decodes_colour(tmp_path: Path, decoded_by_simplejpeg: list[str], mode: str) -> None:
     Image.fromarray(RGB).convert(mode).save(tmp_path / "a.jpg")
     assert read_image(tmp_path / "a.jpg").shape == RGB.shape
     assert decoded_by_simplejpeg == []
 
 
-def test_simplejpeg_makes_no_difference_to_damaged_files(
+def test_damaged_jpegs_give_the_same_with_simplejpeg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_by_simplejpeg: list[str]
 ) -> None:
     path, random = tmp_path / "a.jpg", np.random.default_rng(0)
@@ -202,7 +202,7 @@ def test_simplejpeg_makes_no_difference_to_damaged_files(
     assert {"ok", "ValueError"} == set(decoded_by_simplejpeg)
 
 
-def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_depends_on_content_not_suffix(tmp_path: Path) -> None:
     for actual, suffix in [("PNG", "jpg"), ("TIFF", "jpg"), ("BMP", "tif"), ("WEBP", "")]:
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(RGB).save(path, actual, lossless=True)
@@ -239,7 +239,7 @@ def test_16_bit_rgb_png_is_scaled(tmp_path: Path) -> None:
     assert np.abs(difference).max() <= 1  # Pillow keeps the high byte
 
 
-def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+def test_alpha_is_composited_over_white(tmp_path: Path) -> None:
     rgba = np.dstack([RGB, GREY])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     Image.fromarray(rgba).save(tmp_path / "a.webp", lossless=True, exact=True)
@@ -277,7 +277,7 @@ def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(tmp_path / f"b.{suffix}"), expected)
 
 
-def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ["red", "blue"]]
     for suffix in ["gif", "webp", "png", "tif"]:
         path = tmp_path / f"a.{suffix}"
@@ -311,7 +311,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("planar", [False, True])
-def test_layouts_of_tiff(tmp_path: Path, bits: int, options: dict[str, Any], planar: bool) -> None:
+def test_tiff_layouts(tmp_path: Path, bits: int, options: dict[str, Any], planar: bool) -> None:
     colours = RGB if bits == 8 else np.stack([DEEP, 65535 - DEEP, DEEP // 2], axis=-1)
     stored = np.ascontiguousarray(np.moveaxis(colours, -1, 0)) if planar else colours
     config = "separate" if planar else "contig"
@@ -322,7 +322,7 @@ def test_layouts_of_tiff(tmp_path: Path, bits: int, options: dict[str, Any], pla
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_more_kinds_of_tiff(tmp_path: Path) -> None:
+def test_other_tiff_variants(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, 255 - GREY, photometric="miniswhite")
     np.testing.assert_array_equal(read_image(path), grey_to_rgb(GREY))
@@ -374,7 +374,7 @@ def test_orientation_6_by_hand(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", apply_exif=True)[..., 0], expected)
 
 
-def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
+def test_damaged_exif_does_not_affect_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -392,7 +392,7 @@ def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
 # ---- photos that cannot be used
 
 
-def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_truncated_jpegs_are_refused(tmp_path: Path) -> None:
     Image.effect_noise((200, 120), 60).convert("RGB").save(tmp_path / "whole.jpg", quality=90)
     data = (tmp_path / "whole.jpg").read_bytes()
     read_image(tmp_path / "whole.jpg")
@@ -403,7 +403,7 @@ def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "webp", "tif", "lzw.tif"])
-def test_other_formats_cut_anywhere_are_refused(tmp_path: Path, suffix: str) -> None:
+def test_truncated_files_of_other_formats_are_refused(tmp_path: Path, suffix: str) -> None:
     options = SAVE_OPTIONS.get(suffix, {})
     image = Image.effect_noise((60, 40), 60)
     image.save(tmp_path / f"whole.{suffix}", **options)
@@ -438,9 +438,9 @@ def test_damaged_bytes_give_pixels_or_a_reason(tmp_path: Path, suffix: str) -> N
 
 def test_the_size_is_checked_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(60_000, 60_000, 8, 2, b""))
-    told = reason(tmp_path / "a.png")
-    assert told.startswith("has 60000 x 60000 pixels, more than the limit of 200,000,000;")
-    assert "--pixel-limit" in told
+    message = reason(tmp_path / "a.png")
+    assert message.startswith("has 60000 x 60000 pixels, more than the limit of 200,000,000;")
+    assert "--pixel-limit" in message
 
     tifffile.imwrite(tmp_path / "a.tif", RGB)
     data = bytearray((tmp_path / "a.tif").read_bytes())
@@ -452,7 +452,7 @@ def test_the_size_is_checked_before_decoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
-def test_the_limit_is_exact(tmp_path: Path, suffix: str) -> None:
+def test_the_pixel_limit_is_exact(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(RGB).save(path)
     for read in READERS:
@@ -472,7 +472,7 @@ def test_pillows_own_limit_does_not_interfere(tmp_path: Path) -> None:
     assert (mask.height, mask.width) == (side, side)
 
 
-def test_files_that_are_no_images(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     contents = {
         "empty.jpg": (b"", "is empty (0 bytes)"),
         "text.jpg": (b"not a photo at all\n", "is not an image in a supported format"),
@@ -494,7 +494,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         assert reason(tmp_path / name).startswith(expected), name
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_that_are_not_regular_files(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     assert reason(tmp_path / "folder.jpg") == "is a folder, not an image"
     assert reason(tmp_path / "missing.jpg") == "does not exist"
@@ -513,17 +513,17 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
 )
-def test_errors_of_the_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+def test_disk_errors_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.jpg")
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "open", fail)  # for root may read everything
+    monkeypatch.setattr(Path, "open", fail)  # because root may read every file
     assert reason(tmp_path / "a.jpg") == f"cannot be read: {error.strerror}"
 
 
-def test_running_out_of_memory_is_not_taken_for_a_bad_file(
+def test_out_of_memory_is_not_mistaken_for_a_bad_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
@@ -536,7 +536,7 @@ def test_running_out_of_memory_is_not_taken_for_a_bad_file(
         read_image(tmp_path / "a.png")
 
 
-def test_text_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+def test_png_text_that_expands_too_much_is_refused(tmp_path: Path) -> None:
     for keyword in [b"zTXt", b"iTXt"]:
         bomb = b"key\0" + (b"\0" if keyword == b"zTXt" else b"\1\0\0\0") + zlib.compress(bytes(80_000_000), 9)
         extra = [png_chunk(keyword, bomb)] * 2
@@ -580,7 +580,7 @@ def test_missing_tiles_are_not_filled_with_black(tmp_path: Path) -> None:
     assert "parts of the picture are missing" in reason(tmp_path / "a.tif")
 
 
-def test_long_lzw_is_exact(tmp_path: Path) -> None:
+def test_long_lzw_data_is_decoded_exactly(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3)).astype(np.uint8)  # many clear codes
     tifffile.imwrite(tmp_path / "a.tif", noise, photometric="rgb", compression="lzw")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), noise)
@@ -590,7 +590,7 @@ def test_long_lzw_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"\x80\x7f\xff", b"\0\xff\xff"])
 def test_damaged_lzw_does_not_crash_the_interpreter(tmp_path: Path, damage: bytes) -> None:
-    """A code without meaning right after the first clear code; imagecodecs 2026.3.6 trusts it."""
+    """imagecodecs 2026.3.6 does not check for an undefined code right after the first clear code."""
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression="lzw")
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         start = tiff.pages.first.dataoffsets[0]
@@ -604,8 +604,8 @@ def test_damaged_lzw_does_not_crash_the_interpreter(tmp_path: Path, damage: byte
     assert b"is damaged" in done.stdout
 
 
-def test_tifffile_keeps_off_the_screen(tmp_path: Path) -> None:
-    """In an interpreter of its own, as pytest captures logging."""
+def test_tifffile_prints_nothing(tmp_path: Path) -> None:
+    """In a separate interpreter, because pytest captures logging."""
     tifffile.imwrite(tmp_path / "a.tif", RGB)
     data = (tmp_path / "a.tif").read_bytes().replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 99))
     (tmp_path / "a.tif").write_bytes(data)
@@ -619,7 +619,7 @@ def test_tifffile_keeps_off_the_screen(tmp_path: Path) -> None:
     assert b"a.tif is damaged" in done.stdout
 
 
-def test_threads_may_read_at_once(tmp_path: Path) -> None:
+def test_threads_can_read_concurrently(tmp_path: Path) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"  # Pillow warns about it, and warnings are errors here
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
     expected = read_image(tmp_path / "a.jpg")
@@ -637,9 +637,9 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
     assert all(np.array_equal(pixels, expected) for pixels in results)
 
 
-def test_a_worker_forked_at_a_bad_moment_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_a_worker_forked_while_the_lock_is_held_can_read(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    with image_file.warnings_lock:  # as another thread may hold it
+    with image_file.warnings_lock:  # as if another thread held it
         worker = multiprocessing.get_context("fork").Process(target=read_image, args=[tmp_path / "a.png"])
         worker.start()
         worker.join(timeout=30)
@@ -689,11 +689,11 @@ BLACK, WHITE, DARK_RED = (0, 0, 0), (255, 255, 255), (128, 0, 0)
     ("indexes", "colours", "expected"),
     [
         (CAR, (BLACK, WHITE), CAR),  # the ground truth of Carvana
-        (CAR, (BLACK, DARK_RED), CAR),  # labels: the index counts
+        (CAR, (BLACK, DARK_RED), CAR),  # labels of classes
         (CAR, (BLACK, (1, 1, 1)), CAR),
         (CAR, (BLACK, BLACK), CAR),
-        (~CAR, (WHITE, BLACK), CAR),  # tools that make palettes small may put white first
-        (~CAR, ((252,) * 3, (3,) * 3), CAR),  # and after a JPEG it is no longer quite white
+        (~CAR, (WHITE, BLACK), CAR),  # tools that optimise palettes may put white first
+        (~CAR, ((252,) * 3, (3,) * 3), CAR),  # and after JPEG it is not quite white
         (~CAR * 3, (DARK_RED, BLACK, BLACK, (0, 0, 60)), CAR),
         (CAR * 5, (BLACK, BLACK, BLACK, BLACK, BLACK, WHITE), CAR),
         (np.zeros((3, 9)), (BLACK, WHITE), np.zeros((3, 9), bool)),
@@ -743,7 +743,7 @@ def test_16_bit_masks(tmp_path: Path, high: int) -> None:
         assert_mask(tmp_path / name, CAR)
 
 
-def test_half_of_the_range_is_the_line(tmp_path: Path) -> None:
+def test_values_from_half_the_range_are_car(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 2, 127, 128, 254]], np.uint8)).save(tmp_path / "a.png")
     assert read_mask(tmp_path / "a.png").to_bool().tolist() == [[False, False, False, True, True]]
     Image.fromarray(np.array([[0, 255, 32767, 32768]], np.uint16)).save(tmp_path / "a.png")
@@ -764,7 +764,7 @@ def test_min_is_white_masks(tmp_path: Path) -> None:
     assert_mask(tmp_path / "a.tif", CAR)
 
 
-def test_images_that_are_no_masks(tmp_path: Path) -> None:
+def test_images_that_are_not_masks(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "colours.png")
     assert reason(tmp_path / "colours.png", read_mask).startswith("has coloured pixels")
     palette_image(X % 3, BLACK, WHITE, DARK_RED).save(tmp_path / "palette.png")
@@ -779,11 +779,11 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     assert reason(tmp_path / "text.png", read_mask).startswith("is not an image in a supported format")
 
 
-# ---- masks without a guess
+# ---- hard masks
 
 
-def test_hard_masks_are_read_as_they_are(tmp_path: Path) -> None:
-    """0/1, 0/255, 0/65535, one bit, palettes, three equal channels: all the same car."""
+def test_hard_masks_of_all_formats_are_equal(tmp_path: Path) -> None:
+    """0/1, 0/255, 0/65535, one bit, palettes and three equal channels give the same mask."""
     white = np.where(CAR, 255, 0).astype(np.uint8)
     for number, image in enumerate(
         [
@@ -811,7 +811,7 @@ def test_hard_masks_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "full"), [(128, 255), (254, 255), (1, 255), (255, 65535)])
-def test_pixels_between_are_counted_and_one_is_given(tmp_path: Path, value: int, full: int) -> None:
+def test_intermediate_values_are_counted_and_located(tmp_path: Path, value: int, full: int) -> None:
     values = np.where(CAR, full, 0).astype(np.uint8 if full == 255 else np.uint16)
     values[4, 7:10] = value
     expected = f"has 3 pixels neither black (0) nor white ({full}), such as the value {value} at x 7, y 4;"
@@ -833,15 +833,15 @@ def test_grey_palettes_are_not_hard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quality", [75, 95])
-def test_compression_does_not_make_a_jpeg_mask_soft(tmp_path: Path, quality: int) -> None:
+def test_jpeg_compression_keeps_a_mask_hard(tmp_path: Path, quality: int) -> None:
     Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)).save(tmp_path / "a.jpg", quality=quality)
     with Image.open(tmp_path / "a.jpg") as image:
         assert len(np.unique(np.asarray(image))) > 2
     np.testing.assert_array_equal(read_mask(tmp_path / "a.jpg", hard=True).to_bool(), CAR)
 
 
-def test_jpeg_masks_that_are_no_hard_ones(tmp_path: Path) -> None:
-    """Blocks of 8 by 8 equal values come out of a JPEG as they went in."""
+def test_jpeg_masks_that_are_not_hard(tmp_path: Path) -> None:
+    """JPEG preserves blocks of 8 by 8 equal values."""
     blocks = np.kron(np.array([[0, 63, 64], [191, 192, 255]], np.uint8), np.ones((8, 8), np.uint8))
     Image.fromarray(blocks).save(tmp_path / "a.jpg", quality=100)
     message = reason(tmp_path / "a.jpg", read_mask, hard=True)
@@ -852,7 +852,7 @@ def test_jpeg_masks_that_are_no_hard_ones(tmp_path: Path) -> None:
     assert "save it as PNG" in reason(tmp_path / "b.jpg", read_mask, hard=True)
 
 
-def test_a_palette_of_two_equally_bright_colours_is_no_mask(tmp_path: Path) -> None:
+def test_palettes_of_two_equally_bright_colours_are_refused(tmp_path: Path) -> None:
     lumas: dict[int, Any] = {}
     colour: Any = None
     for colour in itertools.product(range(0, 256, 5), repeat=3):
@@ -874,7 +874,7 @@ def test_masks_with_several_pages_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_masks_with_samples_that_differ_are_refused(tmp_path: Path, planar: str) -> None:
+def test_masks_with_differing_samples_are_refused(tmp_path: Path, planar: str) -> None:
     background, car = (np.where(one, 255, 0).astype(np.uint8) for one in (~CAR, CAR))
     axis = 2 if planar == "contig" else 0
     for name, second in (("one-hot.tif", car), ("equal.tif", background)):
@@ -884,8 +884,8 @@ def test_masks_with_samples_that_differ_are_refused(tmp_path: Path, planar: str)
     assert_mask(tmp_path / "equal.tif", ~CAR)
 
 
-def test_alpha_of_zero_throughout_is_not_used(tmp_path: Path) -> None:
-    """Some programs write it into BMP and PNG although the picture is opaque."""
+def test_alpha_that_is_zero_throughout_is_ignored(tmp_path: Path) -> None:
+    """Some programs write such alpha into BMP and PNG although the image is opaque."""
     clear = np.zeros(RGB.shape[:2], np.uint8)
     Image.fromarray(np.dstack([RGB, clear])).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)

@@ -1,4 +1,4 @@
-"""Opens image files of all supported formats as Pillow images; a bad file raises ImageError.
+"""Open image files of all supported formats as Pillow images; a bad file raises ImageError.
 
 TIFF is decoded by tifffile, everything else by Pillow. Only the first page or frame of a file is decoded, and
 embedded colour profiles are ignored.
@@ -25,8 +25,8 @@ from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import ImageError
 from carvana_batch.text import shown
 
-# Pillow's own limit would refuse what --pixel-limit allows, and warn long before that. Instead, read_header
-# checks the size of every file.
+# Pillow's own limit would reject images that --pixel-limit allows, and warn about smaller ones. read_header
+# checks the size of every file instead.
 Image.MAX_IMAGE_PIXELS = None
 
 SIGNATURES = (
@@ -42,7 +42,7 @@ SIGNATURES = (
 )
 
 JPEG_FORMATS = {"JPEG", "MPO"}
-"""As Pillow calls them."""
+"""Pillow's names of the formats that contain JPEG data."""
 
 CUT_SHORT = "is cut short: the file ends before the picture does"
 
@@ -64,10 +64,16 @@ DECODER_ERRORS = (
 
 
 @contextmanager
-def named_image_errors(path: Path) -> Iterator[None]:
-    """A with block that turns errors of opening and decoding a file into ImageErrors that name the file."""
+def open_image_file(path: Path) -> Iterator[BinaryIO]:
+    """Open an image file for a with block, in which any error of opening or decoding becomes an ImageError.
+
+    Raises:
+        ImageError: the path is not a regular file, or it cannot be opened, read or decoded. The message
+            begins with the path.
+    """
     try:
-        yield
+        with _open_regular_file(path) as file:
+            yield file
     except ImageError as error:
         raise ImageError(f"{shown(path)} {error}") from error
     except FileNotFoundError as error:
@@ -83,36 +89,36 @@ def _describe_damage(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is damaged or cut short: its header cannot be read"
     if not isinstance(error, (OSError, RuntimeError, SyntaxError, ValueError)):
-        return "is damaged or cut short"  # messages of other errors, such as "0", say nothing
+        return "is damaged or cut short"  # messages of other errors, such as "0", do not help
     detail = shown(" ".join(str(error).split())[:100])
     if "truncated" in detail.lower():
         return CUT_SHORT
     return f"is damaged or cut short ({detail})"
 
 
-@contextmanager
-def open_regular_file(path: Path) -> Iterator[BinaryIO]:
-    """A with block with the open file.
-
-    Raises:
-        ImageError: it is a folder, a pipe or anything else that is not a regular file.
-        OSError: it cannot be opened.
-    """
+def _open_regular_file(path: Path) -> BinaryIO:
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise ImageError("is a folder, not an image")
     if not stat.S_ISREG(kind):  # opening a pipe would wait for its writer
         raise ImageError("is not a regular file")
-    with path.open("rb") as file:
-        yield file
+    return path.open("rb")
 
 
 def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
-    """The first page or frame as a Pillow image, with its orientation tag; only TIFF is decoded already.
+    """Read the header of an image, and check the size in it.
+
+    Args:
+        file: an open image file, at its start.
+        pixel_limit: most pixels that the image may have.
+
+    Returns:
+        The first page or frame, with its orientation tag. Only TIFF is decoded already; pass other formats
+        to :func:`decode_pixels`.
 
     Raises:
         ImageError: the format is not supported, the file is damaged, or it has more than ``pixel_limit``
-        pixels.
+            pixels.
     """
     head = file.read(16)
     file.seek(0)
@@ -164,7 +170,7 @@ warnings_lock = threading.Lock()
 
 @contextmanager
 def without_metadata_warnings() -> Iterator[None]:
-    """A with block that hides Pillow's warnings about odd metadata, for reading headers and EXIF.
+    """Hide Pillow's warnings about invalid metadata in a with block, for reading headers and EXIF.
 
     The lock is needed because Python's warning filters are shared by all threads.
     """

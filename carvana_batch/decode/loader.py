@@ -1,4 +1,4 @@
-"""Photos decoded by worker processes, in the order of their keys."""
+"""Decode photos in worker processes, in a given order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from carvana_batch.decode.photo import read_image
 from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, InSlot, OpenedSlots, SharedMemory
-from carvana_batch.decode.workers import WorkerWatch, begin_worker, is_lost_worker, workers_starting
+from carvana_batch.decode.workers import (
+    WORKER_POLL_SECONDS,
+    WorkerWatch,
+    begin_worker,
+    is_lost_worker,
+    workers_starting,
+)
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -36,7 +42,7 @@ class DecodeOptions:
 
     Attributes:
         pixel_limit: most pixels of a photo.
-        apply_exif: turn photos as their EXIF orientation says.
+        apply_exif: rotate photos as their EXIF orientation says.
         timeout: kill a worker that spends longer than this on one photo, in seconds.
     """
 
@@ -64,11 +70,10 @@ class _Decoded(NamedTuple):
 
 
 class _Decoding(Dataset[_Decoded]):
-    """Decodes photos; torch runs it in the workers."""
+    """Decodes photos; torch runs it in the workers, each of which has its own copy of ``memory``."""
 
-    def __init__(self, photos: PhotoList, options: DecodeOptions) -> None:
-        self.photos, self.options = photos, options
-        self._memory = SharedMemory()
+    def __init__(self, photos: PhotoList, options: DecodeOptions, memory: SharedMemory) -> None:
+        self.photos, self.options, self.memory = photos, options, memory
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -79,10 +84,10 @@ class _Decoding(Dataset[_Decoded]):
         path = ref.path
         size = changed = 0
         try:
-            # Before it is read, so that the next run masks a photo again that changes meanwhile.
+            # Before reading: if the file changes meanwhile, the next run masks it again.
             status = path.stat()
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # read_image has a better message
+        except OSError:  # read_image reports it with a better message
             pass
         result: InSlot | NDArray[np.uint8] | Failure
         try:
@@ -90,9 +95,9 @@ class _Decoding(Dataset[_Decoded]):
                 path,
                 pixel_limit=self.options.pixel_limit,
                 apply_exif=self.options.apply_exif,
-                find_room=self._memory.find_room,
+                find_room=self.memory.find_room,
             )
-            result = self._memory.put(pixels)
+            result = self.memory.put(pixels)
         except ImageError as error:
             reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
             result = Failure.of(ref, "decode", reason)
@@ -116,20 +121,31 @@ class PhotoLoader:
         refs: the photos.
         options: how they are decoded.
         workers: number of processes that decode.
+        memory: where each worker puts its photos; it gets a copy.
+        poll_seconds: how often to check whether all workers are alive.
 
     Attributes:
         seconds: time that decoding took, summed over the workers.
         warnings: one line for each restriction that was necessary.
     """
 
-    def __init__(self, refs: Sequence[ImageRef], options: DecodeOptions, workers: int) -> None:
+    def __init__(
+        self,
+        refs: Sequence[ImageRef],
+        options: DecodeOptions,
+        workers: int,
+        *,
+        memory: SharedMemory | None = None,
+        poll_seconds: float = WORKER_POLL_SECONDS,
+    ) -> None:
         self.photos = PhotoList.of(refs)
         self.workers = workers
         self.seconds = 0.0
         self.warnings: list[str] = []
         self._timeout, self._hung = options.timeout, False
         self._prefetched = PREFETCHED_PHOTOS
-        self._dataset = _Decoding(self.photos, options)
+        self._poll_seconds = poll_seconds
+        self._dataset = _Decoding(self.photos, options, memory or SharedMemory())
 
     def __iter__(self) -> Generator[Photo | Failure]:
         position = 0
@@ -148,7 +164,7 @@ class PhotoLoader:
                         position += 1
 
     def _decode_alone(self, position: int) -> Photo | Failure:
-        """Decode one photo in a worker of its own."""
+        """Decode one photo in a separate worker, so that only this photo can be lost."""
         for photo in self._decode(range(position, position + 1), 1):
             return photo
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
@@ -159,7 +175,7 @@ class PhotoLoader:
     def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
         """Decode in the order of the indexes; end early if a worker dies or hangs."""
         with warnings.catch_warnings():
-            # It is up to the user to have more workers than cores.
+            # Users may choose more workers than there are cores.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(
                 self._dataset,
@@ -180,14 +196,14 @@ class PhotoLoader:
             if not is_lost_worker(error):
                 raise
         finally:
-            if workers:  # the garbage collector would do it later, and may break the queues first
+            if workers:  # garbage collection would do it later, perhaps after the queues are gone
                 photos._shutdown_workers()  # type: ignore[attr-defined]
 
     def _wait_for_each(self, photos: Any) -> Iterator[_Decoded]:
-        """The results as they arrive from the workers."""
-        # Only workers write to this pipe. Without this end, reading from it ends when all are dead.
+        """Yield the results of the workers; a photo that takes too long ends them all."""
+        # Close our end of the pipe that only workers write to: reading then ends when all of them are dead.
         photos._worker_result_queue._writer.close()
-        watch = WorkerWatch(photos._workers)
+        watch = WorkerWatch(photos._workers, self._poll_seconds)
         watch.start()
         try:
             while True:
@@ -204,7 +220,7 @@ class PhotoLoader:
             self._hung = watch.hung
 
     def _result(self, decoded: _Decoded, slots: OpenedSlots) -> Photo | Failure:
-        """The photo, or the failure, that a worker has sent."""
+        """Return the photo or the failure that a worker has sent."""
         self.seconds += decoded.seconds
         ref = self.photos[decoded.photo_index]
         pixels = decoded.result

@@ -1,4 +1,4 @@
-"""Decoding a photo to (H, W, 3) uint8 RGB."""
+"""Decode photos to (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from carvana_batch.decode.image_file import (
+    DECODER_ERRORS,
+    decode_pixels,
+    open_image_file,
+    read_header,
+    without_metadata_warnings,
+)
 from carvana_batch.decode.jpeg_markers import has_end
 from carvana_batch.decode.pixels import ORIENTATION, scale_to_eight_bits
 from carvana_batch.errors import ImageError
@@ -19,14 +26,6 @@ try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
-from carvana_batch.decode.image_file import (
-    DECODER_ERRORS,
-    decode_pixels,
-    named_image_errors,
-    open_regular_file,
-    read_header,
-    without_metadata_warnings,
-)
 
 
 def read_image(
@@ -38,25 +37,25 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
 
-    The content determines the format, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes three
-    equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels are
-    composited over white, unless all of them are transparent. Floating-point TIFFs must hold values from 0 to
-    1.
+    The format is determined by the content, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
+    three equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels are
+    composited over white; if all pixels are transparent, alpha is ignored. Floating-point TIFFs must contain
+    values from 0 to 1.
 
-    Colour JPEGs are decoded by simplejpeg where it is installed: it gives the same pixels as Pillow in half
+    Colour JPEGs are decoded by simplejpeg if it is installed, which gives the same pixels as Pillow in half
     the time.
 
     Args:
         path: the file.
         pixel_limit: most pixels that the photo may have.
-        apply_exif: turn the photo as its orientation tag says, rather than leave it on the stored grid.
-        find_room: returns uint8 memory for a number of bytes, or None. The pixels may be a view of it, and
-            its content is overwritten in any case.
+        apply_exif: rotate the photo as its orientation tag says, instead of keeping the stored pixel grid.
+        find_room: returns uint8 memory for a number of bytes, or None. It may be overwritten, and the
+            result may be a view of it.
 
     Raises:
         ImageError: the file cannot be decoded, or has more than ``pixel_limit`` pixels.
     """
-    with named_image_errors(path), open_regular_file(path) as file:
+    with open_image_file(path) as file:
         image = read_header(file, pixel_limit)
         pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
@@ -67,7 +66,7 @@ def read_image(
 def _decode_colour_jpeg(
     image: Image.Image, file: BinaryIO, find_room: Callable[[int], NDArray[np.uint8] | None] | None
 ) -> NDArray[np.uint8] | None:
-    """The same pixels as from Pillow; None for a file that Pillow has to decode, or to say what is wrong."""
+    """Decode a colour JPEG with simplejpeg; None if Pillow has to decode the file or report its damage."""
     if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
         return None
     file.seek(0)
@@ -89,7 +88,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         colours = image.convert("RGBA")
-        if colours.getchannel("A").getextrema() == (0, 0):  # some programs write 0 if they do not use alpha
+        if colours.getchannel("A").getextrema() == (0, 0):  # some programs write 0 when they do not use alpha
             colours.putalpha(255)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
@@ -107,8 +106,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo a stored ``orientation``, 1 to 8 as in EXIF; other values mean upright."""
-    if orientation in {5, 6, 7, 8}:  # stored with rows and columns exchanged
+    """Rotate and flip pixels upright for an EXIF ``orientation`` of 1 to 8; other values mean upright."""
+    if orientation in {5, 6, 7, 8}:  # stored with rows and columns swapped
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]

@@ -1,4 +1,4 @@
-"""Arithmetic on pixels: their limit, the scaling to 8 bits, the averaging to another size."""
+"""Check image sizes, and scale pixel values to 8 bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ ORIENTATION = 0x0112
 
 
 def check_size(width: int, height: int, pixel_limit: int) -> None:
-    """Raise ImageError for an image without pixels, or with more than ``pixel_limit``."""
+    """Check the size of an image.
+
+    Raises:
+        ImageError: the image has no pixels, or more than ``pixel_limit``.
+    """
     if width < 1 or height < 1:
         raise ImageError("has no pixels")
     if width * height > pixel_limit:
@@ -25,7 +29,15 @@ def check_size(width: int, height: int, pixel_limit: int) -> None:
 
 
 def scale_to_eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Scale the range of ``bits``, or 0 to 1 of floating-point values, to 0 to 255, with rounding."""
+    """Scale pixel values to 0..255, with rounding.
+
+    Args:
+        values: unsigned integers below 2**bits, or floating-point values from 0 to 1; any shape.
+        bits: number of significant bits of integers, at most 16.
+
+    Raises:
+        ImageError: floating-point values are outside of 0..1, or NaN.
+    """
     if values.dtype.kind == "f":
         if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
             raise ImageError("has floating-point values outside of 0 to 1; save it with 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""Decoding TIFF with tifffile: the first page becomes a Pillow image, as those of other formats are."""
+"""Decode the first page of a TIFF with tifffile to a Pillow image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import ORIENTATION, check_size, scale_to_eight_bits
 from carvana_batch.errors import ImageError
 
-# tifffile logs whatever it finds odd in a file; all that matters here is whether it can be decoded.
+# tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 PAGES, DIFFERING_SAMPLES = "pages", "differing samples"
-"""What an image's ``info`` says of a TIFF: its number of pages, and whether ignored samples differ."""
+"""Keys in the ``info`` of an image from a TIFF: its number of pages, and whether ignored samples differ."""
 
 TIFF_CHANNELS = {
     PHOTOMETRIC.MINISWHITE: 1,
@@ -32,10 +32,10 @@ TIFF_CHANNELS = {
     PHOTOMETRIC.YCBCR: 3,
     PHOTOMETRIC.SEPARATED: 4,
 }
-"""The colour models of TIFF that are understood, and their channels without alpha."""
+"""Supported colour models, and their number of channels without alpha."""
 
 JPEG_IN_TIFF = {6, 7, 33007, 34892}
-"""The compressions whose YCbCr tifffile turns into RGB."""
+"""Compressions whose YCbCr values tifffile converts to RGB."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,
@@ -49,19 +49,35 @@ COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.LZMA,
     COMPRESSION.ZSTD,
 }
-"""What is decoded into no more memory than the size in the TIFF asks for. Other parts, such as WebP, have a
-size of their own."""
+"""Supported compressions: decoding takes no more memory than the size in the TIFF header implies.
+
+Other compressed data, such as WebP, has its own size. So has JPEG, which :func:`_check_jpeg` checks.
+"""
 
 LZW_CLEAR, LZW_END = 256, 257
 
 LZW_WIDTHS = 9 + np.searchsorted([511, 1023, 2047], np.arange(257, 4400), side="right")
-"""Bits of the first, second, ... code after a clear code; more cannot follow before the next one."""
+"""Bit widths of the first, second, ... code after a clear code, up to the most before the next one."""
 
-LZW_STARTS = np.cumsum(LZW_WIDTHS) - LZW_WIDTHS
+LZW_OFFSETS = np.cumsum(LZW_WIDTHS) - LZW_WIDTHS
+"""Bit offsets of these codes."""
 
 
 def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
-    """The first page as a Pillow image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK."""
+    """Decode the first page.
+
+    Args:
+        file: an open TIFF.
+        pixel_limit: most pixels that the page may have.
+
+    Returns:
+        An image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK, with its orientation tag, and with ``PAGES`` and
+        ``DIFFERING_SAMPLES`` in its ``info``.
+
+    Raises:
+        ImageError: the page is damaged, not supported, or too large. For other damage, tifffile and
+            imagecodecs raise errors of many types.
+    """
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
@@ -72,11 +88,8 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
         colormap = page.colormap
         orientation = page.tags.valueof(ORIENTATION, default=1)
-        pages = (
-            1
-            if len(tiff.pages) == 1
-            else sum(not getattr(other, "is_reduced", False) for other in tiff.pages)
-        )
+        is_single = len(tiff.pages) == 1
+        pages = 1 if is_single else sum(not getattr(other, "is_reduced", False) for other in tiff.pages)
     values = np.moveaxis(planes[..., 0], 0, -1) if planes.shape[0] > 1 else planes[0]
     image = _tiff_image(page, values, colormap)
     image.getexif()[ORIENTATION] = orientation
@@ -86,7 +99,7 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
 
 
 def _has_differing_samples(page: tifffile.TiffPage, values: NDArray[Any]) -> bool:
-    """Whether there are samples beside colours and alpha, which are ignored, that differ from the first."""
+    """Return whether any sample other than colour and alpha, which is ignored, differs from the first."""
     channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
     has_alpha = bool(page.extrasamples) and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
     ignored = values[..., channels + has_alpha :]
@@ -94,7 +107,11 @@ def _has_differing_samples(page: tifffile.TiffPage, values: NDArray[Any]) -> boo
 
 
 def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> None:
-    """Refuse, before anything is decoded, what would be misread, filled with black, or too large."""
+    """Refuse pages that would be misread, filled with black, or too large, before they are decoded.
+
+    Raises:
+        ImageError: the page is refused.
+    """
     check_size(page.imagewidth, page.imagelength, pixel_limit)
     channels = TIFF_CHANNELS.get(PHOTOMETRIC(page.photometric))
     jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
@@ -109,14 +126,14 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
         raise _unsupported_tiff("an unusual number of planes or channels")
     bits = page.bitspersample
     kind = page.dtype.kind if page.dtype is not None else None
-    most_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
-    if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= most_bits)):
+    max_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
+    if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= max_bits)):
         raise _unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is None:
         raise ImageError("is damaged: it has no colours for its palette")
     if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
         raise ImageError("is damaged, or has tiles larger than --pixel-limit")
-    # tifffile would fill what is missing with zeros.
+    # tifffile would fill missing strips and tiles with zeros.
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
         raise ImageError("is damaged: parts of the picture are missing")
@@ -125,23 +142,32 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
 
 
 def _check_jpeg(page: tifffile.TiffPage, file: BinaryIO) -> None:
-    """Refuse a JPEG that is larger than its strip or tile: it would be decoded as a whole, then cut."""
-    most_width, most_height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    """Refuse JPEG data larger than its strip or tile, because it would be decoded as a whole, then cropped.
+
+    Raises:
+        ImageError: a strip or tile is larger, or its size is missing.
+    """
+    max_width, max_height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
     if page.is_tiled:
-        most_width, most_height = page.tilewidth, page.tilelength
+        max_width, max_height = page.tilewidth, page.tilelength
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         file.seek(offset)
         size = jpeg_size((page.jpegheader or b"") + file.read(count))
         if size is None:
             raise ImageError("is damaged or cut short: a part of it has no size")
-        if size[0] > most_width or size[1] > most_height:
+        if size[0] > max_width or size[1] > max_height:
             raise ImageError(
                 f"is damaged: it has a part of {size[0]} x {size[1]} pixels in a place for"
-                f" {most_width} x {most_height}"
+                f" {max_width} x {max_height}"
             )
 
 
 def _check_lzw(page: tifffile.TiffPage, file: BinaryIO) -> None:
+    """Refuse LZW data that may crash imagecodecs.
+
+    Raises:
+        ImageError: a strip or tile contains such data.
+    """
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         file.seek(offset)
         data = file.read(count)
@@ -152,29 +178,29 @@ def _check_lzw(page: tifffile.TiffPage, file: BinaryIO) -> None:
 
 
 def _crashes_imagecodecs(data: bytes) -> bool:
-    """Whether LZW ``data`` may crash imagecodecs, which trusts the code that follows a clear code.
+    """Return whether LZW ``data`` may crash imagecodecs, which does not check the code after a clear code.
 
-    All the damage that does not lead to a crash is left for imagecodecs to find.
+    Damage that does not cause a crash is left for imagecodecs to find.
     """
     if not (data[:1] == b"\x80" and data[1:2] < b"\x80"):  # does not begin with a clear code
-        return data[:1] == b"\0"  # so begins the kind with reversed bits, which cannot be checked here
+        return data[:1] == b"\0"  # the old variant with reversed bits, which cannot be checked here
     padded = np.frombuffer(data + bytes(3), np.uint8).astype(np.uint32)
     words = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
-    position = 9
+    start = 9
     while True:
-        # Up to the next clear code, the positions and widths of all codes are known beforehand.
-        starts = position + LZW_STARTS
-        starts = starts[starts + LZW_WIDTHS <= 8 * len(data)]
-        if not starts.size:
+        # The offsets and widths of all codes up to the next clear code are known in advance.
+        offsets = start + LZW_OFFSETS
+        offsets = offsets[offsets + LZW_WIDTHS <= 8 * len(data)]
+        if not offsets.size:
             return False
-        widths = LZW_WIDTHS[: starts.size]
-        codes = words[starts >> 3] >> (32 - (starts & 7) - widths) & ((1 << widths) - 1)
+        widths = LZW_WIDTHS[: offsets.size]
+        codes = words[offsets >> 3] >> (32 - (offsets & 7) - widths) & ((1 << widths) - 1)
         if codes[0] > LZW_END:
             return True
         (ends,) = np.nonzero((codes == LZW_CLEAR) | (codes == LZW_END))
         if not ends.size or codes[ends[0]] == LZW_END:
             return False
-        position = int(starts[ends[0]] + widths[ends[0]])
+        start = int(offsets[ends[0]] + widths[ends[0]])
 
 
 def _unsupported_tiff(what: str) -> ImageError:
@@ -187,7 +213,7 @@ def _unsupported_tiff(what: str) -> ImageError:
 def _tiff_image(
     page: tifffile.TiffPage, values: NDArray[Any], colormap: NDArray[np.uint16] | None
 ) -> Image.Image:
-    """Interpret ``values``, (H, W, samples) of any supported type."""
+    """Convert ``values``, (H, W, samples) of any supported type, to an image."""
     size = (values.shape[1], values.shape[0])
     if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
         image = Image.frombytes("P", size, values[..., 0].tobytes())
@@ -199,7 +225,7 @@ def _tiff_image(
     has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
     whole_16_bits = values.dtype == np.uint16 and page.bitspersample == 16
     if page.photometric == PHOTOMETRIC.MINISBLACK and whole_16_bits and not has_alpha:
-        # Not scaled yet, as the values of a mask may be 0 and 1.
+        # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
         return Image.frombytes("I;16", size, values[..., 0].astype("<u2").tobytes())
 
     values = scale_to_eight_bits(values, page.bitspersample)
@@ -208,6 +234,6 @@ def _tiff_image(
         colours = 255 - colours
     if not has_alpha:
         return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], size, colours.tobytes())
-    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # a: colours are already multiplied by it
+    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # RGBa: premultiplied alpha
     colours = np.broadcast_to(colours, (*values.shape[:2], 3))
     return Image.frombytes(mode, size, np.dstack([colours, values[..., channels]]).tobytes())

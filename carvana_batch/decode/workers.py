@@ -1,4 +1,4 @@
-"""Worker processes: how they start, which signals reach them, and how one that dies or hangs is noticed."""
+"""Start worker processes, keep signals from them, and notice when one dies or hangs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from carvana_batch.main_memory import keep_freed_memory
 
 WORKER_POLL_SECONDS = 0.5
-"""How often it is checked whether all workers are alive."""
+"""How often to check whether all workers are alive."""
 
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
-"""Signals that a terminal or batch system may send to all processes, but that only the main one handles."""
+"""Signals that only the main process handles, although a terminal or batch system may send them to all."""
 
 
 def begin_worker(_worker: int) -> None:
-    """Initialise a worker.
+    """Initialise a worker process; a ``worker_init_fn`` of torch.
 
-    Freed memory is returned to the system, because photos may differ in size. SIGTERM, although blocked, ends
-    the worker if the main process sent it.
+    Workers return freed memory to the system, because photos may differ in size. They block SIGTERM, so a
+    thread waits for it, and exits if it was sent by the main process.
     """
     keep_freed_memory(False)
 
@@ -38,26 +38,32 @@ def begin_worker(_worker: int) -> None:
 
 
 class WorkerWatch(threading.Thread):
-    """Kills all workers as soon as one has died, or takes too long for a photo.
+    """Kills all workers as soon as one has died, or spends too long on a photo.
 
-    Otherwise the main process would wait forever: torch also asks a worker for the memory of photos that it
-    decoded earlier, and reads from a pipe what a dead worker has only written in part.
+    Otherwise the main process could wait forever: for the shared memory of earlier photos, which torch
+    requests from the worker that decoded them, or for the rest of a result that a dead worker only wrote in
+    part.
+
+    Args:
+        workers: the processes.
+        poll_seconds: how often to check them.
 
     Attributes:
         deadline: time by which the photo that the main process waits for must arrive; None while it does not
             wait for one.
         hung: whether the workers were killed because the deadline had passed.
+        ended: set it to end the thread.
     """
 
-    def __init__(self, workers: Sequence[multiprocessing.Process]) -> None:
+    def __init__(self, workers: Sequence[multiprocessing.Process], poll_seconds: float) -> None:
         super().__init__(daemon=True)
-        self.workers = workers
+        self.workers, self.poll_seconds = workers, poll_seconds
         self.deadline: float | None = None
         self.hung = False
         self.ended = threading.Event()
 
     def run(self) -> None:
-        while not self.ended.wait(WORKER_POLL_SECONDS):
+        while not self.ended.wait(self.poll_seconds):
             self.hung = self.deadline is not None and time.monotonic() > self.deadline
             if self.hung or any(worker.exitcode for worker in self.workers):
                 for worker in self.workers:
@@ -67,11 +73,11 @@ class WorkerWatch(threading.Thread):
 
 @contextlib.contextmanager
 def workers_starting() -> Iterator[None]:
-    """A with block in which workers are started.
+    """Prepare signals for a with block that starts workers.
 
-    Signals for the main process are blocked during it, which the workers inherit. torch's handler of SIGCHLD
-    is removed after it: when a worker dies, it would raise at an arbitrary line of the main thread. Without
-    it, the death is noticed when the next photo does not arrive.
+    Signals for the main process are blocked in the block, and workers inherit this. torch's SIGCHLD handler
+    is removed after the block: when a worker dies, it would raise at an arbitrary line of the main thread.
+    Without it, the death is noticed when the next photo does not arrive.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -86,11 +92,11 @@ def workers_starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_shared_with_workers() -> Iterator[None]:
-    """A with block around the life of workers, in which the garbage collector ignores all earlier objects.
+    """Let the garbage collector ignore all existing objects in a with block around the life of workers.
 
-    The collector writes to each object that it examines, so that a forked worker would get its own copy of
-    nearly all memory that it shares with the main process, about 40 MB. If the program, or an enclosing
-    block, has already frozen objects, this does nothing.
+    The collector writes to each object that it examines, so a forked worker would get its own copy of nearly
+    all memory that it shares with the main process, about 40 MB. This does nothing if the program, or an
+    enclosing block, has already frozen objects.
     """
     if gc.get_freeze_count():
         yield
@@ -103,10 +109,11 @@ def memory_shared_with_workers() -> Iterator[None]:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether an exception of a DataLoader means that a worker died.
+    """Return whether an exception from a DataLoader means that a worker died.
 
-    OSError and EOFError are raised if it died while it sent a photo. In other cases torch has no class for
-    it, but raises a RuntimeError "DataLoader worker (pid ...) exited unexpectedly", as seen in torch 2.13.0.
+    A worker that dies while it sends a photo causes an OSError or EOFError. Otherwise torch raises a
+    RuntimeError "DataLoader worker (pid ...) exited unexpectedly". This text was seen in torch 2.13.0; torch
+    has no class of its own for this error.
     """
     if isinstance(error, OSError | EOFError):
         return True

@@ -1,4 +1,4 @@
-"""Reading hard masks from image files."""
+"""Read hard masks from image files."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from carvana_batch.decode.image_file import (
+    JPEG_FORMATS,
+    decode_pixels,
+    open_image_file,
+    read_header,
+)
 from carvana_batch.decode.tiff import DIFFERING_SAMPLES, PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.values import PackedMask
 
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
-from carvana_batch.decode.image_file import (
-    JPEG_FORMATS,
-    decode_pixels,
-    named_image_errors,
-    open_regular_file,
-    read_header,
-)
-
 MASK_PIXEL_LIMIT = 2**31
-"""So high that no mask is refused that was made with a raised --pixel-limit."""
+"""High enough for any mask that was made with a raised --pixel-limit."""
 
 JPEG_DEVIATION = 63
-"""By how much compression may change a value of a JPEG mask from black or white."""
+"""How far JPEG compression may move a mask value from black or white."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -39,24 +33,24 @@ def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = F
 
     The first of these rules that applies determines which pixels are car:
 
-    - palette images that use no colours but black and white: the white ones;
-    - palette images that use two colours: the brighter one;
-    - images whose values (in palette images: indexes) are all 0 or 1: those with 1;
-    - others: those with at least half of the full value, for example 128 of 255.
+    - palette images that use only black and white: white pixels;
+    - palette images that use two colours: pixels of the brighter one;
+    - images whose values (in palette images: indexes) are all 0 or 1: pixels of value 1;
+    - others: pixels of at least half the full value, for example 128 of 255.
 
-    Colour images must in fact be grey, and an alpha channel must be opaque.
+    Colour images must be grey in fact, and an alpha channel must be opaque, or 0 throughout.
 
     Args:
         path: the file.
         pixel_limit: most pixels that the mask may have.
-        hard: refuse pixels that are neither black nor white, for which the last rule has to guess. In a JPEG,
-            values up to ``JPEG_DEVIATION`` from either are attributed to compression; a JPEG with no higher
-            values, but not only 0, is refused, because compression does not preserve 0 and 1.
+        hard: refuse pixels that are neither black nor white, where the last rule would have to guess. In a
+            JPEG, deviations up to ``JPEG_DEVIATION`` are attributed to compression. A JPEG with no value
+            above that is refused unless all are 0, because compression does not preserve 0 and 1.
 
     Raises:
         ImageError: the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
-    with named_image_errors(path), open_regular_file(path) as file:
+    with open_image_file(path) as file:
         mask = decode_mask(file, pixel_limit)
         if mask is not None:
             return mask
@@ -76,7 +70,7 @@ def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
     if image.mode == "P":
         car_colours, indexes = _car_colours(image, hard), np.asarray(image)
         (cars,) = np.nonzero(car_colours)
-        # Masks usually have one such colour, and comparing is several times as fast as looking up.
+        # Usually there is one such colour, and comparing is several times as fast as table look-up.
         return PackedMask.from_bool(indexes == cars[0] if len(cars) == 1 else car_colours[indexes])
     grey = _grey(image)
     if hard and image.format in JPEG_FORMATS:
@@ -92,7 +86,11 @@ def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
 
 
 def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int = 0) -> None:
-    """Raise ImageError if a value of (H, W) is more than ``deviation`` from both black and white."""
+    """Refuse (H, W) values that are more than ``deviation`` from both black and white.
+
+    Raises:
+        ImageError: there is such a value; the message gives their number and the first.
+    """
     full = np.iinfo(grey.dtype).max
     between = (grey > deviation) & (grey < full - deviation)
     if between.any():
@@ -105,7 +103,7 @@ def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int
 
 
 def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
-    """Whether each index of a palette image is car, (256,) bool, by the rules of :func:`read_mask`."""
+    """Return whether each palette index means car, (256,) bool, by the rules of :func:`read_mask`."""
     flat = image.getpalette("RGB") or []
     palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
     palette += [BLACK] * (256 - len(palette))
@@ -132,13 +130,17 @@ def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
 
 
 def _brightness(colour: tuple[int, int, int]) -> int:
-    """1000 times the luma of an RGB colour (ITU-R BT.601)."""
+    """Return 1000 times the luma of an RGB colour (ITU-R BT.601)."""
     red, green, blue = colour
     return 299 * red + 587 * green + 114 * blue
 
 
 def _refuse_ambiguous(image: Image.Image) -> None:
-    """Raise ImageError for an image with several pages, or with samples that would be ignored."""
+    """Refuse images that may contain more than one mask.
+
+    Raises:
+        ImageError: there are several pages, or samples that would be ignored although they differ.
+    """
     pages = int(image.info.get(PAGES, 0) or getattr(image, "n_frames", 1))
     if pages > 1:
         raise ImageError(f"has {pages} pages, so it is not clear which is the mask; save one of them")
@@ -149,7 +151,7 @@ def _refuse_ambiguous(image: Image.Image) -> None:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The (H, W) values of an image whose channels, if there are several, are equal."""
+    """Return the (H, W) values of a grey image, which may be stored as three equal channels."""
     if image.mode in {"L", "LA"}:
         return np.asarray(image.getchannel("L"))
     if image.mode.startswith("I;16"):

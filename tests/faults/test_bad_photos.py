@@ -1,4 +1,4 @@
-"""Photos that are damaged, that are none, that want too much memory, or whose names may do harm."""
+"""Photos that are damaged, not images, too large for memory, or have harmful names."""
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ BOMB_BYTES = 300_000_000
 
 @pytest.fixture(scope="module")
 def ghost(tmp_path_factory):
-    """A folder for PATH with a Ghostscript that leaves the file ``started`` behind."""
+    """A folder for PATH with a fake Ghostscript that creates the file ``started``."""
     folder = tmp_path_factory.mktemp("ghost")
     program = folder / "gs"
     program.write_text(f"#!/bin/sh\ntouch {folder}/started\n")
@@ -40,7 +40,7 @@ def zygote(ghost):
         yield started
 
 
-# ---- what is put among the photos: path -> content
+# ---- bad files: path -> content
 
 
 def saved(image_format, mode="RGB", size=(96, 64), **options):
@@ -50,11 +50,11 @@ def saved(image_format, mode="RGB", size=(96, 64), **options):
 
 
 def cut_jpegs():
-    """Ends that are missing, some of them but a few bytes long, and one that a crash left as zeros."""
+    """Truncated JPEGs, some by only a few bytes, and one whose end a system crash left as zeros."""
     found = {}
     for kind in ("baseline", "progressive"):
         whole = saved("JPEG", quality=95, progressive=kind == "progressive")
-        assert whole.endswith(b"\xff\xd9")  # nothing stands after the picture
+        assert whole.endswith(b"\xff\xd9")  # nothing follows the image
         for percent in range(5, 100, 5):
             found[f"{kind} {percent:02}.jpg"] = whole[: len(whole) * percent // 100]
         for missing in (1, 2, 3, 16):
@@ -75,7 +75,7 @@ def png(width, height, rows, *extra):
 
 
 def jpeg_of_size(width, height):
-    """A small JPEG whose header has another size."""
+    """A small JPEG whose header claims another size."""
     content = bytearray(saved("JPEG", mode="L"))
     start = content.index(b"\xff\xc0")
     content[start + 5 : start + 9] = struct.pack(">HH", height, width)
@@ -93,7 +93,7 @@ def tiff(width, height, compression, strip):
 
 
 def zeros():
-    """What unpacks to ``BOMB_BYTES`` zeros."""
+    """Compressed data that expands to ``BOMB_BYTES`` zeros."""
     packer = zlib.compressobj(9)
     return b"".join(packer.compress(bytes(10**6)) for _ in range(BOMB_BYTES // 10**6)) + packer.flush()
 
@@ -121,7 +121,7 @@ def fits():
 
 
 def other_formats():
-    """Files that Pillow can open, by its name for the format."""
+    """Files that Pillow can open, by its name of the format."""
     formats = {name: saved(name) for name in ("EPS", "ICO", "PCX", "PPM", "SGI", "TGA", "DDS", "JPEG2000")}
     formats |= {name: saved(name, mode="1") for name in ("XBM", "MSP")}
     photoshop = struct.pack(">4sH6xHIIHHIIIH", b"8BPS", 1, 1, 64, 96, 8, 1, 0, 0, 0, 0)
@@ -144,9 +144,9 @@ def write(folder, files):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, drawn):
-    """A folder with ``images``: five photos that can be masked among many that cannot.
+    """A folder whose ``images`` are five good photos among many bad files.
 
-    Beside it the words that the reason of each bad one has to have, by path.
+    Also a pattern for the reason of each bad file, by path.
     """
     here = tmp_path_factory.mktemp("mixed") / "here"
     images = here / "images"
@@ -180,7 +180,7 @@ def mixed(tmp_path_factory, drawn):
         (images / name).parent.mkdir(exist_ok=True)
         shutil.copy2(drawn / "images" / "car0.jpg", images / name)
     (images / "links" / "inside.jpg").symlink_to("../a.jpg")
-    # More than the header says comes out of it, but no more is unpacked.
+    # The data expands to more than the header claims, but no more than that is decompressed.
     write(images / "packed", {"too much.png": png(96, 64, zeros())})
 
     (here / "elsewhere").mkdir()
@@ -196,9 +196,9 @@ OUTSIDE = {"links/outside", "links/outside/secret"}
 
 
 @pytest.fixture(scope="module")
-def alone(mixed, zygote):
-    """The out folder of a run over the good photos alone."""
-    here = mixed[0].with_name("alone")
+def good_masks(mixed, zygote):
+    """The out folder of a run over only the good photos."""
+    here = mixed[0].with_name("good_masks")
     for name in GOOD:
         source = mixed[0] / "images" / f"{name}.jpg"
         source = source if source.exists() else source.with_suffix(".png")
@@ -210,7 +210,7 @@ def alone(mixed, zygote):
 
 
 def masks_in(out):
-    """The files of an out folder without its tables: path -> bytes."""
+    """The files in an out folder except its tables: path -> bytes."""
     return {name: content for name, content in results_in(out).items() if not name.endswith(".csv")}
 
 
@@ -219,8 +219,8 @@ def read_csv(path):
         return list(csv.reader(file, strict=True))
 
 
-def assert_all_named(finished, out, bad):
-    """Each bad photo is in the reports with its reason; the first ten are on the screen."""
+def assert_all_reported(finished, out, bad):
+    """Check that the reports list all bad photos with their reasons, and the screen the first ten."""
     assert finished.code == 3, finished
     assert "Traceback" not in finished.stdout + finished.stderr
     failures = json.loads((out / "run.json").read_text(encoding="ascii"))["failures"]
@@ -229,19 +229,21 @@ def assert_all_named(finished, out, bad):
         assert re.search(bad[failure["image"]], failure["reason"]), failure
     rows = [row for row in read_csv(out / "report.csv")[1:] if row[1] == "failed"]
     assert sorted(row[-1] for row in rows) == sorted(failure["reason"] for failure in failures)
-    told = [line for line in finished.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(told) == min(len(bad), 10) + (len(bad) > 10)
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == min(len(bad), 10) + (len(bad) > 10)
     if len(bad) > 10:
-        assert told[-1] == f"failed: {len(bad) - 10} more, all in out/report.csv"
+        assert lines[-1] == f"failed: {len(bad) - 10} more, all in out/report.csv"
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_good_photos_are_masked_and_bad_ones_named(zygote, mixed, alone, ghost, workers, count_faults):
+def test_good_photos_are_masked_and_bad_ones_reported(
+    zygote, mixed, good_masks, ghost, workers, count_faults
+):
     here, bad = mixed
     shutil.rmtree(here / "out", ignore_errors=True)
     finished = zygote.run(here, *PREDICT, "--workers", workers)
-    assert_all_named(finished, here / "out", bad)
-    assert masks_in(here / "out") == masks_in(alone)
+    assert_all_reported(finished, here / "out", bad)
+    assert masks_in(here / "out") == masks_in(good_masks)
     assert not [name for name in names_in(here / "out") if name.endswith(".tmp")]
     assert re.search(r"1 × links leading out of the folder \(use --follow-links\)", finished.stdout)
     assert re.search(r"1 × links to folders \(use --follow-links\)", finished.stdout)
@@ -250,24 +252,24 @@ def test_good_photos_are_masked_and_bad_ones_named(zygote, mixed, alone, ghost, 
 
     again = zygote.run(here, *PREDICT, "--workers", workers, "--json")
     assert again.code == 3
-    told = json.loads(again.stdout)
-    assert (told["already_done"], told["done"], told["failed"]) == (len(GOOD), 0, len(bad))
-    assert masks_in(here / "out") == masks_in(alone)
+    summary = json.loads(again.stdout)
+    assert (summary["already_done"], summary["done"], summary["failed"]) == (len(GOOD), 0, len(bad))
+    assert masks_in(here / "out") == masks_in(good_masks)
     count_faults("a bad photo costs one line in the report, all others are masked", 2 * len(bad) + 3)
 
 
-def test_links_that_lead_out_are_followed_only_when_asked_for(zygote, mixed, alone, count_faults):
+def test_links_out_of_the_folder_are_followed_on_request(zygote, mixed, good_masks, count_faults):
     here, bad = mixed
     shutil.rmtree(here / "out", ignore_errors=True)
     finished = zygote.run(here, *PREDICT, "--workers", "0", "--follow-links")
-    assert_all_named(finished, here / "out", bad)
+    assert_all_reported(finished, here / "out", bad)
     masked = masks_in(here / "out")
-    assert masked.keys() == masks_in(alone).keys() | {f"{name}.png" for name in OUTSIDE}
+    assert masked.keys() == masks_in(good_masks).keys() | {f"{name}.png" for name in OUTSIDE}
     assert "links leading out" not in finished.stdout
     count_faults("a bad photo costs one line in the report, all others are masked", len(bad) + 1)
 
 
-def test_memory_does_not_follow_what_a_file_says_of_itself(zygote, mixed, tmp_path, count_faults):
+def test_memory_does_not_depend_on_what_a_file_claims(zygote, mixed, tmp_path, count_faults):
     def measure(*folders):
         here = tmp_path / "-".join(folders or ["none"])
         (here / "images").mkdir(parents=True)
@@ -278,7 +280,7 @@ def test_memory_does_not_follow_what_a_file_says_of_itself(zygote, mixed, tmp_pa
         return code, json.loads((here / "out" / "run.json").read_text())["peak_memory_bytes"]
 
     code, usual = measure()
-    assert (code, usual > BOMB_BYTES / 4) == (0, True)  # it is the memory of the whole process
+    assert (code, usual > BOMB_BYTES / 4) == (0, True)  # this is the memory of the whole process
     for folder, expected in (("bombs", 3), ("huge", 3), ("packed", 0)):
         code, peak = measure(folder)
         assert code == expected
@@ -297,7 +299,7 @@ def test_other_formats_are_refused_despite_decoders(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     with (
         Image.open(io.BytesIO(other_formats()["EPS"])) as image,
-        contextlib.suppress(OSError, subprocess.SubprocessError),  # this one gives no picture
+        contextlib.suppress(OSError, subprocess.SubprocessError),  # the fake produces no image
     ):
         image.load()
     assert (tmp_path / "started").exists()
@@ -334,42 +336,44 @@ NAMES = [
     "back\\slash\\n",
     LONGEST,
 ]
-NOT_TEXT = os.fsdecode(b"not\xfftext")
+NOT_UTF8 = os.fsdecode(b"not\xfftext")
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def visible(text):
-    """``text`` on one line, as Python writes what cannot be printed."""
+def escape_unprintable(text):
+    """Replace unprintable characters of ``text`` by Python escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def defused(text):
+def escape_formula(text):
     return f"'{text}" if text.startswith(FORMULAS) else text
 
 
-def assert_harmless(printed):
-    """Lines without anything that a terminal would act on."""
+def assert_printable(printed):
+    """Check that the lines contain nothing that a terminal would interpret."""
     assert all(line.isprintable() for line in printed.split("\n")), printed
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """All names that this file system takes."""
+    """All names that this file system accepts."""
     try:
-        (tmp_path_factory.mktemp("names") / NOT_TEXT).touch()
+        (tmp_path_factory.mktemp("names") / NOT_UTF8).touch()
     except OSError:
         return NAMES
-    return [*NAMES, NOT_TEXT]
+    return [*NAMES, NOT_UTF8]
 
 
-def test_this_file_system_takes_names_that_are_not_text(names):
-    if NOT_TEXT not in names:
+def test_this_file_system_accepts_names_that_are_not_utf8(names):
+    if NOT_UTF8 not in names:
         pytest.skip("names that are not UTF-8 are refused by this file system, so they are not tested")
 
 
-def lay_out(here, names, drawn):
-    """Two ``images`` of each name, their ``truth``, and ``partial`` truth: of the masks there, a third is
-    missing, a third is of another size, and some are of no photo."""
+def write_inputs(here, names, drawn):
+    """Write two ``images`` of each name, their ``truth``, and a ``partial`` truth.
+
+    In ``partial``, a third of the masks is missing, a third has another size, and some have no photo.
+    """
     truth = (drawn / "masks" / "car0_mask.gif").read_bytes()
     for number, name in enumerate(names):
         files = {}
@@ -387,32 +391,32 @@ def lay_out(here, names, drawn):
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory, drawn, zygote, names):
-    """Where two good photos of each name were masked."""
-    here = tmp_path_factory.mktemp("named") / "here"
-    lay_out(here, names, drawn)
+def masked_names(tmp_path_factory, drawn, zygote, names):
+    """A folder in which two good photos of each name were masked."""
+    here = tmp_path_factory.mktemp("masked_names") / "here"
+    write_inputs(here, names, drawn)
     finished = zygote.run(here, *PREDICT, "--workers", "0")
     assert finished.code == 0, finished
-    assert_harmless(finished.stdout)
+    assert_printable(finished.stdout)
     return here
 
 
-def keys_of(names):
+def keys_for(names):
     return {f"{name}_{view}" for name in names for view in ("01", "02")}
 
 
-def test_photos_of_any_name_are_masked_and_reported(named, names, count_faults):
-    keys = keys_of(names)
-    assert masks_in(named / "out").keys() == {f"{key}.png" for key in keys}
-    header, *rows = read_csv(named / "out" / "report.csv")
-    assert {row[0] for row in rows} == {defused(key) for key in keys}
+def test_photos_of_any_name_are_masked_and_reported(masked_names, names, count_faults):
+    keys = keys_for(names)
+    assert masks_in(masked_names / "out").keys() == {f"{key}.png" for key in keys}
+    header, *rows = read_csv(masked_names / "out" / "report.csv")
+    assert {row[0] for row in rows} == {escape_formula(key) for key in keys}
     assert [len(row) for row in rows] == [len(header)] * len(keys)
     count_faults("no name does harm where it stands", len(keys))
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
-def test_bad_photos_of_any_name_are_named(zygote, names, tmp_path, on_terminal, count_faults):
-    for first in range(0, len(names), 10):  # so many are named on the screen
+def test_bad_photos_of_any_name_are_reported(zygote, names, tmp_path, on_terminal, count_faults):
+    for first in range(0, len(names), 10):  # the number of failures that the screen lists
         here = tmp_path / str(first)
         images = "in\n\x1b[31m[red]"
         paths = [f"{images}/{name}.jpg" for name in names[first : first + 10]]
@@ -427,16 +431,16 @@ def test_bad_photos_of_any_name_are_named(zygote, names, tmp_path, on_terminal, 
                 printed = terminal.printed.replace("\r\n", "\n")
             assert process.code == 3
             assert "━" in printed
-            printed = re.sub(r"\x1b\[(\?25[lh]|[0-9;]*[mKA])|\r", "", printed)  # those of the progress bar
-            assert_harmless(printed)
-            told = printed.split("\n")
+            printed = re.sub(r"\x1b\[(\?25[lh]|[0-9;]*[mKA])|\r", "", printed)  # escapes of the progress bar
+            assert_printable(printed)
+            lines = printed.split("\n")
         else:
             finished = zygote.run(here, *predict)
             assert finished.code == 3, finished
-            assert_harmless(finished.stdout + finished.stderr)
-            told = finished.stderr.split("\n")
-        failed = {f"failed: {visible(path)} (decode): is empty (0 bytes)" for path in paths}
-        assert {line for line in told if line.startswith("failed")} == failed
+            assert_printable(finished.stdout + finished.stderr)
+            lines = finished.stderr.split("\n")
+        failed = {f"failed: {escape_unprintable(path)} (decode): is empty (0 bytes)" for path in paths}
+        assert {line for line in lines if line.startswith("failed")} == failed
         failures = json.loads((here / "out" / "run.json").read_text(encoding="ascii"))["failures"]
         assert {failure["image"] for failure in failures} == set(paths)
         assert masks_in(here / "out") == {}
@@ -451,7 +455,7 @@ def test_bad_photos_of_any_name_are_named(zygote, names, tmp_path, on_terminal, 
         ("run.json/deeper/a.jpg", "where the report of this name belongs"),
     ],
 )
-def test_masks_with_impossible_names_are_refused_early(zygote, drawn, tmp_path, name, reason, count_faults):
+def test_impossible_mask_names_are_refused_early(zygote, drawn, tmp_path, name, reason, count_faults):
     here = tmp_path / "here"
     (here / name).parent.mkdir(parents=True)
     shutil.copy2(drawn / "images" / "car0.jpg", here / name)
@@ -463,23 +467,23 @@ def test_masks_with_impossible_names_are_refused_early(zygote, drawn, tmp_path, 
     count_faults("no name does harm where it stands", 1)
 
 
-def test_a_submission_keeps_every_name_as_it_is(zygote, named, names, count_faults):
-    finished = zygote.run(named, "submit", "--size", "any", "-o", "rows.csv")
+def test_a_submission_keeps_every_name_unchanged(zygote, masked_names, names, count_faults):
+    finished = zygote.run(masked_names, "submit", "--size", "any", "-o", "rows.csv")
     assert finished.code == 0, finished
-    assert_harmless(finished.stdout + finished.stderr)
-    header, *rows = read_csv(named / "rows.csv")
+    assert_printable(finished.stdout + finished.stderr)
+    header, *rows = read_csv(masked_names / "rows.csv")
     assert header == ["img", "rle_mask"]
-    assert {row[0] for row in rows} == {f"{key}.jpg" for key in keys_of(names)}
+    assert {row[0] for row in rows} == {f"{key}.jpg" for key in keys_for(names)}
     assert {len(row) for row in rows} == {2}
-    finished = zygote.run(named, "decode", "rows.csv", "decoded", "--size", "96x64")
+    finished = zygote.run(masked_names, "decode", "rows.csv", "decoded", "--size", "96x64")
     assert finished.code == 0, finished
-    assert_harmless(finished.stdout + finished.stderr)
-    assert masks_in(named / "decoded") == masks_in(named / "out")
+    assert_printable(finished.stdout + finished.stderr)
+    assert masks_in(masked_names / "decoded") == masks_in(masked_names / "out")
     count_faults("no name does harm where it stands", len(rows))
 
 
 class Page(HTMLParser):
-    """The elements of a page, each with the names of its attributes, and the JSON in it by id."""
+    """The elements of a page with the names of their attributes, and the JSON in the page by id."""
 
     def __init__(self, path):
         super().__init__()
@@ -506,19 +510,21 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize(("truth", "code"), [("truth", 0), ("partial", 3)])
 def test_scores_and_their_page_show_every_name_as_text(
-    zygote, named, names, drawn, tmp_path, truth, code, count_faults
+    zygote, masked_names, names, drawn, tmp_path, truth, code, count_faults
 ):
-    """Names make no element and no attribute: there are those of the same page with other names, which are
-    as long, and have the same order."""
+    """Names add no elements or attributes.
+
+    They are those of a page with harmless names of the same lengths and in the same order.
+    """
     other = tmp_path / "other"
     ranks = {name: rank for rank, name in enumerate(sorted(names))}
     harmless = [f"{ranks[name]:02}".ljust(len(name), "a") for name in names]
-    lay_out(other, harmless, drawn)
+    write_inputs(other, harmless, drawn)
     (other / "out").mkdir()
-    for key in keys_of(harmless):
-        shutil.copy2(named / "out" / f"{names[0]}_01.png", other / "out" / f"{key}.png")
+    for key in keys_for(harmless):
+        shutil.copy2(masked_names / "out" / f"{names[0]}_01.png", other / "out" / f"{key}.png")
     pages = []
-    for here in (named, other):
+    for here in (masked_names, other):
         scored = zygote.run(
             here,
             "score",
@@ -532,17 +538,17 @@ def test_scores_and_their_page_show_every_name_as_text(
             f"{truth}.csv",
         )
         assert scored.code == code, scored
-        assert_harmless(scored.stdout + scored.stderr)
+        assert_printable(scored.stdout + scored.stderr)
         pages.append(Page(here / f"{truth}.html"))
     assert pages[0].elements == pages[1].elements
     assert len(pages[0].elements) > 200
-    keys = {key for key in keys_of(names) if (named / truth / f"{key}.gif").exists()}
+    keys = {key for key in keys_for(names) if (masked_names / truth / f"{key}.gif").exists()}
     keys = {key for key in keys if truth == "truth" or names.index(key[:-3]) % 3 == 1}
-    shown = {visible(key) for key in keys}
+    shown = {escape_unprintable(key) for key in keys}
     assert {row[0] for row in pages[0].json["data"]["rows"]} == shown
     pictures = {content["image"] for name, content in pages[0].json.items() if name.startswith("picture-")}
     assert (len(pictures), pictures <= shown) == (12, True)
-    header, *rows = read_csv(named / f"{truth}.csv")
-    assert {row[0] for row in rows} == {defused(key) for key in keys}
+    header, *rows = read_csv(masked_names / f"{truth}.csv")
+    assert {row[0] for row in rows} == {escape_formula(key) for key in keys}
     assert [len(row) for row in rows] == [len(header)] * len(keys)
-    count_faults("no name does harm where it stands", len(list((named / truth).rglob("*.gif"))))
+    count_faults("no name does harm where it stands", len(list((masked_names / truth).rglob("*.gif"))))

@@ -1,4 +1,4 @@
-"""Worker processes that die or hang over a photo, seen from a whole run."""
+"""Whole runs in which worker processes die or hang while they decode a photo."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ from carvana_batch.inputs.find import find_images
 from carvana_batch.options import Options
 from carvana_batch.run import run
 
-DEATHS = {"dies": lambda: os.kill(os.getpid(), signal.SIGSEGV), "hangs": lambda: time.sleep(1000)}
+FAULTS = {"dies": lambda: os.kill(os.getpid(), signal.SIGSEGV), "hangs": lambda: time.sleep(1000)}
 
 
-@pytest.mark.parametrize("how", DEATHS)
-def test_the_culprit_has_failed_and_the_others_are_masked(
-    model, drawn, tmp_path, monkeypatch, how, count_faults
+@pytest.mark.parametrize("fault", FAULTS)
+def test_photos_that_kill_a_worker_fail_and_others_are_masked(
+    model, drawn, tmp_path, monkeypatch, fault, count_faults
 ):
     for number in range(12):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -29,12 +29,12 @@ def test_the_culprit_has_failed_and_the_others_are_masked(
     assert run(refs, tmp_path / "undisturbed", model, options).exit_code == 0
     read_image = loader.read_image
 
-    def suffer(path, **options):
+    def read_or_die(path, **options):
         if path.stem in ("04", "05", "11"):
-            DEATHS[how]()
+            FAULTS[fault]()
         return read_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", suffer)
+    monkeypatch.setattr(loader, "read_image", read_or_die)
     signal.alarm(100)
     report = run(refs, tmp_path / "out", model, options)
     signal.alarm(0)
@@ -44,8 +44,8 @@ def test_the_culprit_has_failed_and_the_others_are_masked(
         ("05", "decode"),
         ("11", "decode"),
     ]
-    reason = {"dies": "the process that decoded it died", "hangs": "was not decoded within 0.5 seconds"}[how]
-    assert all(entry.reason.startswith(reason) for entry in report.failures)
+    reasons = {"dies": "the process that decoded it died", "hangs": "was not decoded within 0.5 seconds"}
+    assert all(entry.reason.startswith(reasons[fault]) for entry in report.failures)
     assert multiprocessing.active_children() == []
     monkeypatch.undo()
     report = run(refs, tmp_path / "out", model, options)

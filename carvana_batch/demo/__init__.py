@@ -1,11 +1,11 @@
-"""Studio photos drawn by the package itself, with their exact masks: for the demo, tests and training.
+"""Draws synthetic studio photos with exact masks, for the demo, the tests and training.
 
-A small three-dimensional car (one lofted surface, patches laid on it, wheels) stands on a turntable in a
-bright studio. It is projected, shaded and painted back to front at twice the size; the mask is the coverage
-of the very polygons that were painted, so it is exact.
+A small 3D car (a lofted surface, patches on it, wheels) stands on a turntable in a bright studio. It is
+projected, shaded and painted from back to front at twice the size. The mask is exact, because it is the
+coverage of the painted polygons.
 
-``geometry`` says what points and parts are; ``camera`` projects them. ``car`` is a car's shape, ``parts``
-what it is pieced together from, ``painting`` paints it and ``studio`` all that stands around it.
+``geometry`` defines points and parts, ``camera`` projects them, ``car`` defines the shape of a car, ``parts``
+builds its parts, ``painting`` paints it, and ``studio`` draws its surroundings.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ __all__ = ["VIEWS", "draw_photo", "iter_write_photos", "write_photos"]
 def draw_photo(
     seed: int, view: int, size: tuple[int, int] = (1918, 1280)
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draws view ``view`` (1 to 16; others go round) of car ``seed``, ``size`` being width and height.
+    """Draw one view of a car. The same arguments give the same pixels.
 
-    Returns the photo, (H, W, 3) uint8, and its mask, (H, W) bool, True on the car (with wheels, mirrors,
-    antenna and roof rack, without its shadow). The same arguments give the same bytes.
+    Args:
+        seed: number of the car.
+        view: number of the view, 1 to 16; higher numbers continue around the car.
+        size: width and height in pixels.
+
+    Returns:
+        The photo, (H, W, 3) uint8, and its mask, (H, W) bool, which is True on the car with its wheels,
+        mirrors, antenna and roof rack, but not on its shadow.
     """
     car = make_car(seed)
     camera = make_camera(seed, view, size)
@@ -46,18 +52,18 @@ def draw_photo(
 
 
 def write_photos(folder: Path, count: int = 12, seed: int = 0, views: int = 4) -> None:
-    """Writes ``count`` photos and masks named like the competition's, ``views`` of each car."""
+    """Write ``count`` photos and masks, ``views`` of each car, with names like those of the competition."""
     for _ in iter_write_photos(folder, count, seed, views):
         pass
 
 
 def iter_write_photos(folder: Path, count: int = 12, seed: int = 0, views: int = 4) -> Iterator[str]:
-    """Does what ``write_photos`` does and yields each photo's id once its two files are written."""
+    """Do the same as :func:`write_photos`, and yield the id of each photo after its files are written."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     for number in range(count):
         car = seed + number // views
-        # The first view differs from car to car, so that a small set still shows all directions.
+        # The first view differs from car to car, so that a small set still contains all directions.
         view = (car * 3 + (number % views) * VIEWS // views) % VIEWS + 1
         key = f"{hashlib.sha256(str(car).encode()).hexdigest()[:12]}_{view:02d}"
         photo, mask = draw_photo(car, view)

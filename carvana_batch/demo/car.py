@@ -1,4 +1,4 @@
-"""A made-up car: what kind it is, its measures and colours, and the shape of its skin."""
+"""A synthetic car: its kind, dimensions and colours, and the shape of its body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from carvana_batch.demo.geometry import Floats, Pair, Triple
 
 BELT = 0.5
-"""Where on the skin, in ``t`` of ``Car.point``, the flank ends and the windows begin."""
+"""Value of ``t`` of ``Car.point`` at which the windows begin."""
 
 _GLASSES: list[Triple] = [(30, 33, 35), (52, 58, 60), (112, 122, 120)]
 
@@ -32,10 +32,11 @@ _PAINTS: list[Triple] = [
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of car: how common it is, the ranges of its measures in metres, and its outline.
+    """A kind of car: its frequency, the ranges of its dimensions in metres, and its outline.
 
-    The outline is the height of the middle line at eight knots from tail to nose, ``heights`` at ``places``,
-    in shares of the car's height and length. The roof spans knots 3 to 5, the windscreen 5 to 6.
+    The outline is the height of the centre line at eight knots from tail to nose: ``heights`` at
+    ``positions``, as fractions of the height and length of the car. The roof spans knots 3 to 5, the
+    windscreen 5 to 6.
     """
 
     share: float
@@ -43,7 +44,7 @@ class Kind:
     width: Pair
     height: Pair
     wheel: Pair
-    places: tuple[float, ...]
+    positions: tuple[float, ...]
     heights: tuple[float, ...]
 
 SEDAN = Kind(
@@ -52,7 +53,7 @@ SEDAN = Kind(
     width=(1.75, 1.9),
     height=(1.38, 1.55),
     wheel=(0.31, 0.35),
-    places=(0, 0.02, 0.13, 0.3, 0.45, 0.57, 0.73, 0.96),
+    positions=(0, 0.02, 0.13, 0.3, 0.45, 0.57, 0.73, 0.96),
     heights=(0.58, 0.7, 0.73, 0.95, 1, 0.96, 0.69, 0.56),
 )
 
@@ -62,7 +63,7 @@ COUPE = Kind(
     width=(1.75, 1.9),
     height=(1.38, 1.55),
     wheel=(0.31, 0.35),
-    places=(0, 0.02, 0.1, 0.33, 0.45, 0.55, 0.7, 0.96),
+    positions=(0, 0.02, 0.1, 0.33, 0.45, 0.55, 0.7, 0.96),
     heights=(0.56, 0.68, 0.71, 0.95, 1, 0.96, 0.69, 0.56),
 )
 
@@ -72,7 +73,7 @@ HATCHBACK = Kind(
     width=(1.75, 1.9),
     height=(1.38, 1.55),
     wheel=(0.31, 0.35),
-    places=(0, 0.02, 0.08, 0.3, 0.5, 0.6, 0.76, 0.96),
+    positions=(0, 0.02, 0.08, 0.3, 0.5, 0.6, 0.76, 0.96),
     heights=(0.6, 0.72, 0.93, 1, 1, 0.95, 0.68, 0.57),
 )
 
@@ -82,7 +83,7 @@ VAN = Kind(
     width=(1.9, 2.05),
     height=(1.7, 1.9),
     wheel=(0.37, 0.41),
-    places=(0, 0.01, 0.05, 0.25, 0.55, 0.62, 0.73, 0.97),
+    positions=(0, 0.01, 0.05, 0.25, 0.55, 0.62, 0.73, 0.97),
     heights=(0.62, 0.74, 0.95, 1, 1, 0.97, 0.67, 0.61),
 )
 
@@ -92,7 +93,7 @@ PICK_UP = Kind(
     width=(1.9, 2.05),
     height=(1.7, 1.9),
     wheel=(0.37, 0.41),
-    places=(0, 0.01, 0.33, 0.36, 0.48, 0.6, 0.7, 0.97),
+    positions=(0, 0.01, 0.33, 0.36, 0.48, 0.6, 0.7, 0.97),
     heights=(0.55, 0.61, 0.62, 0.95, 1, 0.97, 0.66, 0.61),
 )
 
@@ -101,14 +102,14 @@ _KINDS = [SEDAN, COUPE, HATCHBACK, VAN, PICK_UP]
 
 @dataclass(frozen=True)
 class Car:
-    """What all views of a seed share."""
+    """The properties of a car that are the same in all views."""
 
     kind: Kind
     length: float
     width: float
     height: float
     wheel: float
-    heights: list[float]  # the kind's, slightly varied
+    heights: list[float]  # those of the kind, slightly varied
     corner: float  # exponent of the superellipse seen from above: higher is boxier
     paint: Triple
     rim: Triple
@@ -121,22 +122,23 @@ class Car:
 
     @property
     def axles(self) -> Pair:
-        """Where along the car the wheels are."""
+        """x of the rear and the front axle."""
         return -0.295 * self.length, 0.315 * self.length
 
     def knot(self, number: int) -> float:
-        """Where along the car a knot of the outline is."""
-        return (self.kind.places[number] - 0.5) * self.length
+        """Return x of a knot of the outline."""
+        return (self.kind.positions[number] - 0.5) * self.length
 
     def top(self, x: Floats) -> Floats:
-        """Height of the middle line at ``x``, slightly rounded."""
-        places = np.linspace(-0.02, 0.02, 9)[:, None] + (x / self.length + 0.5).ravel()
-        shares = np.interp(places, [*self.kind.places, 1.0], [*self.heights, 0.46])
+        """Return the height of the centre line at ``x``, slightly smoothed."""
+        positions = np.linspace(-0.02, 0.02, 9)[:, None] + (x / self.length + 0.5).ravel()
+        shares = np.interp(positions, [*self.kind.positions, 1.0], [*self.heights, 0.46])
         heights: Floats = shares.mean(0) * self.height
         return heights.reshape(x.shape)
 
     def point(self, x: Floats, t: Floats, side: int) -> Floats:
-        """Points (..., 3) of the skin: ``t`` is 0 at the sill, 0.5 belt, 0.75 roof's edge, 1 middle."""
+        """Return points (..., 3) of the body: ``t`` is 0 at the sill, 0.5 at the belt line, 0.75 at the edge
+        of the roof and 1 at the centre line."""
         end = np.clip(np.abs(2 * x / self.length), 0, 1)
         half = self.width / 2 * (1 - end**self.corner) ** (1 / self.corner)
         clearance = 0.2 if self.kind in (VAN, PICK_UP) else 0.16
@@ -144,7 +146,7 @@ class Car:
         top = self.top(x)
         belt = np.minimum(0.62 * self.height + 0.03 * self.height * (-x / self.length), top - 0.06)
         rail = belt + 0.9 * (top - belt)
-        # How far up its own band each point is: flank, windows, roof.
+        # Relative height of each point within the side, the windows and the roof.
         low, mid, high = np.clip([t / BELT, (t - BELT) / 0.25, (t - 0.75) / 0.25], 0, 1)
         z = sill + (belt - sill) * low + (rail - belt) * mid + (top - rail) * np.sin(np.pi / 2 * high)
         bulge = 1 - 0.22 * (low - 0.55) ** 2 - 0.025 * np.exp(-(((low - 0.74) / 0.05) ** 2))
@@ -152,17 +154,17 @@ class Car:
         return np.stack(np.broadcast_arrays(x, side * y, z), -1)
 
     def end_x(self, y: Floats) -> Floats:
-        """How far in front of the middle the nose is at ``y``; the tail mirrors it."""
+        """Return x of the nose at ``y``; the tail is at minus that."""
         return self.length / 2 * (1 - np.abs(2 * y / self.width) ** self.corner) ** (1 / self.corner)
 
 
 def make_car(seed: int) -> Car:
     rng = np.random.default_rng((seed, 0))
     kind = _KINDS[rng.choice(len(_KINDS), p=[kind.share for kind in _KINDS])]
-    # Some cars are nearly as bright as the floor: the hardest edges.
+    # Some cars are about as bright as the floor, which makes their edges hard to see.
     tone = np.full(3, rng.uniform(165, 215)) if rng.random() < 0.15 else rng.choice(_PAINTS)
     red, green, blue = (tone + rng.uniform(-8, 8) + rng.uniform(-2, 2, 3)).tolist()
-    # Arguments are evaluated in this order, and each draws from ``rng``.
+    # The order of the arguments matters: each of them draws from ``rng``.
     return Car(
         kind=kind,
         length=rng.uniform(*kind.length),

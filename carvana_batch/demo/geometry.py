@@ -1,7 +1,7 @@
-"""Points, colours and the bent sheets that a car is pieced together from.
+"""Points, colours, and the curved surfaces that a car is made of.
 
-Lengths are metres: x to the car's front, y to its left, z up from the floor. Colours are 0 to 255. A
-``side`` is 1 (left) or -1 (right), an ``end`` 1 (nose) or -1 (tail).
+Lengths are in metres: x points to the front of the car, y to its left, z up from the floor. Colours are 0 to
+255. A ``side`` is 1 (left) or -1 (right), an ``end`` is 1 (nose) or -1 (tail).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Part:
-    """A bent sheet, ``grid`` (rows, columns, 3); it is seen from the side away from ``inside`` only."""
+    """A curved surface, ``grid`` (rows, columns, 3), visible only from the side away from ``inside``."""
 
     grid: Floats
     colour: Triple
@@ -28,14 +28,14 @@ class Part:
 
 
 def ring(centre: Triple, radii: Pair, angles: Floats) -> Floats:
-    """Grid (2, len(angles), 3) of a ring or, with an inner radius of 0, a disc across y."""
+    """Return the grid (2, len(angles), 3) of a ring perpendicular to y; an inner radius of 0 gives a disc."""
     r = np.array(radii)[:, None]
     x, z = centre[0] + r * np.cos(angles), centre[2] + r * np.sin(angles)
     return np.stack([x, np.full_like(x, centre[1]), z], -1)
 
 
 def box(centre: Triple, radii: Triple, colour: Triple) -> Part:
-    """A box with well rounded edges."""
+    """Make a box with rounded edges."""
     a, b = np.linspace(0, 2 * np.pi, 33)[:, None], np.linspace(-np.pi / 2, np.pi / 2, 17)[None, :]
     ball = np.stack(np.broadcast_arrays(np.cos(a) * np.cos(b), np.sin(a) * np.cos(b), np.sin(b)), -1)
     ball = np.sign(ball) * np.abs(ball) ** 0.6
@@ -43,6 +43,6 @@ def box(centre: Triple, radii: Triple, colour: Triple) -> Part:
 
 
 def darker(colour: Triple, factor: float) -> Triple:
-    """The colour with its channels multiplied by ``factor``."""
+    """Multiply the channels of a colour by ``factor``."""
     red, green, blue = colour
     return red * factor, green * factor, blue * factor

@@ -1,4 +1,4 @@
-"""Paints a car: its parts are projected, shaded and drawn as polygons, those further back first."""
+"""Paints a car: its parts are projected, shaded and drawn as polygons from back to front."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUPERSAMPLING = 2
 
 
 def paint_car(car: Car, camera: Camera, size: tuple[int, int]) -> Image.Image:
-    """Returns the car as an RGBA picture; alpha is the car's share of each pixel."""
+    """Return the car as an RGBA picture; alpha is the fraction of each pixel that the car covers."""
     canvas = Image.new("RGBA", (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING))
     brush = _Brush(ImageDraw.Draw(canvas), replace(camera, scale=camera.scale * _SUPERSAMPLING))
     near_sides = [side for side in (-1, 1) if camera.sees_side(side, car.width / 2)]
@@ -45,24 +45,24 @@ def paint_car(car: Car, camera: Camera, size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Brush:
-    """Paints parts and lines on a picture as a camera sees them."""
+    """Paints parts and lines, as a camera sees them, on a picture."""
 
     pen: ImageDraw.ImageDraw
     camera: Camera
 
     def paint(self, parts: list[Part]) -> None:
-        """Paints the quads that face the camera, far ones first."""
+        """Paint the quads that face the camera from back to front."""
         corners, colours, away = self._facing_quads(parts)
         order = np.argsort(-away)
         self._fill(corners[order], colours[order])
 
     def paint_in_order(self, parts: list[Part]) -> None:
-        """Paints the quads that face the camera in the order given."""
+        """Paint the quads that face the camera in the given order."""
         corners, colours, _ = self._facing_quads(parts)
         self._fill(corners, colours)
 
     def paint_line(self, points: Floats, colour: tuple[int, int, int], metres: float) -> None:
-        """Paints a line, ``metres`` wide, through (N, 3) points."""
+        """Paint a line of ``metres`` width through (N, 3) points."""
         width = max(2, round(metres * self.camera.pixels_per_metre))
         pixels = self.camera.pixels(points).ravel().tolist()
         self.pen.line(pixels, fill=(*colour, 255), width=width, joint="curve")
@@ -72,7 +72,7 @@ class _Brush:
             self.pen.polygon(points, fill=(*colour, 255))
 
     def _facing_quads(self, parts: list[Part]) -> tuple[Floats, NDArray[np.uint8], Floats]:
-        """Pixels (N, 4, 2), colours (N, 3) and distances (N,) of the parts' quads that face the camera."""
+        """Return pixels (N, 4, 2), colours (N, 3) and distances (N,) of the quads that face the camera."""
         corners, colours, away = [], [], []
         for part in parts:
             grid = part.grid
@@ -92,10 +92,10 @@ class _Brush:
 
 
 def _shade(part: Part, normal: Floats, middle: Floats, z: Floats) -> NDArray[np.uint8]:
-    """Colours (N, 3) of quads under a bright ceiling, with the studio mirrored in glossy ones."""
+    """Return the colours (N, 3) of quads under a bright ceiling; glossy ones reflect the studio."""
     sight = middle / np.linalg.norm(middle, axis=1, keepdims=True)
     facing = -(sight * normal).sum(1)
-    mirrored = sight[:, 2] + 2 * facing * normal[:, 2]  # how steeply the mirrored ray rises
+    mirrored = sight[:, 2] + 2 * facing * normal[:, 2]  # slope of the reflected ray
     studio = np.interp(mirrored, [-0.6, -0.1, 0.0, 0.12, 0.35, 0.7, 1], [90, 165, 120, 215, 225, 250, 250])
     light = 0.6 + 0.27 * normal[:, 2] + 0.2 * np.clip(z, 0, 1) - 0.1 * normal[:, 0]
     strength = part.gloss * (0.1 + 0.9 * (1 - np.clip(facing, 0.2, 1)) ** 3)

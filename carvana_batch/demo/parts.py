@@ -1,4 +1,4 @@
-"""What a car is pieced together from: its skin, and the panes, lamps, seams and wheels laid on it."""
+"""The parts of a car: its body, and the windows, lamps, seams and wheels on it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _TRIM: Triple = (20, 20, 21)
 
 
 def body(car: Car) -> list[Part]:
-    # Stations are dense at both ends, where the skin turns.
+    # Points are denser at both ends, where the body is more curved.
     x = car.length / 2 * np.sin(np.linspace(-np.pi / 2, np.pi / 2, 111))[:, None]
     t = np.concatenate([np.linspace(0, BELT, 17), np.linspace(BELT, 1, 15)[1:]])[None, :]
     return [Part(car.point(x, t, side), car.paint, 0.75) for side in (-1, 1)]
 
 
 def _patch(car: Car, x: Pair, t: Pair, side: int, colour: Triple, gloss: float) -> Part:
-    """A rectangle in (x, t) laid on the skin."""
+    """Make a rectangle in (x, t) on the body."""
     grid = car.point(np.linspace(*x, 25)[:, None], np.linspace(*t, 7)[None, :], side)
     return Part(grid, colour, gloss)
 
 
 def screens(car: Car) -> list[Part]:
-    """The panes of the rear window and the windscreen."""
+    """Make the rear window and the windscreen."""
     front, rear = (car.knot(5) + 0.04, car.knot(6) - 0.05), (car.knot(2) + 0.05, car.knot(3) - 0.06)
     if car.kind in (HATCHBACK, VAN):  # the rear window is the upper part of the steep tail
         rear = (car.knot(1) + 0.01, car.knot(2) - 0.02)
@@ -33,7 +33,7 @@ def screens(car: Car) -> list[Part]:
 
 
 def end_details(car: Car, end: int) -> list[Part]:
-    """Lamps, grille and plate of the nose or the tail."""
+    """Make the lamps, grille and number plate of the nose or the tail."""
 
     def patch(y: Pair, t: Pair, colour: Triple, gloss: float = 0.5) -> list[Part]:
         across = np.linspace(*y, 9)[:, None] * car.width / 2
@@ -58,13 +58,13 @@ def end_details(car: Car, end: int) -> list[Part]:
 
 
 def side_details(car: Car, side: int) -> list[Part]:
-    """Windows, doors with their handles, and the sill's trim."""
+    """Make the windows, the doors with their handles, and the trim of the sill."""
 
     def patch(x: Pair, t: Pair, colour: Triple, gloss: float) -> Part:
         return _patch(car, x, t, side, colour, gloss)
 
     front, rear = car.knot(6) - 0.12, car.knot(2) + 0.22
-    if car.kind == PICK_UP:  # the cabin begins behind the middle
+    if car.kind == PICK_UP:  # the cabin begins behind the centre
         rear = car.knot(3) + 0.1
     doors = 1 if car.kind == COUPE else 2
     door_edges = np.linspace(front - 0.15, max(rear, -car.length * 0.24), doors + 1).tolist()
@@ -97,7 +97,7 @@ def tyres(car: Car, side: int) -> list[Part]:
 
 
 def wheel_faces(car: Car, side: int) -> list[Part]:
-    """Arch, tyre wall, rim and spokes of both wheels of a side."""
+    """Make the arch, tyre wall, rim and spokes of both wheels of a side."""
     circle = np.linspace(0, 2 * np.pi, 61)
     parts = []
     for x in car.axles:
@@ -133,7 +133,7 @@ def spoiler(car: Car) -> Part:
 
 
 def roof_rail(car: Car, side: int) -> Floats:
-    """Points (N, 3) of the roof rack's rail."""
+    """Return points (N, 3) of a rail of the roof rack."""
     x = np.linspace(-0.38, 0.1, 25) * car.length
     rail = car.point(x, np.full(x.shape, 0.79), side)
     rail[..., 2] += 0.06 * np.sin(np.linspace(0, np.pi, len(x))) ** 0.3
@@ -141,6 +141,6 @@ def roof_rail(car: Car, side: int) -> Floats:
 
 
 def antenna(car: Car) -> Floats:
-    """Points (2, 3) of the antenna: its foot and its tip."""
-    foot = car.point(np.array((car.kind.places[3] - 0.45) * car.length), np.array(1.0), 1)
+    """Return the points (2, 3) of the antenna: its base and its tip."""
+    foot = car.point(np.array((car.kind.positions[3] - 0.45) * car.length), np.array(1.0), 1)
     return np.stack([foot, foot + np.array((-0.12, 0, 0.22))])

@@ -1,4 +1,4 @@
-"""The studio around the car: a wall with letters, the floor with its turntable, and the car's shadow."""
+"""The studio around the car: a wall with letters, the floor with a turntable, and the shadow of the car."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from carvana_batch.demo.car import Car
 from carvana_batch.demo.geometry import Floats, Pair
 
 
-# Corners of wall letters, in a box one wide and one high, y downwards.
+# Corners of the letters on the wall, in a unit square with y downwards.
 _LETTERS: list[list[Pair]] = [
     [(0, 1), (0.45, 0), (0.9, 1)],
     [(0, 0), (0.45, 1), (0.9, 0)],
@@ -21,7 +21,7 @@ _LETTERS: list[list[Pair]] = [
 
 
 def draw_studio(seed: int, car: Car, camera: Camera, size: tuple[int, int]) -> Image.Image:
-    """The empty studio with the car's shadow."""
+    """Draw the empty studio with the shadow of the car."""
     rng = np.random.default_rng((seed, 1, 7))
     w, h = size
     edge = h * rng.uniform(0.31, 0.38)  # where the wall meets the floor
@@ -37,7 +37,7 @@ def draw_studio(seed: int, car: Car, camera: Camera, size: tuple[int, int]) -> I
     area = Image.new("L", size)
     ImageDraw.Draw(area).polygon([*zip(u * w, line, strict=True), (w, h), (0, h)], fill=255)
     picture.paste(floor, mask=area)
-    if rng.random() < 0.15:  # the end of the stage, as in some of the real studio's photos
+    if rng.random() < 0.15:  # the edge of the stage, as in some photos of the real studio
         y = max(h * rng.uniform(0.86, 0.95), np.ceil(camera.nearest_floor(car.length / 2 + 0.3)))
         pen = ImageDraw.Draw(picture)
         pen.polygon([(0, y), (w, y * 0.99), (w, h), (0, h)], fill=(58, 54, 50))
@@ -65,19 +65,19 @@ def _enlarged(coarse: Floats, size: tuple[int, int]) -> Image.Image:
 
 
 def _add_letters(wall: Image.Image, rng: np.random.Generator, edge: float) -> None:
-    """Tall letters on the wall, the left ones thin, the right ones bold and darker."""
+    """Draw tall letters on the wall, thin ones on the left, and bold, darker ones on the right."""
     pen = ImageDraw.Draw(wall)
     tall = wall.height * rng.uniform(0.18, 0.22)
     left, pitch = wall.width * rng.uniform(0.0, 0.1), wall.width * rng.uniform(0.125, 0.14)
-    for place in range(7):
+    for index in range(7):
         letter = _LETTERS[rng.integers(len(_LETTERS))]
-        points = [(left + pitch * (place + 0.8 * x), edge - tall * (1.05 - y)) for x, y in letter]
-        grey, width = (112, 0.07 * tall) if place < 3 else (78, 0.2 * tall)
+        points = [(left + pitch * (index + 0.8 * x), edge - tall * (1.05 - y)) for x, y in letter]
+        grey, width = (112, 0.07 * tall) if index < 3 else (78, 0.2 * tall)
         pen.line(points, fill=(grey, grey, grey + 1), width=max(1, int(width)), joint="curve")
 
 
 def _add_turntable(floor: Image.Image, rng: np.random.Generator, camera: Camera) -> None:
-    """The turntable's rim and the joints of its plates."""
+    """Draw the rim of the turntable and the joints of its plates."""
     pen = ImageDraw.Draw(floor)
     radius, turn = rng.uniform(2.8, 3.3), rng.uniform(0, np.pi)
     angle = np.linspace(0, 2 * np.pi, 181)
@@ -95,7 +95,7 @@ def _add_turntable(floor: Image.Image, rng: np.random.Generator, camera: Camera)
 
 
 def _shadow(car: Car, camera: Camera, size: tuple[int, int]) -> Image.Image:
-    """Darkness of the floor, 0 to 255: a wide soft pool, and deep shadow below the sills and the tyres."""
+    """Return how dark the floor is, 0 to 255: a wide soft shadow, and a deep one below sills and tyres."""
     small = (size[0] // 4, size[1] // 4)
     light = np.ones((small[1], small[0]), np.float32)
     angle = np.linspace(0, 2 * np.pi, 61)

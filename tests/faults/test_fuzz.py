@@ -441,7 +441,7 @@ def test_any_file_of_rows_put_aside_gives_rows_that_are_rows(tmp_path, count_fau
         assert rows[0][1] == "3 1"
         assert all(re.fullmatch("[0-9 ]*", runs) for _, runs in rows)
 
-    count_faults("any file of rows put aside gives rows", fuzz(check, 300, content=contents))
+    count_faults("any file of spooled rows gives rows", fuzz(check, 300, content=contents))
 
 
 # ---- weights

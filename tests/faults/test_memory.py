@@ -147,7 +147,7 @@ def test_a_resumed_run_starts_with_the_reduced_limits(limits, photos, probabilit
     whole = predict(photos, tmp_path / "whole", LimitedNetwork(**limits))
     assert (whole.warnings, whole.chosen) == (first.warnings, first.chosen)
     assert results_in(tmp_path / "out") == results_in(tmp_path / "whole")
-    count_faults("a resumed run begins with what gave way", len(network.faults))
+    count_faults("a resumed run begins with its reduced limits", len(network.faults))
 
 
 def test_a_photo_too_large_for_the_memory(photos, probabilities, tmp_path, count_faults):

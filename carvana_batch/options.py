@@ -31,6 +31,9 @@ EXTRA_FILES = {
 }
 """What can be written in addition to the masks: kind -> folder at the top of the out folder, and suffix."""
 
+PROBABILITY_EXTRAS = {"prob"}
+"""Those that are made from the probability map, which is only kept for them."""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -159,7 +159,7 @@ def test_usage_errors(monkeypatch, capsys):
 
 def test_ctrl_c_before_a_run_starts(monkeypatch, capsys):
     def interrupt(*_arguments, **_options):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # unlike os.kill, in this thread and at once
 
     monkeypatch.setattr("carvana_batch.commands.predict.find_images", interrupt)
     assert run_main(monkeypatch, "predict", "in", "out") == 130

@@ -18,7 +18,7 @@ from carvana_batch.inference.tiles import Tiling, plan_tiles, round_up
 from carvana_batch.network.activations import activations_per_pixel
 from carvana_batch.network.blocks import Convolution
 from carvana_batch.network.checkpoints import Model
-from carvana_batch.options import Choice, Options, damaged_choice
+from carvana_batch.options import PROBABILITY_EXTRAS, Choice, Options, damaged_choice
 
 WORKSPACE = 1.3
 """Memory of a tile relative to that of its tensors: convolution libraries need work space in addition."""
@@ -86,7 +86,7 @@ def _make_predictor(
         model,
         device,
         limits,
-        MaskOptions(options.threshold, options.flip, keep_probability="prob" in options.extras),
+        MaskOptions(options.threshold, options.flip, not PROBABILITY_EXTRAS.isdisjoint(options.extras)),
         on_change=lambda limits: on_change(describe_choice(device, limits, earlier)),
     )
     if earlier is not None:

@@ -58,6 +58,8 @@ class Options:
     decode_timeout: float = DEFAULT_DECODE_TIMEOUT
     rle_file: Path | None = None
     truth: Path | None = None
+    car_values: tuple[int, ...] = ()
+    ignored_values: tuple[int, ...] = ()
     shard: tuple[int, int] = (1, 1)
     overwrite: bool = False
 

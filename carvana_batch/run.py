@@ -21,6 +21,7 @@ from carvana_batch.inputs.find import take_shard
 from carvana_batch.inputs.keys import mask_id
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
 from carvana_batch.main_memory import peak_memory
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.options import Choice, Options
@@ -116,7 +117,7 @@ def run(
             A photo that cannot be masked is not an error but a failure in the report.
     """
     check_request(refs, root, options)
-    truth = find_masks(options.truth, advice=TRUTH_ADVICE) if options.truth else None
+    truth = find_truth(options)
     settings = options.settings(f"{model.name} {model.digest[:16]}")
     with OutFolder(root, settings, options.shard, options.overwrite) as out:
         this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag())
@@ -126,13 +127,25 @@ def run(
     return this.report
 
 
+def find_truth(options: Options) -> MaskFolder | None:
+    """Find the true masks, and decide which of their values are car; None if there are none to compare with.
+
+    Raises:
+        UsageError: there are no masks, or their values do not tell.
+    """
+    if options.truth is None:
+        return None
+    folder = MaskFolder(options.truth, find_masks(options.truth, advice=TRUTH_ADVICE))
+    return folder.decide(options.car_values, options.ignored_values)
+
+
 class Run:
     """A run in an out folder that it holds; call :meth:`prepare`, :meth:`process` and :meth:`finish`.
 
     Args:
         refs, model, options, listener, stop: see :func:`run`.
         out: the out folder, entered.
-        truth: true masks by id, None if there are none to compare with.
+        truth: the true masks, None if there are none to compare with.
 
     Attributes:
         report: what came of the run.
@@ -144,7 +157,7 @@ class Run:
         out: OutFolder,
         model: Model,
         options: Options,
-        truth: Mapping[str, Path] | None,
+        truth: MaskFolder | None,
         listener: Listener,
         stop: StopFlag,
     ) -> None:
@@ -226,6 +239,8 @@ class Run:
         if self.truth is not None and self.report.already_done:
             self._compare_again(self.truth)
         out, report = self.out, self.report
+        if self.truth is not None and self.truth.values.unusual:
+            report.warnings.append(f"In the masks of --gt, {self.truth.values.unusual}.")
         report.peak_memory = peak_memory()
         with out.shared_files_lock():
             journal = read_entries(out.paths.state)
@@ -271,7 +286,7 @@ class Run:
         self._progress.failed += 1
         self.listener.on_progress(self._progress)
 
-    def _compare_again(self, truth: Mapping[str, Path]) -> None:
+    def _compare_again(self, truth: MaskFolder) -> None:
         """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
         keys = {ref.key for ref in self.own} - {ref.key for ref in self.todo}
         entries = [entry for key, entry in sorted(read_entries(self.out.paths.state).items()) if key in keys]

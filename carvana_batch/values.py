@@ -83,19 +83,24 @@ class PackedMask:
         rows: (H, ceil(W / 8)) uint8, the scanlines of a 1-bit PNG. The leftmost pixel is the highest bit, and
             the padding bits at the end of each row are 0.
         width: in pixels.
+        ignored: the pixels of which it is not known whether they are car, in the form of ``rows``; None if
+            there are none. They are 0 in ``rows``, and count in no metric.
     """
 
     rows: NDArray[np.uint8] = field(repr=False)
     width: int
+    ignored: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     @property
     def height(self) -> int:
         return int(self.rows.shape[0])
 
     @classmethod
-    def from_bool(cls, mask: NDArray[np.bool_]) -> PackedMask:
-        """Pack a (H, W) bool array."""
-        return cls(np.packbits(mask, axis=1), mask.shape[1])
+    def from_bool(cls, mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None = None) -> PackedMask:
+        """Pack a (H, W) bool array; ``ignored``, of the same shape, says which of its pixels are unknown."""
+        if ignored is None:
+            return cls(np.packbits(mask, axis=1), mask.shape[1])
+        return cls(np.packbits(mask & ~ignored, axis=1), mask.shape[1], np.packbits(ignored, axis=1))
 
     def to_bool(self) -> NDArray[np.bool_]:
         """The (H, W) bool array."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from carvana_batch.commands import group
 from carvana_batch.errors import QualityGateError, UsageError
-from carvana_batch.scoring import sources as mask_sources
+from carvana_batch.masks import folder as mask_folder
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS
 
 
@@ -316,7 +316,8 @@ def test_quality_gate_outside_0_to_1_is_refused(limit):
 
 
 def test_wrong_usage_is_refused_before_reading_masks(here, monkeypatch):
-    monkeypatch.setattr(mask_sources, "read_mask", lambda _: pytest.fail("read a mask"))
+    monkeypatch.setattr(mask_folder, "read_mask", lambda *_: pytest.fail("read a mask"))
+    monkeypatch.setattr(mask_folder, "read_mask_pixels", lambda *_: pytest.fail("read a mask"))
     result = score()
     assert result.exit_code == 2
     assert "--gt" in result.stderr
@@ -424,3 +425,53 @@ def test_a_side_without_any_car_is_an_error(here, sides):
     for word in sides.values():
         assert f"Error: none of the 5 {word} masks that were compared has a car" in result.stderr
     assert (here / "scores.csv").exists()
+
+
+def save_values(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.array(rows, np.uint8)).save(path)
+
+
+def test_masks_of_0_and_2_are_scored_and_said(here):
+    for side in ("out", "gt"):
+        for path in (here / side).iterdir():
+            with Image.open(path) as image:
+                values = np.where(np.asarray(image.convert("1")), np.uint8(2), np.uint8(0))
+            path.unlink()
+            save_values(path.with_suffix(".png"), values)
+    result = score("--gt", "gt")
+    assert result.exit_code == 0, result.output
+    assert f"{(1 + 0.8 + 2 / 3 + 0.5) / 5:.6f}" in result.stdout
+    assert result.stderr.splitlines() == [
+        "Note: In the predicted masks, 0 is background, 2 is car.",
+        "Note: In the true masks, 0 is background, 2 is car.",
+    ]
+
+
+def test_label_maps_need_a_car_value(here):
+    for name in "abcde":
+        (here / "gt" / f"{name}_mask.gif").unlink()
+        save_values(here / "gt" / f"{name}.png", [[7, 7, 15, 255]])
+    with pytest.raises(
+        UsageError, match=r"masks in gt are car: they have the values 7, 15 and 255.*--car-value"
+    ):
+        CliRunner().invoke(group, ["score", "--gt", "gt"], catch_exceptions=False, standalone_mode=False)
+    result = score("--gt", "gt", "--car-value", "7", "--ignore-value", "255")
+    assert result.exit_code == 0, result.output
+    rows = {row["image"]: row for row in read_table()}
+    assert [float(rows[name]["dice"]) for name in "ab"] == [pytest.approx(2 / 3), 1]
+    assert float(rows["a"]["pixel_accuracy"]) == pytest.approx(2 / 3)  # of three known pixels
+    assert score("--gt", "gt", "--car-value", "7-15").exit_code == 0
+    assert [int(row["area_true"]) for row in read_table()] == [3] * 5
+    result = score("--gt", "gt", "--car-value", "8")
+    assert result.exit_code == 3
+    assert "none of the 5 true masks" in result.stderr
+    for wrong in ("x", "9-7", "70000", "-1"):
+        assert score("--gt", "gt", "--car-value", wrong).exit_code == 2
+
+
+def test_values_are_not_for_rows(here):
+    (here / "gt.csv").write_text("img,rle_mask\na.jpg,1 1\n")
+    result = score("--gt", "gt.csv", "--car-value", "1")
+    assert isinstance(result.exception, UsageError)
+    assert "--gt gt.csv has run-length rows" in str(result.exception)

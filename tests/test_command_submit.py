@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import names_below, write_mask
+from PIL import Image
 
 from carvana_batch.commands import group
 from carvana_batch.errors import ImageError, UsageError
@@ -162,3 +163,14 @@ def test_output_to_a_pipe(here):
     assert (result.returncode, result.stderr) == (0, "")
     assert "rows         1\n" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+def test_label_maps_need_a_car_value(here):
+    (here / "out").mkdir()
+    Image.fromarray(np.array([[0, 7, 7, 15]], np.uint8)).save(here / "out" / "a.png")
+    result = submit("--size", "any", "-o", "s.csv")
+    assert isinstance(result.exception, UsageError)
+    assert "the values 0, 7 and 15" in str(result.exception)
+    assert not (here / "s.csv").exists()
+    assert submit("--size", "any", "-o", "s.csv", "--car-value", "7").exit_code == 0
+    assert (here / "s.csv").read_text() == "img,rle_mask\na.jpg,2 2\n"

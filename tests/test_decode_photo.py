@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import struct
@@ -17,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -27,7 +24,6 @@ from carvana_batch.decode import photo as images
 from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.read import read_mask
-from carvana_batch.values import PackedMask
 
 HEIGHT, WIDTH = 23, 37
 Y, X = np.mgrid[:HEIGHT, :WIDTH]
@@ -648,247 +644,6 @@ def test_a_worker_forked_while_the_lock_is_held_can_read(tmp_path: Path) -> None
     assert worker.exitcode == 0
 
 
-# ---- masks
-
-
-def assert_mask(path: Path, expected: NDArray[np.bool_]) -> None:
-    mask = read_mask(path)
-    assert isinstance(mask, PackedMask)
-    assert mask.rows.flags.writeable
-    np.testing.assert_array_equal(mask.rows, np.packbits(expected, axis=1))
-    assert mask.width == expected.shape[1]
-
-
-@settings(max_examples=40, deadline=None)
-@given(width=st.integers(1, 70), height=st.integers(1, 20), seed=st.integers(0, 1000))
-def test_one_bit_masks_round_trip_at_any_width(
-    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, seed: int
-) -> None:
-    car = np.random.default_rng(seed).random((height, width)) < 0.5
-    path = tmp_path_factory.getbasetemp() / "round-trip"
-    for image_format in ["PNG", "TIFF", "BMP", "GIF"]:
-        Image.fromarray(car).save(path, image_format)
-        assert_mask(path, car)
-
-
 def test_padding_bits_are_cleared(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(11, 2, 1, 0, b"\0\xff\xff" + b"\0\x00\x1f"))
     assert read_mask(tmp_path / "a.png").rows.tolist() == [[0xFF, 0xE0], [0x00, 0x00]]
-
-
-def palette_image(indexes: NDArray[np.integer[Any]], *colours: tuple[int, int, int]) -> Image.Image:
-    image = Image.fromarray(indexes.astype(np.uint8))
-    image.putpalette([value for colour in colours for value in colour])
-    return image
-
-
-BLACK, WHITE, DARK_RED = (0, 0, 0), (255, 255, 255), (128, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("indexes", "colours", "expected"),
-    [
-        (CAR, (BLACK, WHITE), CAR),  # the ground truth of Carvana
-        (CAR, (BLACK, DARK_RED), CAR),  # labels of classes
-        (CAR, (BLACK, (1, 1, 1)), CAR),
-        (CAR, (BLACK, BLACK), CAR),
-        (~CAR, (WHITE, BLACK), CAR),  # tools that optimise palettes may put white first
-        (~CAR, ((252,) * 3, (3,) * 3), CAR),  # and after JPEG it is not quite white
-        (~CAR * 3, (DARK_RED, BLACK, BLACK, (0, 0, 60)), CAR),
-        (CAR * 5, (BLACK, BLACK, BLACK, BLACK, BLACK, WHITE), CAR),
-        (np.zeros((3, 9)), (BLACK, WHITE), np.zeros((3, 9), bool)),
-        (np.ones((3, 9)), (BLACK, WHITE), np.ones((3, 9), bool)),
-        (np.zeros((3, 9)), (WHITE, BLACK), np.ones((3, 9), bool)),
-        (np.arange(4)[np.newaxis], (BLACK, (127,) * 3, (128,) * 3, WHITE), np.array([[0, 0, 1, 1]], bool)),
-    ],
-)
-def test_palette_masks(
-    tmp_path: Path,
-    indexes: NDArray[np.integer[Any]],
-    colours: tuple[tuple[int, int, int], ...],
-    expected: NDArray[np.bool_],
-) -> None:
-    for suffix in ["gif", "png", "tif"]:
-        path = tmp_path / f"a.{suffix}"
-        palette_image(indexes, *colours).save(path, **SAVE_OPTIONS.get(suffix, {}))
-        assert_mask(path, expected)
-
-
-def test_masks_that_pillow_saves_as_gif_keep_their_meaning(tmp_path: Path) -> None:
-    for car in [CAR, ~CAR, np.zeros_like(CAR), np.ones_like(CAR)]:
-        for image in [Image.fromarray(car), Image.fromarray(np.where(car, 255, 0).astype(np.uint8))]:
-            image.save(tmp_path / "a.gif")
-            assert_mask(tmp_path / "a.gif", car)
-
-
-@pytest.mark.parametrize("high", [1, 128, 255])
-def test_grey_masks(tmp_path: Path, high: int) -> None:
-    values = np.where(CAR, high, 0).astype(np.uint8)
-    for name in ["a.png", "a.bmp", "a.tif"]:
-        Image.fromarray(values).save(tmp_path / name)
-        assert_mask(tmp_path / name, CAR)
-        Image.fromarray(grey_to_rgb(values)).save(tmp_path / name)
-        assert_mask(tmp_path / name, CAR)
-    for name in ["b.png", "b.tif"]:
-        Image.fromarray(np.dstack([values] * 3 + [np.full_like(values, 255)])).save(tmp_path / name)
-        assert_mask(tmp_path / name, CAR)
-
-
-@pytest.mark.parametrize("high", [1, 32768, 65535])
-def test_16_bit_masks(tmp_path: Path, high: int) -> None:
-    values = np.where(CAR, high, 0).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    tifffile.imwrite(tmp_path / "a.tif", values, compression="zlib")
-    for name in ["a.png", "a.tif"]:
-        assert_mask(tmp_path / name, CAR)
-
-
-def test_values_from_half_the_range_are_car(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 2, 127, 128, 254]], np.uint8)).save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png").to_bool().tolist() == [[False, False, False, True, True]]
-    Image.fromarray(np.array([[0, 255, 32767, 32768]], np.uint16)).save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png").to_bool().tolist() == [[False, False, False, True]]
-    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 0.25, 0.4999, 0.5, 1]], np.float32))
-    assert read_mask(tmp_path / "a.tif").to_bool().tolist() == [[False, False, False, True, True]]
-
-
-def test_jpeg_masks(tmp_path: Path) -> None:
-    values = np.where(CAR, 255, 0).astype(np.uint8)
-    for image in [Image.fromarray(values), Image.fromarray(grey_to_rgb(values))]:
-        image.save(tmp_path / "a.jpg", quality=95)
-        assert_mask(tmp_path / "a.jpg", CAR)
-
-
-def test_min_is_white_masks(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", ~CAR, photometric="miniswhite")
-    assert_mask(tmp_path / "a.tif", CAR)
-
-
-def test_images_that_are_not_masks(tmp_path: Path) -> None:
-    Image.fromarray(RGB).save(tmp_path / "colours.png")
-    assert reason(tmp_path / "colours.png", read_mask).startswith("has coloured pixels")
-    palette_image(X % 3, BLACK, WHITE, DARK_RED).save(tmp_path / "palette.png")
-    assert reason(tmp_path / "palette.png", read_mask).startswith("has coloured pixels")
-    Image.fromarray(np.dstack([grey_to_rgb(GREY), GREY])).save(tmp_path / "alpha.png")
-    assert reason(tmp_path / "alpha.png", read_mask).startswith("has transparent pixels")
-    palette_image(X % 3, BLACK, WHITE, BLACK).save(tmp_path / "alpha.gif", transparency=0)
-    assert reason(tmp_path / "alpha.gif", read_mask).startswith("has transparent pixels")
-    Image.new("CMYK", (9, 9)).save(tmp_path / "ink.jpg")
-    assert reason(tmp_path / "ink.jpg", read_mask).startswith("has pixels of the kind CMYK")
-    (tmp_path / "text.png").write_text("no mask")
-    assert reason(tmp_path / "text.png", read_mask).startswith("is not an image in a supported format")
-
-
-# ---- hard masks
-
-
-def test_hard_masks_of_all_formats_are_equal(tmp_path: Path) -> None:
-    """0/1, 0/255, 0/65535, one bit, palettes and three equal channels give the same mask."""
-    white = np.where(CAR, 255, 0).astype(np.uint8)
-    for number, image in enumerate(
-        [
-            Image.fromarray(CAR),
-            Image.fromarray(CAR.astype(np.uint8)),
-            Image.fromarray(white),
-            Image.fromarray(grey_to_rgb(white)),
-            Image.fromarray(np.where(CAR, 65535, 0).astype(np.uint16)),
-            palette_image(CAR, BLACK, WHITE),
-            palette_image(CAR, BLACK, DARK_RED),
-            palette_image(~CAR, WHITE, BLACK),
-        ]
-    ):
-        path = tmp_path / f"{number}.png"
-        image.save(path)
-        np.testing.assert_array_equal(read_mask(path, hard=True).to_bool(), CAR)
-    palette_image(CAR, BLACK, WHITE).save(tmp_path / "a.gif")
-    tifffile.imwrite(tmp_path / "a.tif", CAR, photometric="miniswhite")
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.gif", hard=True).to_bool(), CAR)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", hard=True).to_bool(), ~CAR)
-    for empty in [Image.new("L", (9, 5)), Image.new("1", (9, 5))]:
-        for name in ["b.png", "b.jpg"]:
-            empty.save(tmp_path / name)
-            assert not read_mask(tmp_path / name, hard=True).to_bool().any()
-
-
-@pytest.mark.parametrize(("value", "full"), [(128, 255), (254, 255), (1, 255), (255, 65535)])
-def test_intermediate_values_are_counted_and_located(tmp_path: Path, value: int, full: int) -> None:
-    values = np.where(CAR, full, 0).astype(np.uint8 if full == 255 else np.uint16)
-    values[4, 7:10] = value
-    expected = f"has 3 pixels neither black (0) nor white ({full}), such as the value {value} at x 7, y 4;"
-    for name in ["a.png", "a.tif"]:
-        Image.fromarray(values).save(tmp_path / name)
-        assert reason(tmp_path / name, read_mask, hard=True).startswith(expected)
-        read_mask(tmp_path / name)
-
-
-def test_grey_palettes_are_not_hard(tmp_path: Path) -> None:
-    colours = palette_image(X % 3, BLACK, WHITE, (90,) * 3)
-    count = np.count_nonzero(X % 3 == 2)
-    for name in ["a.png", "a.gif"]:
-        colours.save(tmp_path / name)
-        message = reason(tmp_path / name, read_mask, hard=True)
-        assert message.startswith(
-            f"has {count} pixels neither black (0) nor white (255), such as the value 90"
-        )
-
-
-@pytest.mark.parametrize("quality", [75, 95])
-def test_jpeg_compression_keeps_a_mask_hard(tmp_path: Path, quality: int) -> None:
-    Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)).save(tmp_path / "a.jpg", quality=quality)
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert len(np.unique(np.asarray(image))) > 2
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.jpg", hard=True).to_bool(), CAR)
-
-
-def test_jpeg_masks_that_are_not_hard(tmp_path: Path) -> None:
-    """JPEG preserves blocks of 8 by 8 equal values."""
-    blocks = np.kron(np.array([[0, 63, 64], [191, 192, 255]], np.uint8), np.ones((8, 8), np.uint8))
-    Image.fromarray(blocks).save(tmp_path / "a.jpg", quality=100)
-    message = reason(tmp_path / "a.jpg", read_mask, hard=True)
-    assert message.startswith(
-        "has 128 pixels neither black (0) nor white (255), such as the value 64 at x 16, y 0;"
-    )
-    Image.fromarray(np.where(CAR, 1, 0).astype(np.uint8)).save(tmp_path / "b.jpg", quality=100)
-    assert "save it as PNG" in reason(tmp_path / "b.jpg", read_mask, hard=True)
-
-
-def test_palettes_of_two_equally_bright_colours_are_refused(tmp_path: Path) -> None:
-    lumas: dict[int, Any] = {}
-    colour: Any = None
-    for colour in itertools.product(range(0, 256, 5), repeat=3):
-        luma = 299 * colour[0] + 587 * colour[1] + 114 * colour[2]
-        if luma in lumas:
-            break
-        lumas[luma] = colour
-    palette_image(CAR, lumas[luma], colour).save(tmp_path / "a.png")
-    assert "equally bright" in reason(tmp_path / "a.png", read_mask)
-
-
-def test_masks_with_several_pages_are_refused(tmp_path: Path) -> None:
-    pages = [Image.fromarray(np.where(page, 255, 0).astype(np.uint8)) for page in (CAR, ~CAR)]
-    for name in ("a.tif", "a.gif", "a.png"):
-        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-        assert reason(tmp_path / name, read_mask).startswith("has 2 pages")
-    tifffile.imwrite(tmp_path / "one.tif", np.where(CAR, 255, 0).astype(np.uint8))
-    assert_mask(tmp_path / "one.tif", CAR)
-
-
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_masks_with_differing_samples_are_refused(tmp_path: Path, planar: str) -> None:
-    background, car = (np.where(one, 255, 0).astype(np.uint8) for one in (~CAR, CAR))
-    axis = 2 if planar == "contig" else 0
-    for name, second in (("one-hot.tif", car), ("equal.tif", background)):
-        samples = np.stack([background, second], axis=axis)
-        tifffile.imwrite(tmp_path / name, samples, photometric="minisblack", planarconfig=planar)
-    assert reason(tmp_path / "one-hot.tif", read_mask).startswith("has several samples per pixel")
-    assert_mask(tmp_path / "equal.tif", ~CAR)
-
-
-def test_alpha_that_is_zero_throughout_is_ignored(tmp_path: Path) -> None:
-    """Some programs write such alpha into BMP and PNG although the image is opaque."""
-    clear = np.zeros(RGB.shape[:2], np.uint8)
-    Image.fromarray(np.dstack([RGB, clear])).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
-    grey = np.where(CAR, 255, 0).astype(np.uint8)
-    Image.fromarray(np.dstack([grey, np.zeros_like(grey)])).save(tmp_path / "mask.png")
-    assert_mask(tmp_path / "mask.png", CAR)

@@ -14,6 +14,7 @@ from PIL import Image
 from carvana_batch.errors import ImageError, OutOfSpaceError
 from carvana_batch.files import WriteError, write_file
 from carvana_batch.masks import rle
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.output.extras import ENCODERS, OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
@@ -203,7 +204,7 @@ def test_dice_with_the_true_mask(out, tmp_path):
         "broken": tmp_path / "broken.png",
     }
     truth["broken"].write_bytes(b"text")
-    writer = MaskWriter(out.paths, truth=truth)
+    writer = MaskWriter(out.paths, truth=MaskFolder(tmp_path, truth))
     entry = writer.write(prediction).entry
     assert entry.dice == pytest.approx(
         2 * (mask & true_mask).sum() / (mask.sum() + true_mask.sum()), abs=1e-12

@@ -9,6 +9,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from carvana_batch.masks.morphology import find_pixels
+from carvana_batch.scoring.compare import add_outline_metrics
 from carvana_batch.scoring.regions import (
     OutlineErrors,
     find_lower_outline,
@@ -16,6 +17,7 @@ from carvana_batch.scoring.regions import (
     find_thin_structures,
     srgb_to_lab,
 )
+from carvana_batch.scoring.scores import score_mask
 from carvana_batch.values import PackedMask
 
 pairs = st.tuples(st.integers(1, 24), st.integers(1, 30)).flatmap(
@@ -203,3 +205,51 @@ def test_white_car_in_front_of_a_half_white_wall(car, monkeypatch):
     assert not {y for y, _ in similar.tolist()} & set(range(75, 140))
     monkeypatch.setattr("carvana_batch.scoring.regions.CHUNK_PIXELS", 100)
     np.testing.assert_array_equal(find_similar_outline(pack(car), photo, outline), similar)
+
+
+def measure_all(predicted, true, photo):
+    score = score_mask("a", predicted, true)
+    return add_outline_metrics(score, predicted, true, photo)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ignored_pixels_count_in_no_metric(seed):
+    """Whatever is predicted there, all metrics are the same."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:60, :90]
+    car = (columns - 40) ** 2 + 3 * (rows - 30) ** 2 < 900
+    car[5:20, 38:41] = True  # an antenna
+    ignored = np.hypot(rows - generator.integers(60), columns - generator.integers(90)) < 15
+    true = PackedMask.from_bool(car, ignored)
+    wrong = generator.random(car.shape) < 0.02
+    photo = generator.integers(0, 256, (*car.shape, 3), np.uint8)
+    scores = {
+        measure_all(PackedMask.from_bool(np.where(ignored, filling, car ^ wrong)), true, photo)
+        for filling in (False, True, car, generator.random(car.shape) < 0.5)
+    }
+    (score,) = scores
+    known, predicted = ~ignored, (car ^ wrong) & ~ignored
+    assert score.area_true == (car & known).sum()
+    assert score.area_predicted == predicted.sum()
+    assert score.pixel_accuracy == ((car == (car ^ wrong)) & known).sum() / known.sum()
+    assert score.dice == 2 * (predicted & car).sum() / (predicted.sum() + (car & known).sum())
+
+
+def test_a_band_of_ignored_pixels_hides_the_outline():
+    rows, columns = np.mgrid[:60, :90]
+    distance = np.hypot(rows - 30, columns - 45)
+    true = PackedMask.from_bool(distance < 20, (distance > 17) & (distance < 23))
+    score = measure_all(PackedMask.from_bool(distance < 21), true, np.zeros((60, 90, 3), np.uint8))
+    assert (score.dice, score.pixel_accuracy) == (1, 1)
+    assert (score.outline_pixels, score.thin_pixels, score.lower_pixels) == (0, 0, 0)
+    assert (score.boundary_mean, score.band_dice, score.outline_error) == (None, None, None)
+
+
+def test_ignored_pixels_cut_no_thin_structures():
+    """Between ignored pixels, a strip of the car is narrow, but the car is not."""
+    car = np.zeros((60, 90), bool)
+    car[20:50, 10:80] = True
+    ignored = np.zeros_like(car)
+    ignored[20:32], ignored[36:50] = True, True
+    assert not find_thin_structures(PackedMask.from_bool(car, ignored)).rows.any()
+    assert find_thin_structures(PackedMask.from_bool(car & ~ignored)).rows.any()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from carvana_batch.errors import ImageError, OutOfSpaceError, UsageError
 from carvana_batch.files import atomic_writer
+from carvana_batch.masks.values import MaskValues
 from carvana_batch.parallel import TASKS_PER_WORKER
 from carvana_batch.submission import table
 from carvana_batch.submission import write as submission
@@ -157,7 +158,8 @@ def test_other_suffixes_are_refused(masks, tmp_path, name):
 
 
 def test_unusable_folders_are_refused_before_reading_masks(masks, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "read_mask", lambda _: pytest.fail("read a mask"))
+    monkeypatch.setattr(submission, "read_mask", lambda *_: pytest.fail("read a mask"))
+    monkeypatch.setattr(submission, "decide_values", lambda *_, **__: pytest.fail("read a mask"))
     with pytest.raises(UsageError, match="there is no folder"):
         write_submission(masks, tmp_path / "missing" / "s.csv")
     with pytest.raises(UsageError, match="does not exist"):
@@ -221,8 +223,9 @@ def test_masks_are_not_read_far_ahead(tmp_path, monkeypatch, workers):
         max_ahead = max(max_ahead, len(read) - done)
 
     monkeypatch.setattr(submission, "find_masks", lambda _: {f"{n:05}": Path(str(n)) for n in range(count)})
+    monkeypatch.setattr(submission, "decide_values", lambda *_, **__: MaskValues())
 
-    def note_and_read(path):
+    def note_and_read(path, _values):
         read.append(path)
         return mask
 
@@ -312,7 +315,7 @@ def refuse(masks, tmp_path, sample, target="s.csv"):
     pack(tmp_path / "sample.csv", sample)
     before = names_below(tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError) as caught:
-        patch.setattr(submission, "read_mask", lambda _: pytest.fail("read a mask"))
+        patch.setattr(submission, "read_mask", lambda *_: pytest.fail("read a mask"))
         write_submission(masks, tmp_path / target, size=None, sample=tmp_path / "sample.csv")
     assert names_below(tmp_path) == before
     return str(caught.value)

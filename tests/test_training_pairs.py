@@ -279,8 +279,8 @@ def test_a_mask_with_grey_pixels_is_named(data: Path) -> None:
     (data / "masks" / "b_01_mask.gif").unlink()
     Image.fromarray(values).save(data / "masks" / "b_01.png")
     line = fault(data)
-    assert line.startswith(f"  {data / 'masks' / 'b_01.png'} has 4 pixels")
-    assert "the value 128" in line
+    assert line.startswith(f"  {data / 'masks' / 'b_01.png'} has the values 0, 128 and 255")
+    assert line.endswith("4 pixels are neither, such as 128 at x 3, y 5")
 
 
 def test_a_mask_of_another_size_is_named_with_both_sizes(data: Path) -> None:

@@ -1,9 +1,10 @@
-"""Types of option values: sizes, amounts of memory, shards."""
+"""Types of option values (sizes, amounts of memory, shards), and options of several commands."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -99,6 +100,57 @@ class Memory(click.ParamType[Any]):
         if amount < UNITS["MB"]:
             self.fail(f"{value!r} is less than a megabyte; write an amount such as 6GB", parameter, context)
         return amount
+
+
+class MaskValue(click.ParamType[Any]):
+    """``N`` or ``N-M`` to the tuple of all values from N to M, each from 0 to 65535."""
+
+    name = "N|N-M"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= 65535:
+            self.fail(
+                f"{value!r} is neither a value such as 7 nor a range such as 128-255.", parameter, context
+            )
+        return tuple(range(first, last + 1))
+
+
+def _join_values(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[tuple[int, ...], ...]
+) -> tuple[int, ...]:
+    return tuple(sorted({value for group in values for value in group}))
+
+
+def car_value_option(masks: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option ``--car-value`` for the given masks."""
+    return click.option(
+        "--car-value",
+        "car_values",
+        type=MaskValue(),
+        multiple=True,
+        callback=_join_values,
+        metavar="N|N-M",
+        help=f"Grey value or palette index that is car in {masks}; all others are background. Can be"
+        " repeated.  [default: the higher of two]",
+    )
+
+
+def ignore_value_option(masks: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option ``--ignore-value`` for the given masks."""
+    return click.option(
+        "--ignore-value",
+        "ignored_values",
+        type=MaskValue(),
+        multiple=True,
+        callback=_join_values,
+        metavar="N|N-M",
+        help=f"Value of pixels of {masks} that are neither car nor background, and count nowhere. Can be"
+        " repeated.",
+    )
 
 
 class Finite(click.FloatRange):

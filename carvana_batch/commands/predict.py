@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from carvana_batch.commands.parameters import Finite, Memory, Shard, TileSize
+from carvana_batch.commands.parameters import (
+    Finite,
+    Memory,
+    Shard,
+    TileSize,
+    car_value_option,
+    ignore_value_option,
+)
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
@@ -135,6 +142,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="True masks: report each photo's Dice.",
 )
+@car_value_option("the masks of --gt")
+@ignore_value_option("the masks of --gt")
 @click.option(
     "--exif",
     type=click.Choice(["ignore", "apply"]),
@@ -196,6 +205,8 @@ def command(
     extras: tuple[str, ...],
     rle_file: Path | None,
     truth: Path | None,
+    car_values: tuple[int, ...],
+    ignored_values: tuple[int, ...],
     exif: str,
     pixel_limit: int,
     workers: int | None,
@@ -237,6 +248,8 @@ def command(
         decode_timeout=decode_timeout,
         rle_file=rle_file,
         truth=truth,
+        car_values=car_values,
+        ignored_values=ignored_values,
         shard=shard,
         overwrite=overwrite,
     )

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from carvana_batch.commands.parameters import MaskSize
+from carvana_batch.commands.parameters import MaskSize, car_value_option, ignore_value_option
 from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
 from carvana_batch.scoring.scores import Average, Group, Scores, Summary, summarise, write_scores
@@ -72,6 +72,8 @@ WORST_ON_PAGE = 12
     metavar="WIDTHxHEIGHT",
     help="Size of the masks, where both sides are run-length rows.  [default: 1918x1280]",
 )
+@car_value_option("the masks of --gt")
+@ignore_value_option("the masks of --gt")
 @click.option("--workers", type=click.IntRange(min=1), help="Images at a time.  [default: one a core]")
 @click.pass_context
 def command(
@@ -84,6 +86,8 @@ def command(
     page: Path | None,
     fail_under: float | None,
     size: tuple[int, int] | None,
+    car_values: tuple[int, ...],
+    ignored_values: tuple[int, ...],
     workers: int | None,
 ) -> None:
     """Compare masks with the true ones.
@@ -115,9 +119,13 @@ def command(
             truth,
             photos=photos,
             size=size,
+            car_values=car_values,
+            ignored_values=ignored_values,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    for note in scores.notes:
+        click.echo(f"Note: {note}", err=True)
     write_scores(scores.rows, output, scores.columns)
     if page is not None:
         worst = read_worst(scores, WORST_ON_PAGE, photos)
@@ -144,7 +152,7 @@ def report_empty_sides(scores: Scores) -> bool:
     for side in empty:
         click.echo(
             f"Error: none of the {len(scores.rows):,} {side} masks that were compared has a car: check their"
-            " values, of which 255 (or 1, where there is nothing else but 0) is car.",
+            " values, of which the higher is car (or --car-value, in the masks of --gt).",
             err=True,
         )
     return bool(empty)

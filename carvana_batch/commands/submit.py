@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from carvana_batch.commands.parameters import AnyMaskSize
+from carvana_batch.commands.parameters import AnyMaskSize, car_value_option
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
 from carvana_batch.submission.write import write_submission
@@ -41,9 +41,15 @@ from carvana_batch.text import shown
     metavar="FILE",
     help="Sample submission (.csv, .csv.gz or .zip) that gives the header, the ids and their order.",
 )
+@car_value_option("the masks")
 @click.option("--workers", type=click.IntRange(min=1), help="Masks read at a time.  [default: one a core]")
 def command(
-    masks: Path, output: Path, size: tuple[int, int] | None, sample: Path | None, workers: int | None
+    masks: Path,
+    output: Path,
+    size: tuple[int, int] | None,
+    sample: Path | None,
+    car_values: tuple[int, ...],
+    workers: int | None,
 ) -> None:
     """Turn the masks of a folder into the competition's CSV.
 
@@ -61,6 +67,7 @@ def command(
             output,
             size,
             sample=sample,
+            car_values=car_values,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -72,7 +72,26 @@ class Counts:
 
 
 def count(predicted: PackedMask, true: PackedMask) -> Counts:
-    """Compare two masks.
+    """Compare two masks in the pixels that the true one does not ignore.
+
+    Raises:
+        SizeError: their sizes differ.
+    """
+    predicted = clear_ignored(predicted, true)
+    true_positive = _count_bits(predicted.rows & true.rows)
+    false_positive = _count_bits(predicted.rows) - true_positive
+    false_negative = _count_bits(true.rows) - true_positive
+    pixels = true.width * true.height - (0 if true.ignored is None else _count_bits(true.ignored))
+    return Counts(
+        true_positive=true_positive,
+        false_positive=false_positive,
+        false_negative=false_negative,
+        true_negative=pixels - true_positive - false_positive - false_negative,
+    )
+
+
+def clear_ignored(predicted: PackedMask, true: PackedMask) -> PackedMask:
+    """Return the predicted mask without the pixels that the true one ignores.
 
     Raises:
         SizeError: their sizes differ.
@@ -82,16 +101,7 @@ def count(predicted: PackedMask, true: PackedMask) -> Counts:
             f"The predicted mask is {predicted.width}x{predicted.height} pixels, "
             f"the true one {true.width}x{true.height}."
         )
-    true_positive = _count_bits(predicted.rows & true.rows)
-    false_positive = _count_bits(predicted.rows) - true_positive
-    false_negative = _count_bits(true.rows) - true_positive
-    pixels = true.width * true.height
-    return Counts(
-        true_positive=true_positive,
-        false_positive=false_positive,
-        false_negative=false_negative,
-        true_negative=pixels - true_positive - false_positive - false_negative,
-    )
+    return predicted if true.ignored is None else PackedMask(predicted.rows & ~true.ignored, predicted.width)
 
 
 def _count_bits(rows: NDArray[np.uint8]) -> int:

@@ -70,9 +70,17 @@ def open_by(mask: PackedMask, disc: Disc) -> PackedMask:
     return grow(shrink(mask, disc), disc)
 
 
-def find_outline(mask: PackedMask) -> PackedMask:
-    """The foreground pixels with background, or the frame, above, below, left or right of them."""
-    return PackedMask(mask.rows & ~shrink(mask, CROSS).rows, mask.width)
+def find_outline(mask: PackedMask, ignored: Rows | None = None) -> PackedMask:
+    """The foreground pixels with background, or the frame, above, below, left or right of them.
+
+    Args:
+        mask: the mask.
+        ignored: unknown pixels in the form of ``mask.rows``, all 0 there. What touches them is left out.
+    """
+    outline = mask.rows & ~shrink(mask, CROSS).rows
+    if ignored is not None:
+        outline &= ~grow(PackedMask(ignored, mask.width), CROSS).rows
+    return PackedMask(outline, mask.width)
 
 
 def find_pixels(mask: PackedMask) -> NDArray[np.int64]:

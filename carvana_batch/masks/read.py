@@ -17,122 +17,143 @@ from carvana_batch.decode.image_file import (
 from carvana_batch.decode.tiff import DIFFERING_SAMPLES, PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
+from carvana_batch.masks.values import (
+    TRANSITION_FLAT_SHARE,
+    MaskPixels,
+    MaskValues,
+    Value,
+    flat_share,
+    is_soft,
+)
 from carvana_batch.values import PackedMask
 
 MASK_PIXEL_LIMIT = 2**31
 """High enough for any mask that was made with a raised --pixel-limit."""
 
-JPEG_DEVIATION = 63
-"""How far JPEG compression may move a mask value from black or white."""
+CONTRAST = 64
+"""Least difference of the two values of a mask in a JPEG; it changes values by up to a quarter of that."""
 
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+MARGIN = 16
+"""In a JPEG, and in a palette that was computed, values so near to black or white mean black or white."""
+
+JPEG_NOISE = 4
+"""Range of values in a JPEG within areas that were flat before compression."""
+
+BLACK = (0, 0, 0)
+
+BLACK_AND_WHITE = MaskValues()
+"""How the masks of this program, and those of the Carvana ground truth, are read."""
 
 
-def read_mask(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT, hard: bool = False) -> PackedMask:
+def read_mask(
+    path: Path, values: MaskValues = BLACK_AND_WHITE, *, pixel_limit: int = MASK_PIXEL_LIMIT
+) -> PackedMask:
     """Decode a hard mask, such as a PNG of this program or a GIF of the Carvana ground truth.
-
-    The first of these rules that applies determines which pixels are car:
-
-    - palette images that use only black and white: white pixels;
-    - palette images that use two colours: pixels of the brighter one;
-    - images whose values (in palette images: indexes) are all 0 or 1: pixels of value 1;
-    - others: pixels of at least half the full value, for example 128 of 255.
 
     Colour images must be grey in fact, and an alpha channel must be opaque, or 0 throughout.
 
     Args:
         path: the file.
+        values: which of its values mean car.
         pixel_limit: most pixels that the mask may have.
-        hard: refuse pixels that are neither black nor white, where the last rule would have to guess. In a
-            JPEG, deviations up to ``JPEG_DEVIATION`` are attributed to compression. A JPEG with no value
-            above that is refused unless all are 0, because compression does not preserve 0 and 1.
+
+    Raises:
+        ImageError: the file cannot be used as a mask, has other values, or has more than ``pixel_limit``
+            pixels.
+    """
+    with open_image_file(path) as file:
+        if values.one_bit_is_clear:
+            mask = decode_mask(file, pixel_limit)
+            if mask is not None:
+                return mask
+            file.seek(0)
+        image = read_header(file, pixel_limit)
+        _refuse_ambiguous(image)
+        return values.to_mask(_find_values(decode_pixels(image, file)))
+
+
+def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> MaskPixels:
+    """Decode a mask file without deciding which of its values mean car.
 
     Raises:
         ImageError: the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
     with open_image_file(path) as file:
-        mask = decode_mask(file, pixel_limit)
-        if mask is not None:
-            return mask
-        file.seek(0)
         image = read_header(file, pixel_limit)
         _refuse_ambiguous(image)
-        return _to_mask(decode_pixels(image, file), hard)
+        return _find_values(decode_pixels(image, file))
 
 
-def _to_mask(image: Image.Image, hard: bool) -> PackedMask:
+def _find_values(image: Image.Image) -> MaskPixels:
     if image.has_transparency_data and not image.mode.startswith("I;16"):
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() not in {(255, 255), (0, 0)}:  # 0 throughout means that alpha is not used
             raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
     if image.mode == "1":
-        return PackedMask.from_bool(np.asarray(image))
+        ones = (np.asarray(image).view(np.uint8) > 0).astype(np.uint8)  # Pillow stores 255 for True
+        return MaskPixels(ones, {int(value): int(value) for value in np.unique(ones)}, full=1)
     if image.mode == "P":
-        car_colours, indexes = _car_colours(image, hard), np.asarray(image)
-        (cars,) = np.nonzero(car_colours)
-        # Usually there is one such colour, and comparing is several times as fast as table look-up.
-        return PackedMask.from_bool(indexes == cars[0] if len(cars) == 1 else car_colours[indexes])
+        return MaskPixels(np.asarray(image), _read_palette(image), full=255)
     grey = _grey(image)
-    if hard and image.format in JPEG_FORMATS:
-        if 0 < grey.max() <= JPEG_DEVIATION:
-            raise ImageError(
-                f"has no value above {grey.max()}: JPEG does not keep a mask of 0 and 1; save it as PNG"
-            )
-        _refuse_between(grey, JPEG_DEVIATION)
-    elif hard and grey.max() > 1:
-        _refuse_between(grey)
-    car = grey > 0 if grey.max() <= 1 else grey > np.iinfo(grey.dtype).max // 2
-    return PackedMask.from_bool(car)
+    if image.format in JPEG_FORMATS:
+        grey = _restore_levels(grey)
+    levels = np.flatnonzero(np.bincount(grey.ravel()))
+    return MaskPixels(grey, {level: level for level in levels.tolist()}, int(np.iinfo(grey.dtype).max))
 
 
-def _refuse_between(grey: NDArray[np.uint8] | NDArray[np.uint16], deviation: int = 0) -> None:
-    """Refuse (H, W) values that are more than ``deviation`` from both black and white.
-
-    Raises:
-        ImageError: there is such a value; the message gives their number and the first.
-    """
-    full = np.iinfo(grey.dtype).max
-    between = (grey > deviation) & (grey < full - deviation)
-    if between.any():
-        y, x = np.unravel_index(between.argmax(), between.shape)
-        count = np.count_nonzero(between)
-        raise ImageError(
-            f"has {count} {'pixel' if count == 1 else 'pixels'} neither black (0) nor white ({full}), such as"
-            f" the value {grey[y, x]} at x {x}, y {y}; make each of them background or car"
-        )
-
-
-def _car_colours(image: Image.Image, hard: bool) -> NDArray[np.bool_]:
-    """Return whether each palette index means car, (256,) bool, by the rules of :func:`read_mask`."""
+def _read_palette(image: Image.Image) -> dict[int, Value]:
+    """Return the grey level or colour of each index that occurs."""
     flat = image.getpalette("RGB") or []
     palette = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
     palette += [BLACK] * (256 - len(palette))
     used = [index for index, count in enumerate(image.histogram()) if count]
     colours = {palette[index] for index in used}
-    if colours <= {BLACK, WHITE} and WHITE in palette:
-        return np.array([colour == WHITE for colour in palette])
-    if len(colours) == 2:
-        darker, brighter = sorted(colours, key=_brightness)
-        if _brightness(darker) == _brightness(brighter):
-            raise ImageError(
-                f"has the colours {darker} and {brighter}, which are equally bright, so that it is not clear"
-                " which is car; make car white and the rest black"
-            )
-        return np.array([colour == brighter for colour in palette])
-    if max(used) <= 1:
-        return np.array([index == 1 for index in range(256)])
-    if any(not red == green == blue for red, green, blue in colours):
-        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
-    greys = np.array([red for red, _, _ in palette], np.uint8)
-    if hard:
-        _refuse_between(greys[np.asarray(image)])
-    return greys >= 128
+    if len(used) > 1 and len(colours) == 1:  # only the indexes can tell
+        return {index: index for index in used}
+    values = {index: _value_of(*palette[index]) for index in used}
+    levels = sorted(level for level in set(values.values()) if isinstance(level, int))
+    if len(levels) == len(colours) == 2 and levels[1] - levels[0] >= CONTRAST:
+        restored = dict(zip(levels, _restore_black_and_white(*levels), strict=True))
+        return {index: restored[level] for index, level in values.items() if isinstance(level, int)}
+    return values
 
 
-def _brightness(colour: tuple[int, int, int]) -> int:
-    """Return 1000 times the luma of an RGB colour (ITU-R BT.601)."""
-    red, green, blue = colour
-    return 299 * red + 587 * green + 114 * blue
+def _restore_black_and_white(low: int, high: int) -> tuple[int, int]:
+    return 0 if low <= MARGIN else low, 255 if high >= 255 - MARGIN else high
+
+
+def _value_of(red: int, green: int, blue: int) -> Value:
+    return red if red == green == blue else (red, green, blue)
+
+
+def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Undo what JPEG compression does to a mask with two levels; soft masks are returned as they are.
+
+    Raises:
+        ImageError: the levels cannot be told from compression noise, or there are more than two.
+    """
+    low, high = int(grey.min()), int(grey.max())
+    if low == high:
+        return grey
+    if high - low < CONTRAST:
+        raise ImageError(
+            f"has values from {low} to {high}: JPEG does not keep values as close as 0 and 1; save it as PNG"
+        )
+    middle = (low + high) // 2
+    counts = np.bincount(grey.ravel(), minlength=256)
+    low, high = int(counts[: middle + 1].argmax()), middle + 1 + int(counts[middle + 1 :].argmax())
+    margin = (high - low) // 4
+    between = counts[low + margin + 1 : high - margin].sum()
+    low, high = _restore_black_and_white(low, high)
+    if between and flat_share(grey, low + margin, high - margin, JPEG_NOISE) > TRANSITION_FLAT_SHARE:
+        soft = MaskPixels(grey, {int(level): int(level) for level in np.flatnonzero(counts)}, full=255)
+        if (low, high) == (0, 255) and is_soft(soft, JPEG_NOISE):
+            return grey
+        raise ImageError(
+            f"has {between:,} pixels that are neither near {low} nor near {high}, the most frequent values:"
+            " JPEG does not keep the values of such a mask; save it as PNG"
+        )
+    return np.where(grey > (low + high) // 2, np.uint8(high), np.uint8(low))
 
 
 def _refuse_ambiguous(image: Image.Image) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from carvana_batch.files import write_file
 from carvana_batch.inputs.keys import mask_id
 from carvana_batch.masks import rle
 from carvana_batch.masks.counts import SizeError, count
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.png import encode_mask
-from carvana_batch.masks.read import read_mask
 from carvana_batch.options import DEFAULT_THRESHOLD
 from carvana_batch.output.extras import encode_extra
 from carvana_batch.output.journal import Entry
@@ -46,7 +45,7 @@ class MaskWriter:
         extras: kinds of ``options.EXTRA_FILES`` to write in addition to the mask.
         mask_bits: 1 or 8 bits per pixel of the mask.
         encode_runs: whether to make the run-length row of each mask.
-        truth: true masks by id, None if there are none to compare with.
+        truth: the true masks, None if there are none to compare with.
         threshold: probability above which a pixel of the masks is car.
     """
 
@@ -56,7 +55,7 @@ class MaskWriter:
         extras: Collection[str] = (),
         mask_bits: int = 1,
         encode_runs: bool = False,
-        truth: Mapping[str, Path] | None = None,
+        truth: MaskFolder | None = None,
         threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
@@ -94,18 +93,18 @@ class MaskWriter:
         return Written(entry, runs, time.perf_counter() - start)
 
 
-def compare(key: str, mask: PackedMask, truth: Mapping[str, Path]) -> float | Failure:
+def compare(key: str, mask: PackedMask, truth: MaskFolder) -> float | Failure:
     """The Dice of a mask with the true mask of the same photo.
 
     Args:
         key: key of the photo.
         mask: the predicted mask.
-        truth: true masks by id.
+        truth: the true masks.
     """
-    true_mask = truth.get(mask_id(key))
-    if true_mask is None:
+    image = mask_id(key)
+    if image not in truth.ids:
         return Failure(key, "score", "no true mask of this name")
     try:
-        return count(mask, read_mask(true_mask)).dice
+        return count(mask, truth.read(image)).dice
     except (ImageError, SizeError) as error:
-        return Failure(key, "score", str(error), str(true_mask))
+        return Failure(key, "score", str(error), str(truth.files[image]))

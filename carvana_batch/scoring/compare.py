@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
 from carvana_batch.masks.counts import SizeError, count
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.parallel import map_in_order
 from carvana_batch.scoring.outline import compare_outlines
 from carvana_batch.scoring.regions import (
@@ -23,10 +24,12 @@ from carvana_batch.scoring.regions import (
     find_thin_structures,
 )
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
-from carvana_batch.scoring.sources import MaskFolder, MaskRows, open_masks, read_pair
+from carvana_batch.scoring.sources import MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.text import shown
 from carvana_batch.values import Failure, PackedMask
+
+PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
 
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 
@@ -45,6 +48,8 @@ def compare_masks(
     *,
     photos: Path | None = None,
     size: tuple[int, int] | None = None,
+    car_values: Collection[int] = (),
+    ignored_values: Collection[int] = (),
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Scores:
@@ -55,18 +60,30 @@ def compare_masks(
         truth: the true masks, in either form.
         photos: the folder of the photos, for the metrics that require them.
         size: (width, height) of the masks if both sides are run-length rows; None for the competition's.
+        car_values: grey levels or palette indexes that are car in the files of ``truth``, if they do not
+            simply have two values of which the higher is car.
+        ignored_values: grey levels or palette indexes of pixels of ``truth`` that count in no metric.
         workers: number of threads; by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each image.
 
     Raises:
         UsageError: one of the folders or files cannot be used, no id occurs on both sides, none of the
-            common ids has a photo, or ``size`` is given although masks of a folder have their own size.
+            common ids has a photo, the values of masks do not tell which are car, or ``size`` is given
+            although masks of a folder have their own size.
     """
     predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
     true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
     _refuse_needless_size(size, predicted_masks, true_masks)
     images = _find_common_ids(predicted_masks, true_masks)
     photo_files = None if photos is None else _find_matching_photos(images, photos)
+    if isinstance(predicted_masks, MaskFolder):
+        predicted_masks = predicted_masks.decide(advice=PREDICTED_VALUE_ADVICE)
+    if isinstance(true_masks, MaskFolder):
+        true_masks = true_masks.decide(car_values, ignored_values)
+    elif car_values or ignored_values:
+        raise UsageError(
+            f"--car-value and --ignore-value are for mask files, but --gt {shown(truth)} has run-length rows."
+        )
     read = partial(read_pair, predicted_masks, true_masks, size=size or COMPETITION_SIZE)
 
     def compare(image: str) -> _Compared:
@@ -98,6 +115,7 @@ def compare_masks(
         unseen=tuple(each.photo_failure for each in compared if each.photo_failure is not None),
         columns=MASK_COLUMNS if photo_files is None else COLUMNS,
         reader=read,
+        notes=_describe_values(predicted_masks, true_masks),
     )
 
 
@@ -159,6 +177,16 @@ def read_photo(photos: dict[str, Path], image: str, mask: PackedMask) -> NDArray
             f"{shown(photos[image])} is {width}x{height} pixels, the masks {mask.width}x{mask.height}."
         )
     return photo
+
+
+def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> tuple[str, ...]:
+    """Say how masks are read that have other values than usual."""
+    sides = {"predicted": predicted, "true": true}
+    return tuple(
+        f"In the {side} masks, {source.values.unusual}."
+        for side, source in sides.items()
+        if isinstance(source, MaskFolder) and source.values.unusual
+    )
 
 
 def _refuse_needless_size(size: tuple[int, int] | None, *sources: MaskFolder | MaskRows) -> None:

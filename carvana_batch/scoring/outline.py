@@ -2,7 +2,8 @@
 
 An outline consists of the foreground pixels that share a side with background or with the image border.
 Distances are measured between pixel centres, in pixels: if a mask is one pixel too large all around, every
-pixel of its outline is 1 away from the true one.
+pixel of its outline is 1 away from the true one. Pixels next to those that the true mask ignores belong to no
+outline.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from carvana_batch.masks.counts import count
+from carvana_batch.masks.counts import clear_ignored, count
 from carvana_batch.masks.morphology import DISC_11, find_outline, find_pixels, grow
 from carvana_batch.values import PackedMask
 
@@ -30,10 +31,11 @@ class BoundaryMetrics:
 
     Attributes:
         mean: mean distance, in pixels, from each pixel of either outline to the nearest pixel of the other,
-            over both outlines together. 0 if both masks are empty, None (undefined) if one is.
+            over both outlines together. 0 if both masks are empty, None (undefined) if only one of them has
+            an outline, or if neither has one because of ignored pixels.
         p95: 95th percentile of the same distances; 0 or None as for ``mean``.
         band_dice: Dice of the pixels within ``BAND_DISC`` of the true outline. 1 if both masks are empty,
-            None if only the true mask is.
+            None if the true mask has no outline.
     """
 
     mean: float | None
@@ -43,9 +45,10 @@ class BoundaryMetrics:
 
 def compare_outlines(predicted: PackedMask, true: PackedMask) -> BoundaryMetrics:
     """Measure how far the outline of ``predicted`` is from that of ``true``; their sizes must be equal."""
-    outlines = find_outline(predicted), find_outline(true)
+    predicted = clear_ignored(predicted, true)
+    outlines = find_outline(predicted, true.ignored), find_outline(true, true.ignored)
     predicted_points, true_points = map(find_pixels, outlines)
-    if not len(predicted_points) and not len(true_points):
+    if not predicted.rows.any() and not true.rows.any():
         return BoundaryMetrics(mean=0.0, p95=0.0, band_dice=1.0)
     mean = p95 = None
     if len(predicted_points) and len(true_points):

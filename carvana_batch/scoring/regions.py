@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from carvana_batch.masks.counts import clear_ignored
 from carvana_batch.masks.morphology import CROSS, DISC_5, DISC_9, find_outline, find_pixels, grow, open_by
 from carvana_batch.scoring.outline import Points, nearest_distances
 from carvana_batch.values import PackedMask
@@ -45,8 +46,8 @@ class OutlineErrors:
     """
 
     def __init__(self, predicted: PackedMask, true: PackedMask) -> None:
-        self.outline: Points = find_pixels(find_outline(true))
-        wrong = find_pixels(PackedMask(predicted.rows ^ true.rows, true.width))
+        self.outline: Points = find_pixels(find_outline(true, true.ignored))
+        wrong = find_pixels(PackedMask(clear_ignored(predicted, true).rows ^ true.rows, true.width))
         distances = nearest_distances(wrong, self.outline, MAX_OUTLINE_DISTANCE)
         near = distances <= MAX_OUTLINE_DISTANCE
         self._wrong, self._distances = wrong[near], distances[near]
@@ -73,7 +74,7 @@ def find_thin_structures(true: PackedMask) -> PackedMask:
     This is what a morphological opening by a disc of 9 pixels removes, except within 2 pixels of what the
     opening keeps. Without that exception, the rounded corners of the car would outnumber its antennas.
     """
-    body = grow(open_by(true, DISC_9), DISC_5)
+    body = grow(open_by(PackedMask(_car_or_ignored(true), true.width), DISC_9), DISC_5)
     return PackedMask(true.rows & ~body.rows, true.width)
 
 
@@ -84,7 +85,7 @@ def find_lower_outline(true: PackedMask) -> Points:
     below it, in a column that contains car. They are restricted to the lower half because there is also
     background with no car below it under the mirrors.
     """
-    at_or_below: NDArray[np.uint8] = np.bitwise_or.accumulate(true.rows[::-1], axis=0)[::-1]
+    at_or_below: NDArray[np.uint8] = np.bitwise_or.accumulate(_car_or_ignored(true)[::-1], axis=0)[::-1]
     ground = PackedMask(~at_or_below & at_or_below[:1], true.width)
     lower = find_pixels(PackedMask(true.rows & grow(ground, CROSS).rows, true.width))
     rows = np.flatnonzero(true.rows.any(axis=1))
@@ -114,12 +115,17 @@ def find_similar_outline(true: PackedMask, photo: NDArray[np.uint8], outline: Po
     bottom, right = outline.max(axis=0) + radius + 1
     padding = ((radius, radius), (radius, radius))
     car = np.pad(true.to_bool()[top:bottom, left:right], padding)
-    inside = np.pad(np.ones((min(bottom, true.height) - top, min(right, true.width) - left), bool), padding)
+    filled = PackedMask(_car_or_ignored(true), true.width).to_bool()
+    background = np.pad(~filled[top:bottom, left:right], padding)
     colours = np.pad(photo[top:bottom, left:right], (*padding, (0, 0)))
     corners = outline - (top, left)  # top left corner of each square in the padded arrays
     chunks = [corners[first : first + CHUNK_PIXELS] for first in range(0, len(corners), CHUNK_PIXELS)]
-    distances = np.concatenate([_colour_distances(colours, car, inside & ~car, chunk) for chunk in chunks])
+    distances = np.concatenate([_colour_distances(colours, car, background, chunk) for chunk in chunks])
     return outline[distances < SIMILAR_COLOUR_DISTANCE]
+
+
+def _car_or_ignored(true: PackedMask) -> NDArray[np.uint8]:
+    return true.rows if true.ignored is None else true.rows | true.ignored
 
 
 def srgb_to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:

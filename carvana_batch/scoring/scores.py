@@ -154,6 +154,7 @@ class Scores:
         unusable: images whose masks exist but cannot be read or compared.
         unseen: images among ``rows`` whose photo was requested but is missing or unusable.
         columns: the fields of the rows that were measured.
+        notes: sentences about how the masks were read, if that needs to be said.
         reader: reads the predicted and the true mask of an image again, for ``read_masks``.
     """
 
@@ -163,6 +164,7 @@ class Scores:
     unusable: tuple[Failure, ...]
     unseen: tuple[Failure, ...] = ()
     columns: tuple[str, ...] = PIXEL_COUNT_COLUMNS
+    notes: tuple[str, ...] = ()
     reader: Callable[[str], tuple[PackedMask, PackedMask]] | None = field(
         default=None, repr=False, compare=False
     )

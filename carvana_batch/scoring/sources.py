@@ -9,30 +9,10 @@ from pathlib import Path
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.read import read_mask
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.submission.table import SUFFIXES, read_rows
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
-
-
-@dataclass(frozen=True, slots=True)
-class MaskFolder:
-    """The mask files of a folder (see ``find_masks``), by id."""
-
-    path: Path
-    files: dict[str, Path] = field(repr=False)
-
-    @property
-    def ids(self) -> Collection[str]:
-        return self.files.keys()
-
-    def read(self, image: str, size: tuple[int, int]) -> PackedMask:
-        """Read one mask; its file determines the size.
-
-        Raises:
-            ImageError: the file cannot be used.
-        """
-        return read_mask(self.files[image])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +68,9 @@ def read_pair(
     if isinstance(first, MaskRows) and isinstance(second, MaskFolder):
         second_mask, first_mask = read_pair(second, first, image, size)
         return first_mask, second_mask
-    first_mask = first.read(image, size)
-    return first_mask, second.read(image, (first_mask.width, first_mask.height))
+    first_mask = _read(first, image, size)
+    return first_mask, _read(second, image, (first_mask.width, first_mask.height))
+
+
+def _read(source: MaskFolder | MaskRows, image: str, size: tuple[int, int]) -> PackedMask:
+    return source.read(image) if isinstance(source, MaskFolder) else source.read(image, size)

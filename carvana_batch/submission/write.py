@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,7 +13,9 @@ from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import without_suffix
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
+from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import read_mask
+from carvana_batch.masks.values import MaskValues
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import (
     COMPETITION_SIZE,
@@ -33,6 +35,9 @@ BATCH = 8
 SIZE_ADVICE = (
     "The competition wants masks of the photos' size; for other photos use --size WIDTHxHEIGHT or --size any."
 )
+
+
+VALUE_ADVICE = "Say with --car-value N which of them is car."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ def write_submission(
     size: tuple[int, int] | None = COMPETITION_SIZE,
     *,
     sample: Path | None = None,
+    car_values: Collection[int] = (),
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda *_: None,
 ) -> SubmissionSummary:
@@ -72,6 +78,8 @@ def write_submission(
         size: (width, height) that every mask must have; None allows any size.
         sample: a submission (see ``read_sample``) that gives the header, the names of the photos and their
             order; the masks must be exactly those of its ids.
+        car_values: grey levels or palette indexes that are car, if the masks do not simply have two values of
+            which the higher is car.
         workers: threads that read masks; by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each mask.
 
@@ -91,7 +99,13 @@ def write_submission(
         wanted = read_sample(sample)
         header = wanted.header
         files = _match(masks, find_masks(masks), wanted)
-    return write_table(target, header, _encode_files(files, size, workers, on_progress))
+
+    def encode() -> Iterator[tuple[str, str]]:  # starts when the target has been checked
+        paths = [file.path for file in files]
+        values = decide_values(masks, paths, car_values, advice=VALUE_ADVICE)
+        yield from _encode_files(files, values, size, workers, on_progress)
+
+    return write_table(target, header, encode())
 
 
 def write_rows(target: Path, rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
@@ -154,6 +168,7 @@ def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[_Mas
 
 def _encode_files(
     files: Sequence[_MaskFile],
+    values: MaskValues,
     size: tuple[int, int] | None,
     workers: int | None,
     on_progress: Callable[[int, int], object],
@@ -166,7 +181,9 @@ def _encode_files(
     failures: list[Failure] = []
     step = min(max(len(files) // 100, 1), BATCH)  # small batches, so that few masks are shared out evenly
     batches = [files[first : first + step] for first in range(0, len(files), step)]
-    with contextlib.closing(map_in_order(partial(_encode_batch, size=size), batches, workers)) as encoded:
+    with contextlib.closing(
+        map_in_order(partial(_encode_batch, values=values, size=size), batches, workers)
+    ) as encoded:
         rows = chain.from_iterable(encoded)
         for done, (file, row) in enumerate(zip(files, rows, strict=True), start=1):
             if isinstance(row, Failure):
@@ -180,14 +197,16 @@ def _encode_files(
         raise _summarise(failures)
 
 
-def _encode_batch(files: Sequence[_MaskFile], size: tuple[int, int] | None) -> list[str | Failure]:
-    return [_encode_file(file, size) for file in files]
+def _encode_batch(
+    files: Sequence[_MaskFile], values: MaskValues, size: tuple[int, int] | None
+) -> list[str | Failure]:
+    return [_encode_file(file, values, size) for file in files]
 
 
-def _encode_file(file: _MaskFile, size: tuple[int, int] | None) -> str | Failure:
+def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | None) -> str | Failure:
     path = file.path
     try:
-        mask = read_mask(path)
+        mask = read_mask(path, values)
     except ImageError as error:
         return Failure(file.id, "read", str(error), str(path))
     if size is not None and (mask.width, mask.height) != size:

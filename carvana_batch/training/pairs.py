@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.read import read_mask
+from carvana_batch.masks.folder import decide_values
+from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask
+from carvana_batch.masks.values import MaskValues
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
 from carvana_batch.text import shown
@@ -37,6 +39,7 @@ class Pair:
         image: path of the photo.
         mask: path of the mask, or None.
         runs: run-length row of the mask, or None.
+        values: which values of the mask file mean car.
 
     Raises:
         ValueError: both or neither of ``mask`` and ``runs`` are given.
@@ -46,6 +49,7 @@ class Pair:
     image: Path
     mask: Path | None
     runs: str | None = field(default=None, repr=False)
+    values: MaskValues = field(default=BLACK_AND_WHITE, repr=False)
 
     def __post_init__(self) -> None:
         if (self.mask is None) == (self.runs is None):
@@ -65,16 +69,15 @@ class Pair:
         """Read the true mask of a photo of ``width`` by ``height`` pixels.
 
         Raises:
-            ImageError: the mask cannot be read, has pixels that are neither background nor car (see
-                :func:`~carvana_batch.masks.read.read_mask`), or has another size; or the row is not a mask of
-                this size.
+            ImageError: the mask cannot be read, has other values than the other masks of its folder, or has
+                another size; or the row is not a mask of this size.
         """
         if self.mask is None:
             try:
                 return rle.decode_packed(self.runs or "", height, width)
             except rle.RunLengthError as error:
                 raise ImageError(f"The run-length row of {shown(self.id)} cannot be used: {error}") from error
-        mask = read_mask(self.mask, hard=True)
+        mask = read_mask(self.mask, self.values)
         if (mask.width, mask.height) != (width, height):
             raise ImageError(
                 f"{shown(self.mask)} is {mask.width}x{mask.height} pixels, but its photo"
@@ -83,17 +86,26 @@ class Pair:
         return mask
 
 
-def find_pairs(folder: Path) -> list[Pair]:
+def find_pairs(
+    folder: Path, car_values: Collection[int] = (), ignored_values: Collection[int] = ()
+) -> list[Pair]:
     """Find the photos of ``folder`` and their masks, sorted by id.
 
     Photos are in ``images/`` or ``train/``, masks in ``masks/`` or ``train_masks/``, named ``<id>`` or
     ``<id>_mask``; or there are run-length rows in ``masks.csv`` or ``train_masks.csv`` (also .csv.gz and
     .zip). If there are both ``masks/`` and ``masks.csv``, the folder is used. Links to photos are followed.
-    Files are not opened; :func:`check_pairs` does that.
+    Only enough masks are opened to decide which of their values is car; :func:`check_pairs` opens all files.
+
+    Args:
+        folder: the folder.
+        car_values: grey levels or palette indexes that are car, if mask files do not simply have two values
+            of which the higher is car.
+        ignored_values: grey levels or palette indexes of pixels that are neither car nor background.
 
     Raises:
         UsageError: there is not exactly one folder of photos and one source of masks, one of them cannot be
-            used, or there are photos without a mask or masks without a photo.
+            used, there are photos without a mask or masks without a photo, or the values of the masks do not
+            tell which are car.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -103,7 +115,8 @@ def find_pairs(folder: Path) -> list[Pair]:
     if mask_source.is_dir():
         masks = find_masks(mask_source)
         orphans = {id: shown(path.relative_to(folder)) for id, path in masks.items() if id not in photos}
-        pairs = [Pair(id, photo, masks[id]) for id, photo in photos.items() if id in masks]
+        values = decide_values(mask_source, list(masks.values()), car_values, ignored_values)
+        pairs = [Pair(id, photo, masks[id], values=values) for id, photo in photos.items() if id in masks]
     else:
         rows = read_rows(mask_source)
         orphans = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows if id not in photos}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.masks import find_photos
-from carvana_batch.masks.counts import SizeError
+from carvana_batch.masks.counts import SizeError, clear_ignored
 from carvana_batch.scoring.compare import read_photo
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
 from carvana_batch.scoring.scores import Scores
@@ -129,7 +129,7 @@ def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Itera
                 photo = read_photo(files, row.image, true)
             except ImageError as error:
                 reason = str(error)
-        yield WorstImage(row.image, row.dice, true, predicted, photo, reason)
+        yield WorstImage(row.image, row.dice, true, clear_ignored(predicted, true), photo, reason)
 
 
 def encode_pictures(worst: Iterable[WorstImage], limit: int, overhead: int = 0) -> tuple[list[Picture], bool]:

@@ -1,0 +1,103 @@
+"""The masks of a folder, all read by the same decision about their values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+from carvana_batch.errors import ImageError, UsageError
+from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask, read_mask_pixels
+from carvana_batch.masks.values import MaskPixels, MaskValues, UndecidedError, decide
+from carvana_batch.text import shown
+from carvana_batch.values import PackedMask
+
+VALUE_ADVICE = (
+    "Say with --car-value N which of them is car (and with --ignore-value N which pixels are neither car nor"
+    " background)."
+)
+
+SPREAD = 64
+"""Files spread over the folder that are examined before all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFolder:
+    """The mask files of a folder.
+
+    Attributes:
+        path: the folder.
+        files: its files by id; see ``find_masks``.
+        values: how they are read.
+    """
+
+    path: Path
+    files: Mapping[str, Path] = field(repr=False)
+    values: MaskValues = BLACK_AND_WHITE
+
+    @property
+    def ids(self) -> Collection[str]:
+        return self.files.keys()
+
+    def decide(
+        self,
+        car_values: Collection[int] = (),
+        ignored_values: Collection[int] = (),
+        *,
+        advice: str = VALUE_ADVICE,
+    ) -> MaskFolder:
+        """Return the folder with the values decided; see :func:`decide_values`."""
+        paths = list(self.files.values())
+        return replace(
+            self, values=decide_values(self.path, paths, car_values, ignored_values, advice=advice)
+        )
+
+    def read(self, image: str) -> PackedMask:
+        """Read one mask.
+
+        Raises:
+            ImageError: the file cannot be used, or has other values than the folder.
+        """
+        return read_mask(self.files[image], self.values)
+
+
+def decide_values(
+    folder: Path,
+    paths: Sequence[Path],
+    car_values: Collection[int] = (),
+    ignored_values: Collection[int] = (),
+    *,
+    advice: str = VALUE_ADVICE,
+) -> MaskValues:
+    """Decide how the masks of a folder are read, from as many of its files as that takes.
+
+    Args:
+        folder: the folder, for messages.
+        paths: its files; those that cannot be read are skipped.
+        car_values: grey levels or palette indexes that are car, if the user says so.
+        ignored_values: grey levels or palette indexes that are neither car nor background.
+        advice: last sentence of the message, if the values cannot be decided.
+
+    Raises:
+        UsageError: the files do not tell which of their values is car.
+    """
+    if car_values:
+        return MaskValues(car_codes=frozenset(car_values), ignored_codes=frozenset(ignored_values))
+    try:
+        return decide(_read_spread(paths), ignored_values)
+    except UndecidedError as error:
+        raise UsageError(
+            f"It is not clear which pixels of the masks in {shown(folder)} are car: {error}. Masks have two"
+            f" values, of which the higher is car. {advice}"
+        ) from error
+
+
+def _read_spread(paths: Sequence[Path]) -> Iterator[MaskPixels]:
+    """Read the files that can be read, first some from all over the folder, then the others."""
+    step = max(1, len(paths) // SPREAD)
+    for path in chain(paths[::step], (path for index, path in enumerate(paths) if index % step)):
+        try:
+            yield read_mask_pixels(path)
+        except ImageError:  # named when it is read as a mask
+            continue

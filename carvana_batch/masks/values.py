@@ -1,0 +1,283 @@
+"""Which values of mask files mean car: decided once for a folder, then applied to each of its files.
+
+A mask should have two values, but tools differ in which: 0 and 1, 0 and 255, 0 and 2, two colours of a
+palette. A single file cannot always tell: three pixels of 1 in an otherwise empty mask are a car if the other
+masks of the folder have 0 and 1, and a mistake if they have 0 and 255.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carvana_batch.errors import ImageError
+from carvana_batch.values import PackedMask
+
+Value = int | tuple[int, int, int]
+"""A grey level, or an RGB colour that is not grey."""
+
+FULL = -1
+"""Stands for the largest grey level that a file can hold: 1, 255 or 65535, or white in a palette."""
+
+ENOUGH_FILES = 16
+"""Files with more than one value, after which no more are examined."""
+
+SOFT_LEVELS = 16
+"""Levels between black and white from which on a mask counts as soft even if they fill areas."""
+
+TRANSITION_FLAT_SHARE = 0.05
+"""Most flat pixels among those between two levels, if these are narrow transitions from one to the other."""
+
+FLAT_SAMPLE = 4096
+"""Pixels between black and white that are examined to tell a soft mask from a label map."""
+
+VALUES_SHOWN = 6
+
+
+class UndecidedError(ValueError):
+    """The values of a folder's masks do not tell which of them means car."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPixels:
+    """The pixels of a mask file, before it is decided which of them are car.
+
+    Attributes:
+        codes: (H, W) uint8 or uint16, grey levels or palette indexes.
+        values: the value of each code that occurs, by code; they differ in palette images only.
+        full: the largest grey level that the file can hold.
+    """
+
+    codes: NDArray[np.uint8] | NDArray[np.uint16] = field(repr=False)
+    values: dict[int, Value]
+    full: int
+
+    @property
+    def levels(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The (H, W) grey levels of a file without colours."""
+        if all(code == value for code, value in self.values.items()):
+            return self.codes
+        table = np.zeros(self.full + 1, np.uint8)
+        table[list(self.values)] = list(self.values.values())
+        return np.asarray(table[self.codes])
+
+    def without(self, codes: Collection[int]) -> MaskPixels:
+        """Return the same pixels, as if the given codes did not occur."""
+        kept = {code: value for code, value in self.values.items() if code not in codes}
+        return MaskPixels(self.codes, kept, self.full)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskValues:
+    """How the mask files of a folder are read.
+
+    Attributes:
+        background: the value of background.
+        car: the value of car. If it is ``FULL`` and background is 0, a file may also be soft; it is then
+            divided at half of the full value.
+        soft: whether the folder has soft files, so that a file is soft, too, even if it has no full values.
+        car_codes: if not empty, exactly these grey levels or palette indexes are car, and all others are
+            background; the attributes above are then not used.
+        ignored_codes: grey levels or palette indexes of pixels that are neither car nor background.
+    """
+
+    background: Value = 0
+    car: Value = FULL
+    soft: bool = False
+    car_codes: frozenset[int] = frozenset()
+    ignored_codes: frozenset[int] = frozenset()
+
+    @property
+    def one_bit_is_clear(self) -> bool:
+        """Whether 1 is car and 0 background in every 1-bit file, so that its values need not be examined."""
+        if self.car_codes:
+            return False
+        return self.background == 0 and self.car in {FULL, 1}
+
+    @property
+    def unusual(self) -> str:
+        """How the masks are read, if that is not what everybody expects (black and white, or 0 and 1)."""
+        if self.car_codes or self.ignored_codes or self.one_bit_is_clear:
+            return ""
+        car = "white" if self.car == FULL else self.car
+        return f"{self.background} is background, {car} is car"
+
+    def to_mask(self, pixels: MaskPixels) -> PackedMask:
+        """Apply the decision to a file.
+
+        Raises:
+            ImageError: the file has other values than the folder.
+        """
+        ignored = _find_codes(pixels, self.ignored_codes)
+        if self.car_codes:
+            return _pack(pixels, _select(pixels, _find_codes(pixels, self.car_codes)), ignored)
+        return _pack(pixels, self._divide(pixels.without(ignored)), ignored)
+
+    def _divide(self, pixels: MaskPixels) -> NDArray[np.bool_]:
+        car = pixels.full if self.car == FULL else self.car
+        if set(pixels.values.values()) <= {self.background, car}:
+            return _select(pixels, [code for code, value in pixels.values.items() if value == car])
+        if (
+            self.background == 0
+            and self.car == FULL
+            and (is_soft(pixels) or (self.soft and _is_faint(pixels)))
+        ):
+            return np.asarray(pixels.levels > pixels.full // 2)
+        raise ImageError(_describe_others(pixels, self.background, car))
+
+
+def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> MaskValues:
+    """Decide how the masks of a folder are read, by the majority of its files.
+
+    A file with two values says that the lower is background and the higher car; a soft mask, which has black,
+    white and levels between, says that white is car. Files with a single value are only considered if no file
+    has two.
+
+    Args:
+        files: the files; no more are taken after ``ENOUGH_FILES`` with more than one value.
+        ignored_codes: grey levels or palette indexes that are neither car nor background.
+
+    Raises:
+        UndecidedError: most files do not tell which value is car. The message says which values there are.
+    """
+    ignored = frozenset(ignored_codes)
+    votes: Counter[tuple[Value, Value]] = Counter()
+    one_bit = soft = unclear = 0
+    alone: set[Value] = set()
+    example: list[Value] = []
+    for each in files:
+        pixels = each.without(_find_codes(each, ignored))
+        values = sorted(set(pixels.values.values()), key=brightness)
+        if len(values) == 2 and brightness(values[0]) < brightness(values[1]):
+            background, car = values
+            votes[background, FULL if car == pixels.full else car] += 1
+            one_bit += pixels.full == 1
+        elif is_soft(pixels):
+            votes[0, FULL] += 1
+            soft += 1
+        elif len(values) == 1:
+            alone.add(FULL if values[0] == pixels.full else values[0])
+        elif values:
+            unclear += 1
+            example = example or values
+        if votes.total() + unclear == ENOUGH_FILES:
+            break
+    if votes and votes.total() >= unclear:
+        if votes[0, 1] and votes[0, FULL] == one_bit:  # in these files, 1 is full
+            return MaskValues(0, 1, ignored_codes=ignored)
+        (background, car), _ = max(votes.items(), key=lambda item: item[1])
+        return MaskValues(background, car, soft=soft > 0 and car == FULL, ignored_codes=ignored)
+    if unclear:
+        raise UndecidedError(f"they have {describe_values(example)}")
+    if alone <= {0, FULL}:
+        return MaskValues(ignored_codes=ignored)
+    if len(alone) == 2:
+        background, car = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
+        return MaskValues(background, car, ignored_codes=ignored)
+    raise UndecidedError(f"each has a single value, such as {max(alone, key=brightness)}, throughout")
+
+
+def is_soft(pixels: MaskPixels, noise: int = 0) -> bool:
+    """Return whether a file is a soft mask over the whole range of grey levels, not a label map.
+
+    It has black and white, and levels on both sides of half between them. The levels are either many, and in
+    each quarter of the range, or lie in narrow transitions: the labels of a map fill areas.
+
+    Args:
+        pixels: the file.
+        noise: range of the levels within an area that is still considered flat.
+    """
+    levels = _grey_levels(pixels)
+    margin = pixels.full // 32
+    if levels is None or len(levels) < 4 or levels[0] > margin or levels[-1] < pixels.full - margin:
+        return False
+    between = levels[(levels > margin) & (levels < pixels.full - margin)]
+    if not len(between) or between[0] > pixels.full // 2 or between[-1] <= pixels.full // 2:
+        return False
+    quarters = np.unique(4 * between.astype(np.int64) // (pixels.full + 1))
+    many = len(between) >= SOFT_LEVELS and len(quarters) == 4
+    return flat_share(pixels.levels, margin, pixels.full - margin, noise) < (
+        0.5 if many else TRANSITION_FLAT_SHARE
+    )
+
+
+def _is_faint(pixels: MaskPixels) -> bool:
+    """Return whether a file without white may be a soft mask: it is grey, and has more than two values."""
+    levels = _grey_levels(pixels)
+    return levels is not None and len(levels) >= SOFT_LEVELS
+
+
+def describe_values(values: Collection[Value]) -> str:
+    """Return a text such as "the values 0, 1 and 255"."""
+    shown = [str(value) for value in values]
+    if len(shown) == 1:
+        return f"the value {shown[0]} only"
+    if len(shown) > VALUES_SHOWN:
+        return f"{len(shown)} values ({', '.join([*shown[: VALUES_SHOWN - 1], '...', shown[-1]])})"
+    return f"the values {', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def brightness(value: Value) -> int:
+    """Return 1000 times the luma of a value (ITU-R BT.601)."""
+    red, green, blue = (value, value, value) if isinstance(value, int) else value
+    return 299 * red + 587 * green + 114 * blue
+
+
+def _describe_others(pixels: MaskPixels, background: Value, car: Value) -> str:
+    """Say which pixels of a file are neither background nor car."""
+    values = sorted(set(pixels.values.values()), key=brightness)
+    if len(values) == 2 and brightness(values[0]) == brightness(values[1]):
+        return (
+            f"has the colours {values[0]} and {values[1]}, which are equally bright, so that it is not clear"
+            " which is car; make car white and the rest black"
+        )
+    other = _select(pixels, [code for code, value in pixels.values.items() if value not in (background, car)])
+    count = int(np.count_nonzero(other))
+    y, x = np.unravel_index(other.argmax(), other.shape)
+    return (
+        f"has {describe_values(values)}, where {background} is background and {car} is car:"
+        f" {count:,} {'pixel is' if count == 1 else 'pixels are'} neither, such as"
+        f" {pixels.values[int(pixels.codes[y, x])]} at x {x}, y {y}"
+    )
+
+
+def _grey_levels(pixels: MaskPixels) -> NDArray[np.int64] | None:
+    """Return the levels of a file in order; None if it has colours."""
+    values = [value for value in pixels.values.values() if isinstance(value, int)]
+    return np.unique(values).astype(np.int64) if values and len(values) == len(pixels.values) else None
+
+
+def _find_codes(pixels: MaskPixels, codes: Collection[int]) -> list[int]:
+    """Return the codes of a file that are among the given ones; in a 1-bit file, 255 also means 1."""
+    return [code for code in pixels.values if code in codes or (code == pixels.full == 1 and 255 in codes)]
+
+
+def _select(pixels: MaskPixels, codes: Collection[int]) -> NDArray[np.bool_]:
+    """Return where a file has one of the codes, (H, W) bool."""
+    if len(codes) == 1:  # comparing is several times as fast as looking up
+        return np.asarray(pixels.codes == next(iter(codes)))
+    if not codes:
+        return np.zeros(pixels.codes.shape, bool)
+    table = np.zeros(int(pixels.codes.max()) + 1, bool)
+    table[list(codes)] = True
+    return table[pixels.codes]
+
+
+def _pack(pixels: MaskPixels, car: NDArray[np.bool_], ignored_codes: Collection[int]) -> PackedMask:
+    if not ignored_codes:
+        return PackedMask.from_bool(car)
+    return PackedMask.from_bool(car, _select(pixels, ignored_codes))
+
+
+def flat_share(levels: NDArray[np.uint8] | NDArray[np.uint16], low: int, high: int, noise: int) -> float:
+    """Return the share of the pixels between two levels that lie within a flat square of 3x3 pixels."""
+    rows, columns = np.nonzero((levels > low) & (levels < high))
+    step = -(-len(rows) // FLAT_SAMPLE)
+    rows, columns = rows[::step], columns[::step]
+    padded = np.pad(levels, 1, mode="edge").astype(np.int32)
+    squares = [padded[rows + down, columns + right] for down in range(3) for right in range(3)]
+    return float((np.ptp(squares, axis=0) <= noise).mean())

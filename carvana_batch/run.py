@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +24,7 @@ from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
+from carvana_batch.notes import Note
 from carvana_batch.options import Choice, Options
 from carvana_batch.output.checks import check_request
 from carvana_batch.output.folder import OutFolder
@@ -318,6 +319,8 @@ class Run:
             not journal[ref.key].failed for ref in self.refs if ref.key in journal
         )
         report.failures = [entry for entry in entries if entry.failed]
+        counts = Counter(note for entry in masked for note in entry.notes)
+        report.notes = {note: counts[note] for note in Note if counts[note]}
         report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
         if self.truth is not None:
             scored = [entry for entry in masked if entry.dice is not None]

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from carvana_batch.notes import Note
+
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class ImageRef:
@@ -43,12 +45,14 @@ class Photo:
         pixels: (H, W, 3) uint8, RGB, on the stored pixel grid.
         file_bytes: size of the file before it was read.
         file_time: time of the file's last change before it was read, in ns.
+        notes: what the user should know about it.
     """
 
     ref: ImageRef
     pixels: NDArray[np.uint8] = field(repr=False)
     file_bytes: int = 0
     file_time: int = 0
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

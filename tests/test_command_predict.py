@@ -101,6 +101,17 @@ def test_other_photos_of_the_same_names_do_not_replace_masks(run, here):
     assert results_in(here / "out") == before
 
 
+def test_photos_with_further_pages_are_counted_at_the_end(run, here):
+    photos = [Image.open(path) for path in sorted((here / "in").iterdir())]
+    for name in ("roll.tif", "roll.gif"):
+        photos[0].save(here / "in" / f"{name[-3:]}{name}", save_all=True, append_images=photos[1:])
+    result = run("in", "out")
+    assert result.stdout.splitlines()[2:4] == [
+        "6 masked, 0 failed -> out",
+        "Only the first page or frame was masked: 2 photos",
+    ]
+
+
 def test_one_photo_into_a_folder(run, here):
     result = run("in/car1.jpg", "out")
     assert result.exit_code == 0, result.output

@@ -22,7 +22,7 @@ from torch.utils.data import dataloader
 from carvana_batch.decode import loader
 from carvana_batch.decode import photo as images
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
-from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
 from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.values import Failure, ImageRef, Photo
@@ -221,14 +221,14 @@ def test_options_reach_the_decoder(tmp_path, workers):
 def test_file_size_and_time_are_from_before_reading(tmp_path, monkeypatch):
     ref = write_photo(tmp_path / "a.png", 1)
     before = ref.path.stat()
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def read_and_change(path, **options):
-        pixels = read_image(path, **options)
+        decoded = decode_image(path, **options)
         write_photo(path, 2, (50, 30))
-        return pixels
+        return decoded
 
-    monkeypatch.setattr(loader, "read_image", read_and_change)
+    monkeypatch.setattr(loader, "decode_image", read_and_change)
     (photo,) = make_loader([ref], OPTIONS, 0)
     assert describe(photo) == ("a", 1)
     assert (photo.file_bytes, photo.file_time) == (before.st_size, before.st_mtime_ns)
@@ -239,9 +239,9 @@ def test_a_photo_too_large_for_memory_is_a_failure(tmp_path, monkeypatch):
     def fail(path, **_options):
         if path.stem == "b":
             raise MemoryError
-        return np.zeros((2, 2, 3), np.uint8)
+        return DecodedImage(np.zeros((2, 2, 3), np.uint8))
 
-    monkeypatch.setattr(loader, "read_image", fail)
+    monkeypatch.setattr(loader, "decode_image", fail)
     refs = [write_photo(tmp_path / f"{name}.png", 0) for name in "abc"]
     described = [describe(result) for result in make_loader(refs, OPTIONS, 0)]
     assert described[1][1] == "does not fit into the memory that is free"
@@ -251,9 +251,9 @@ def test_a_photo_too_large_for_memory_is_a_failure(tmp_path, monkeypatch):
 def test_seconds_are_summed_over_workers(photos, monkeypatch):
     def slow(_path, **_options):
         threading.Event().wait(0.02)
-        return np.zeros((2, 2, 3), np.uint8)
+        return DecodedImage(np.zeros((2, 2, 3), np.uint8))
 
-    monkeypatch.setattr(loader, "read_image", slow)
+    monkeypatch.setattr(loader, "decode_image", slow)
     for workers in (0, 2):
         photo_loader = make_loader(photos, OPTIONS, workers)
         assert len(list(photo_loader)) == 12
@@ -262,16 +262,16 @@ def test_seconds_are_summed_over_workers(photos, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_photo_that_kills_its_worker_is_the_only_one_lost(photos, monkeypatch, workers):
-    read_image = loader.read_image
+    decode_image = loader.decode_image
     main = os.getpid()
 
     def read_or_kill(path, **options):
         if path.stem in ("02", "09", "11"):
             assert os.getpid() != main
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", read_or_kill)
+    monkeypatch.setattr(loader, "decode_image", read_or_kill)
     described = [describe(result) for result in make_loader(photos, OPTIONS, workers)]
     assert [key for key, _ in described] == [ref.key for ref in photos]
     reasons = {key: value for key, value in described if not isinstance(value, int)}
@@ -280,16 +280,16 @@ def test_a_photo_that_kills_its_worker_is_the_only_one_lost(photos, monkeypatch,
 
 
 def test_a_worker_killed_once_loses_no_photo(photos, monkeypatch, tmp_path):
-    read_image = loader.read_image
+    decode_image = loader.decode_image
     killed = tmp_path / "killed"
 
     def die_once(path, **options):
         if path.stem == "05" and not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", die_once)
+    monkeypatch.setattr(loader, "decode_image", die_once)
     described = [describe(result) for result in make_loader(photos, OPTIONS, 2)]
     assert killed.exists()
     assert [value for _, value in described if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
@@ -327,14 +327,14 @@ FAULTS = {
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_lost_worker_loses_no_other_photo(photos, monkeypatch, fault, workers, count_faults):
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def read_or_die(path, **options):
         if path.stem in ("01", "02", "10"):
             FAULTS[fault]()
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", read_or_die)
+    monkeypatch.setattr(loader, "decode_image", read_or_die)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
     described = [describe(result) for result in make_loader(photos, options, workers)]
     assert [key for key, _ in described] == [ref.key for ref in photos]
@@ -364,22 +364,24 @@ def test_workers_killed_while_sending_lose_no_photo(tmp_path, count_faults):
 
 
 def test_the_reason_distinguishes_a_crash_from_a_hang(photos, monkeypatch):
-    monkeypatch.setattr(loader, "read_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        loader, "decode_image", lambda _path, **_options: os.kill(os.getpid(), signal.SIGKILL)
+    )
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.6)
     (failure,) = make_loader(photos[:1], options, 1, poll_seconds=0.5)
     assert failure.reason.startswith("the process that decoded it died")
 
 
 def test_a_worker_that_hangs_once_loses_no_photo(photos, monkeypatch, tmp_path, count_faults):
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def hang_once(path, **options):
         if path.stem == "05" and not (tmp_path / "hung").exists():
             (tmp_path / "hung").touch()
             hang()
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", hang_once)
+    monkeypatch.setattr(loader, "decode_image", hang_once)
     options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
     described = [describe(result) for result in make_loader(photos, options, 2)]
     assert [value for _, value in described if isinstance(value, int)] == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
@@ -399,7 +401,7 @@ def test_a_bug_is_not_mistaken_for_a_dead_worker(photos, monkeypatch):
     def fail(_path, **_options):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(loader, "read_image", fail)
+    monkeypatch.setattr(loader, "decode_image", fail)
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match="a mistake"):
             list(make_loader(photos, OPTIONS, workers))
@@ -415,14 +417,14 @@ def test_more_workers_than_cores_do_not_warn(photos):
 
 def test_workers_ignore_signals_meant_for_the_main_process(photos, monkeypatch):
     """Ctrl-C on a terminal and SIGTERM from a batch system may reach all processes at once."""
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def signal_itself(path, **options):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", signal_itself)
+    monkeypatch.setattr(loader, "decode_image", signal_itself)
     results = list(make_loader(photos, OPTIONS, 2))
     assert sum(isinstance(result, Photo) for result in results) == 10
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
@@ -445,9 +447,9 @@ def test_garbage_collection_keeps_memory_shared(photos, monkeypatch):
     def collect_and_read(path, **options):
         if path.stem >= "06":
             gc.collect()
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", collect_and_read)
+    monkeypatch.setattr(loader, "decode_image", collect_and_read)
     held = [[number] for number in range(200_000)]  # 16 MB that garbage collection would write to
     with memory_shared_with_workers(), contextlib.closing(iter(make_loader(photos, OPTIONS, 1))) as results:
         next(results)

@@ -21,9 +21,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from carvana_batch.decode import image_file
 from carvana_batch.decode import photo as images
-from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.photo import decode_image, read_image
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.read import read_mask
+from carvana_batch.notes import Note
 
 HEIGHT, WIDTH = 23, 37
 Y, X = np.mgrid[:HEIGHT, :WIDTH]
@@ -279,6 +280,27 @@ def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path: Path) -> None
         path = tmp_path / f"a.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:], **SAVE_OPTIONS.get(suffix, {}))
         np.testing.assert_array_equal(read_image(path), np.broadcast_to([255, 0, 0], RGB.shape))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_further_pages_and_frames_are_noted(tmp_path: Path, suffix: str) -> None:
+    first, second = (Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second])
+    first.save(tmp_path / f"b.{suffix}")
+    assert decode_image(tmp_path / f"a.{suffix}").notes == (Note.FIRST_PAGE,)
+    assert decode_image(tmp_path / f"b.{suffix}").notes == ()
+
+
+def test_previews_are_not_further_pages(tmp_path: Path) -> None:
+    photo = Image.fromarray(RGB)
+    photo.save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=[photo.resize((8, 5))])
+    with tifffile.TiffWriter(tmp_path / "b.tif") as tiff:
+        tiff.write(RGB)
+        tiff.write(RGB[::2, ::2], subfiletype=1)
+    with Image.open(tmp_path / "a.mpo") as image:
+        assert getattr(image, "n_frames", 0) == 2
+    for name in ("a.mpo", "b.tif"):
+        assert decode_image(tmp_path / name).notes == ()
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:

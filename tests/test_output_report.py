@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import pytest
 
 from carvana_batch import __version__
 from carvana_batch.errors import OutOfSpaceError
+from carvana_batch.notes import SUMMARIES, Note
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.report import COLUMNS, RunReport, write_table
 
@@ -71,6 +73,7 @@ def test_json_report(tmp_path):
         done=2,
         failures=[failed("a"), failed("\udcff\n")],
         without_truth=[done("b", reason="no true mask of this name")],
+        notes={Note.FIRST_PAGE: 3},
         foreign=7,
         expected_dice=[0.5, 1.0],
         dice=[0.25],
@@ -100,6 +103,7 @@ def test_json_report(tmp_path):
             {"image": "in/\udcff\n.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},
         ],
         "without_truth": ["b"],
+        "notes": {"only the first page or frame": 3},
         "masks_of_other_photos": 7,
         "mean_expected_dice": 0.75,
         "dice": {"mean": 0.25, "p05": 0.25, "p50": 0.25, "p95": 0.25},
@@ -138,15 +142,27 @@ def test_table_starts_with_failures_and_doubtful_masks(tmp_path):
     header, *rows = read_table(tmp_path / "report.csv")
     assert tuple(header) == COLUMNS
     assert rows == [
-        ["y", "failed", "", "", "", "", "", "write", "is too large"],
-        ["z", "failed", "", "", "", "", "", "decode", "is empty (0 bytes)"],
-        ["doubtful", "done", "0.100000", "", "0.250000", "4", "3", "", ""],
-        ["a", "done", "0.500000", "", "0.250000", "4", "3", "", ""],
-        ["b", "done", "0.500000", "", "0.250000", "4", "3", "", ""],
-        ["sure", "done", "0.990000", "0.123457", "0.250000", "4", "3", "", ""],
+        ["y", "failed", "", "", "", "", "", "write", "is too large", ""],
+        ["z", "failed", "", "", "", "", "", "decode", "is empty (0 bytes)", ""],
+        ["doubtful", "done", "0.100000", "", "0.250000", "4", "3", "", "", ""],
+        ["a", "done", "0.500000", "", "0.250000", "4", "3", "", "", ""],
+        ["b", "done", "0.500000", "", "0.250000", "4", "3", "", "", ""],
+        ["sure", "done", "0.990000", "0.123457", "0.250000", "4", "3", "", "", ""],
     ]
     write_table(tmp_path / "again.csv", reversed(entries))
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "report.csv").read_bytes()
+
+
+def test_table_joins_the_notes_of_a_photo(tmp_path):
+    noted = dataclasses.replace(done("a"), notes=(Note.FIRST_PAGE, Note.FIRST_PAGE))
+    write_table(tmp_path / "report.csv", [noted])
+    header, row = read_table(tmp_path / "report.csv")
+    assert row[header.index("notes")] == "only the first page or frame; only the first page or frame"
+
+
+def test_each_note_has_a_summary_with_a_number():
+    assert SUMMARIES.keys() == set(Note)
+    assert all("7 photos" in line.format(photos="7 photos") for line in SUMMARIES.values())
 
 
 def test_table_keeps_any_name(tmp_path):

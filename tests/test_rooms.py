@@ -20,14 +20,25 @@ from scipy.sparse.csgraph import connected_components
 PACKAGE = Path(__file__).parent.parent / "carvana_batch"
 NAME = "carvana_batch"
 
-GROUND_FLOOR = {"errors", "files", "main_memory", "options", "parallel", "stopping", "text", "values"}
+GROUND_FLOOR = {
+    "errors",
+    "files",
+    "main_memory",
+    "notes",
+    "options",
+    "parallel",
+    "stopping",
+    "text",
+    "values",
+}
 ROOMS = {
     "errors": set(),
     "main_memory": set(),
     "parallel": set(),
     "stopping": set(),
     "text": set(),
-    "values": set(),
+    "notes": set(),
+    "values": {"notes"},
     "files": {"errors", "text"},
     "options": {"errors"},
     "demo": set(),

@@ -2,6 +2,7 @@ import csv
 import errno
 import gc
 import gzip
+import json
 import multiprocessing
 import os
 import shutil
@@ -25,6 +26,7 @@ from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
+from carvana_batch.notes import Note
 from carvana_batch.options import Options
 from carvana_batch.output import extras
 from carvana_batch.output.folder import OutFolder
@@ -175,13 +177,13 @@ def test_a_rerun_masks_only_what_failed_or_changed(predict, photos, out, monkeyp
     assert predict(photos, out).exit_code == 3
     expected = results_in(out)
     decoded = []
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def record(path, **options):
         decoded.append(path.relative_to(photos).as_posix())
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", record)
+    monkeypatch.setattr(loader, "decode_image", record)
     report = predict(photos, out)
     assert (report.exit_code, report.already_done, report.done) == (3, 9, 0)
     assert decoded == ["bad1.jpg", "bad2.jpg"]
@@ -205,22 +207,35 @@ def test_a_rerun_masks_only_what_failed_or_changed(predict, photos, out, monkeyp
 
 
 def test_a_photo_that_changes_while_it_is_masked_is_masked_again(predict, photos, out, monkeypatch):
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def read_and_change(path, **options):
-        pixels = read_image(path, **options)
+        decoded = decode_image(path, **options)
         if path.name == "4.jpg":
             shutil.copy(photos / "2.jpg", path)
         if path.name == "6.jpg":
             path.unlink()
-        return pixels
+        return decoded
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "read_image", read_and_change)
+        patch.setattr(loader, "decode_image", read_and_change)
         assert predict(photos, out).done == 9
     report = predict(photos, out)
     assert (report.already_done, report.done) == (7, 1)
     assert (out / "4.png").read_bytes() == (out / "2.png").read_bytes()
+
+
+def test_notes_reach_report_journal_and_a_later_run(predict, photos, out):
+    first, second = (Image.open(photos / name) for name in ("0.jpg", "2.jpg"))
+    first.save(photos / "roll.tif", save_all=True, append_images=[second])
+    for _ in range(2):  # the second run masks nothing, and counts what the journal says
+        report = predict(photos, out)
+        assert report.notes == {Note.FIRST_PAGE: 1}
+        assert json.loads((out / "run.json").read_text())["notes"] == {"only the first page or frame": 1}
+        rows = report_rows(out)
+        assert rows["roll"]["notes"] == "only the first page or frame"
+        assert {row["notes"] for key, row in rows.items() if key != "roll"} == {""}
+    assert report.done == 0
 
 
 def test_other_settings_are_rejected_without_overwrite(predict, photos, out):
@@ -523,7 +538,7 @@ def test_a_full_disk_stops_the_run_which_can_be_resumed(predict, photos, tmp_pat
 @pytest.mark.parametrize("number", [1, 4])
 def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out, monkeypatch, number):
     fail, callers = failing_from(number, MaskWriter.write, RuntimeError("a mistake"))
-    read_image, photos_read = loader.read_image, []
+    decode_image, photos_read = loader.decode_image, []
 
     def wait_for_writer(path, **options):
         """Read the photo after the one that is not written only once writing it has failed."""
@@ -532,11 +547,11 @@ def test_an_error_in_a_writer_thread_stops_the_run_at_once(predict, photos, out,
         if len(photos_read) == number:
             threading.Event().wait(0.1)
         photos_read.append(path)
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(MaskWriter, "write", fail)
-        patch.setattr(loader, "read_image", wait_for_writer)
+        patch.setattr(loader, "decode_image", wait_for_writer)
         with pytest.raises(RuntimeError, match="a mistake"):
             predict(photos, out)
     assert number <= len(photos_read) <= number + 1
@@ -557,13 +572,13 @@ def test_an_error_leaves_no_worker_and_no_thread_behind(predict, photos, out, mo
 def test_the_network_waits_for_slow_writers(predict, drawn, out, monkeypatch):
     refs = [ImageRef(f"{number:02}", drawn / "images" / "car0.jpg") for number in range(30)]
     waiting = most_waiting = 0
-    read_image, write = loader.read_image, MaskWriter.write
+    decode_image, write = loader.decode_image, MaskWriter.write
 
     def counting_read(*arguments, **options):
         nonlocal waiting, most_waiting
         waiting += 1
         most_waiting = max(most_waiting, waiting)
-        return read_image(*arguments, **options)
+        return decode_image(*arguments, **options)
 
     def slow_write(*arguments):
         nonlocal waiting
@@ -571,7 +586,7 @@ def test_the_network_waits_for_slow_writers(predict, drawn, out, monkeypatch):
         waiting -= 1
         return write(*arguments)
 
-    monkeypatch.setattr(loader, "read_image", counting_read)
+    monkeypatch.setattr(loader, "decode_image", counting_read)
     monkeypatch.setattr(MaskWriter, "write", slow_write)
     assert predict(None, out, refs=refs).done == 30
     assert most_waiting <= MOST_UNWRITTEN + 4

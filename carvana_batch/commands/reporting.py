@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from carvana_batch.inputs.find import take_shard
+from carvana_batch.notes import SUMMARIES
 from carvana_batch.options import Options
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.text import counted, shown
@@ -171,6 +172,8 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
     reporter.say(", ".join(counts) + f" -> {shown(out)}")
     if report.foreign:
         reporter.say(f"{shown(out)} also holds masks of {counted(report.foreign, 'other photo')}")
+    for note, number in report.notes.items():
+        reporter.say(SUMMARIES[note].format(photos=counted(number, "photo")))
     if report.dice_summary is not None:
         dice = report.dice_summary
         reporter.say(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.photo import decode_image
 from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, InSlot, OpenedSlots, SharedMemory
 from carvana_batch.decode.workers import (
     WORKER_POLL_SECONDS,
@@ -24,6 +24,7 @@ from carvana_batch.decode.workers import (
 )
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
 from carvana_batch.text import shown
 from carvana_batch.values import Failure, ImageRef, Photo
@@ -60,6 +61,7 @@ class _Decoded(NamedTuple):
         file_bytes: size of the file before it was read.
         file_time: time of its last change before it was read, in ns.
         seconds: time that decoding took.
+        notes: what the user should know about the photo.
     """
 
     photo_index: int
@@ -67,6 +69,7 @@ class _Decoded(NamedTuple):
     file_bytes: int
     file_time: int
     seconds: float
+    notes: tuple[Note, ...]
 
 
 class _Decoding(Dataset[_Decoded]):
@@ -87,23 +90,24 @@ class _Decoding(Dataset[_Decoded]):
             # Before reading: if the file changes meanwhile, the next run masks it again.
             status = path.stat()
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # read_image reports it with a better message
+        except OSError:  # decode_image reports it with a better message
             pass
         result: InSlot | NDArray[np.uint8] | Failure
+        notes: tuple[Note, ...] = ()
         try:
-            pixels = read_image(
+            image = decode_image(
                 path,
                 pixel_limit=self.options.pixel_limit,
                 apply_exif=self.options.apply_exif,
                 find_room=self.memory.find_room,
             )
-            result = self.memory.put(pixels)
+            result, notes = self.memory.put(image.pixels), image.notes
         except ImageError as error:
             reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
             result = Failure.of(ref, "decode", reason)
         except MemoryError:
             result = Failure.of(ref, "decode", NO_MEMORY)
-        return _Decoded(index, result, size, changed, time.perf_counter() - start)
+        return _Decoded(index, result, size, changed, time.perf_counter() - start, notes)
 
 
 def _unchanged(decoded: Any) -> Any:
@@ -233,4 +237,4 @@ class PhotoLoader:
                 return Failure.of(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
-        return Photo(ref, pixels, decoded.file_bytes, decoded.file_time)
+        return Photo(ref, pixels, decoded.file_bytes, decoded.file_time, decoded.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from PIL import Image
 
 from carvana_batch.decode.image_file import (
     DECODER_ERRORS,
+    JPEG_FORMATS,
     decode_pixels,
     open_image_file,
     read_header,
@@ -19,7 +20,9 @@ from carvana_batch.decode.image_file import (
 )
 from carvana_batch.decode.jpeg_markers import has_end
 from carvana_batch.decode.pixels import ORIENTATION, scale_to_eight_bits
+from carvana_batch.decode.tiff import PAGES
 from carvana_batch.errors import ImageError
+from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
 
 try:
@@ -28,14 +31,33 @@ except ImportError:
     simplejpeg = None
 
 
+class DecodedImage(NamedTuple):
+    """A decoded photo without its name.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, C-contiguous and writable.
+        notes: what the user should know about it.
+    """
+
+    pixels: NDArray[np.uint8]
+    notes: tuple[Note, ...] = ()
+
+
 def read_image(
+    path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT, apply_exif: bool = False
+) -> NDArray[np.uint8]:
+    """Decode a photo to (H, W, 3) uint8, RGB, without notes; see :func:`decode_image`."""
+    return decode_image(path, pixel_limit=pixel_limit, apply_exif=apply_exif).pixels
+
+
+def decode_image(
     path: Path,
     *,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
     apply_exif: bool = False,
     find_room: Callable[[int], NDArray[np.uint8] | None] | None = None,
-) -> NDArray[np.uint8]:
-    """Decode a photo to (H, W, 3) uint8, RGB, C-contiguous and writable.
+) -> DecodedImage:
+    """Decode a photo.
 
     The format is determined by the content, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
     three equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels are
@@ -60,7 +82,9 @@ def read_image(
         pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
             pixels = _to_rgb(decode_pixels(image, file))
-        return _upright(pixels, _orientation(image)) if apply_exif else pixels
+        if apply_exif:
+            pixels = _upright(pixels, _orientation(image))
+        return DecodedImage(pixels, (Note.FIRST_PAGE,) if _has_further_pages(image) else ())
 
 
 def _decode_colour_jpeg(
@@ -103,6 +127,16 @@ def _orientation(image: Image.Image) -> int:
     except DECODER_ERRORS:  # the pixels are not affected
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _has_further_pages(image: Image.Image) -> bool:
+    """Whether the file has pages or frames after the first; call it when that one's pixels are decoded."""
+    if image.format in JPEG_FORMATS:  # what follows in an MPO are previews, or other views of the same scene
+        return False
+    try:
+        return int(image.info.get(PAGES, 1)) > 1 or bool(getattr(image, "is_animated", False))
+    except DECODER_ERRORS:  # the pixels are not affected
+        return False
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from typing import IO
 
 from carvana_batch.files import read_error
 from carvana_batch.inputs.keys import mask_name_problem
+from carvana_batch.notes import Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Entry:
         mask_bytes: size of the mask's file, which tells whether it is complete.
         stage: what failed, "" if nothing did.
         reason: of the failure, or why there is no Dice.
+        notes: on the photo, if it was masked.
         committed: when the line was written in ns, which gives the order of lines in several journals.
     """
 
@@ -45,6 +47,7 @@ class Entry:
     mask_bytes: int = 0
     stage: str = ""
     reason: str = ""
+    notes: tuple[Note, ...] = ()
     committed: int = field(default=0, compare=False)
 
     @property
@@ -77,8 +80,10 @@ def read_entries(state: Path) -> dict[str, Entry]:
 def _parse(lines: Iterable[str]) -> Iterator[Entry]:
     for line in lines:
         try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError, RecursionError):
+            values = json.loads(line)
+            notes = tuple(Note(note) for note in values.pop("notes", ()))
+            entry = Entry(**values, notes=notes)
+        except (AttributeError, ValueError, TypeError, RecursionError):
             continue
         if _is_sound(entry):
             yield entry

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from carvana_batch import __version__
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.files import atomic_writer, defuse_formula, write_row
+from carvana_batch.notes import Note
 from carvana_batch.output.journal import Entry
 
 
@@ -36,7 +37,18 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     return ranks[indexes]
 
 
-COLUMNS = ("image", "status", "expected_dice", "dice", "car_share", "width", "height", "stage", "reason")
+COLUMNS = (
+    "image",
+    "status",
+    "expected_dice",
+    "dice",
+    "car_share",
+    "width",
+    "height",
+    "stage",
+    "reason",
+    "notes",
+)
 
 
 @dataclass
@@ -49,6 +61,7 @@ class RunReport:
         done: photos that this run has masked.
         failures: journal entries of the photos without a mask.
         without_truth: journal entries of the photos that could not be compared with a true mask.
+        notes: number of masked photos with each kind of note, without those of 0.
         foreign: number of masks of other photos in the out folder.
         expected_dice: expected Dice of each mask, in [0, 1]; see :class:`Prediction`.
         dice: Dice of each mask with its true mask, in [0, 1].
@@ -70,6 +83,7 @@ class RunReport:
     done: int = 0
     failures: list[Entry] = field(default_factory=list)
     without_truth: list[Entry] = field(default_factory=list)
+    notes: dict[Note, int] = field(default_factory=dict)
     foreign: int = 0
     expected_dice: list[float] = field(default_factory=list)
     dice: list[float] = field(default_factory=list)
@@ -130,6 +144,7 @@ class RunReport:
                 for entry in self.failures
             ],
             "without_truth": [entry.key for entry in self.without_truth],
+            "notes": self.notes,
             "masks_of_other_photos": self.foreign,
             "mean_expected_dice": float(np.mean(self.expected_dice)) if self.expected_dice else None,
             "dice": self.dice_summary,
@@ -160,7 +175,8 @@ class RunReport:
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
-    ``car_share`` is the part of the photo that the mask covers, in [0, 1]. An apostrophe is put before names
+    ``car_share`` is the part of the photo that the mask covers, in [0, 1]; several notes are separated by
+    semicolons. An apostrophe is put before names
     and reasons that a spreadsheet would take for a formula.
 
     Raises:
@@ -181,6 +197,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
                     entry.height or "",
                     entry.stage,
                     defuse_formula(entry.reason),
+                    "; ".join(entry.notes),
                 ),
             )
 

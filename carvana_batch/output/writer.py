@@ -88,6 +88,7 @@ class MaskWriter:
             dice=None if isinstance(dice, Failure) else dice,
             mask_bytes=len(content),
             reason=dice.reason if isinstance(dice, Failure) else "",
+            notes=photo.notes,
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)

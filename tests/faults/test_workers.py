@@ -27,14 +27,14 @@ def test_photos_that_kill_a_worker_fail_and_others_are_masked(
     refs = find_images(tmp_path / "in").refs
     options = Options(precision="fp32", workers=2, decode_timeout=0.5)
     assert run(refs, tmp_path / "undisturbed", model, options).exit_code == 0
-    read_image = loader.read_image
+    decode_image = loader.decode_image
 
     def read_or_die(path, **options):
         if path.stem in ("04", "05", "11"):
             FAULTS[fault]()
-        return read_image(path, **options)
+        return decode_image(path, **options)
 
-    monkeypatch.setattr(loader, "read_image", read_or_die)
+    monkeypatch.setattr(loader, "decode_image", read_or_die)
     signal.alarm(100)
     report = run(refs, tmp_path / "out", model, options)
     signal.alarm(0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carvana_batch.notes import Note
+from carvana_batch.orientation import UPRIGHT, swaps_sides, turn
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -42,7 +43,8 @@ class Photo:
 
     Attributes:
         ref: where it was found.
-        pixels: (H, W, 3) uint8, RGB, on the stored pixel grid.
+        pixels: (H, W, 3) uint8, RGB, on the pixel grid of its mask.
+        orientation: the EXIF orientation of this grid, 1 to 8. The network sees the photo turned upright.
         file_bytes: size of the file before it was read.
         file_time: time of the file's last change before it was read, in ns.
         notes: what the user should know about it.
@@ -50,9 +52,16 @@ class Photo:
 
     ref: ImageRef
     pixels: NDArray[np.uint8] = field(repr=False)
+    orientation: int = UPRIGHT
     file_bytes: int = 0
     file_time: int = 0
     notes: tuple[Note, ...] = ()
+
+    @property
+    def upright_shape(self) -> tuple[int, int]:
+        """(height, width) of the photo turned upright."""
+        height, width = self.pixels.shape[:2]
+        return (width, height) if swaps_sides(self.orientation) else (height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,10 @@ class PackedMask:
     def to_bool(self) -> NDArray[np.bool_]:
         """The (H, W) bool array."""
         return np.unpackbits(self.rows, axis=1, count=self.width).view(np.bool_)
+
+    def turned(self, orientation: int) -> PackedMask:
+        """The mask turned upright, if it is stored with an EXIF orientation."""
+        return self if orientation == UPRIGHT else PackedMask.from_bool(turn(self.to_bool(), orientation))
 
 
 @dataclass(frozen=True, slots=True)

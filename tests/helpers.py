@@ -36,6 +36,30 @@ def write_photo(path, mask_path=None, seed=0, size=(96, 64)):
         truth.save(mask_path)
 
 
+STORED_AS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What a camera that is held in another way does to an upright picture, by EXIF orientation."""
+
+
+def store(picture, orientation):
+    """An upright Pillow image as a file with this EXIF orientation stores it."""
+    return picture.transpose(STORED_AS[orientation]) if orientation in STORED_AS else picture
+
+
+def with_orientation(picture, orientation):
+    """A copy of a Pillow image with the tag, which is saved by ``save(..., exif=copy.getexif())``."""
+    copy = picture.copy()
+    copy.getexif()[0x0112] = orientation
+    return copy
+
+
 def results_in(out):
     """The files of an out folder that must not depend on how its run went: path below it -> bytes."""
     files = (path for path in sorted(out.rglob("*")) if path.is_file())

@@ -10,15 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import names_in, results_in, write_photo
-from PIL import Image
+from helpers import names_in, results_in, store, with_orientation, write_photo
+from PIL import Image, ImageOps
 
 from carvana_batch.commands import group, predict, reporting
 from carvana_batch.errors import FolderInUseError, ModelError, UsageError
 from carvana_batch.inputs.masks import find_masks
+from carvana_batch.masks import rle
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network import BUNDLED_WEIGHTS
 from carvana_batch.network.checkpoints import load_model
+from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import Progress
@@ -449,15 +451,62 @@ def test_extras_and_mask_bits(run, here):
         assert np.array_equal(np.asarray(mask), np.asarray(cutout)[..., 3])
 
 
-def test_exif_orientation(run, here):
-    photo = Image.open(here / "in" / "car0.jpg")
-    exif = photo.getexif()
-    exif[0x0112] = 6
-    photo.save(here / "turned.jpg", exif=exif)
-    run("turned.jpg", "ignored.png")
-    run("turned.jpg", "applied.png", "--exif", "apply")
-    sizes = [read_mask(here / name).to_bool().shape for name in ("ignored.png", "applied.png")]
-    assert sizes == [(64, 96), (96, 64)]
+def read_pixels(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def upright(path, orientation):
+    """The pixels of a file stored with this orientation, turned by Pillow."""
+    image = with_orientation(Image.fromarray(read_pixels(path)), orientation)
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("tile", [(), ("--tile", "256x256", "--overlap", "64")])
+def test_exif_orientations(run, here, tile):
+    (here / "phone").mkdir()
+    write_photo(here / "upright.png", here / "upright.gif", seed=1, size=(300, 200))
+    with Image.open(here / "upright.png") as photo, Image.open(here / "upright.gif") as true:
+        for orientation in ORIENTATIONS:
+            exif = with_orientation(photo, orientation).getexif()
+            store(photo, orientation).save(here / "phone" / f"{orientation}.png", exif=exif)
+            for folder, mask in (("stored", store(true, orientation)), ("upright", true)):
+                (here / folder).mkdir(exist_ok=True)
+                mask.convert("1").save(here / folder / f"{orientation}.png")
+    save = [word for kind in ("prob", "overlay", "panel", "cutout") for word in ("--save", kind)]
+    as_stored = run("phone", "as_stored", *tile, *save, "--gt", "stored", "--rle", "stored.csv")
+    applied = run("phone", "applied", *tile, *save, "--gt", "upright", "--exif", "apply")
+    assert (as_stored.exit_code, applied.exit_code) == (0, 0), as_stored.output + applied.output
+    assert as_stored.stdout.splitlines()[3] == (
+        "Turned upright for the network by their EXIF orientation: 7 photos (masks lie on the stored pixels;"
+        " --exif apply turns them, too)"
+    )
+    assert applied.stdout.splitlines()[3] == (
+        "Turned upright by their EXIF orientation, and so are their masks: 7 photos"
+    )
+    rows = dict(csv.reader((here / "stored.csv").read_text().splitlines()))
+    dice = set()
+    for orientation in ORIENTATIONS:
+        for name in ("{}.png", "_prob/{}.tif", "_cutout/{}.png"):
+            file = name.format(orientation)
+            expected = read_pixels(here / "applied" / name.format(1))
+            np.testing.assert_array_equal(read_pixels(here / "applied" / file), expected)
+            np.testing.assert_array_equal(upright(here / "as_stored" / file, orientation), expected)
+        expected, overlay = read_pixels(here / "applied/_overlay/1.jpg"), f"_overlay/{orientation}.jpg"
+        np.testing.assert_array_equal(read_pixels(here / "applied" / overlay), expected)
+        difference = upright(here / "as_stored" / overlay, orientation).astype(int) - expected
+        assert np.abs(difference).mean() < 3  # a JPEG depends on how its blocks lie
+        mask = read_mask(here / "as_stored" / f"{orientation}.png")
+        panel = read_pixels(here / "as_stored" / "_panel" / f"{orientation}.jpg")
+        assert panel.shape == (mask.height, 2 * mask.width, 3)
+        assert rows[f"{orientation}.jpg"] == rle.encode_packed(mask)
+        for folder in ("as_stored", "applied"):
+            with (here / folder / "report.csv").open() as file:
+                row = next(row for row in csv.DictReader(file) if row["image"] == str(orientation))
+            dice.add(row["dice"])
+            note = {"as_stored": "turned upright for the network", "applied": "turned upright with its mask"}
+            assert row["notes"] == ("" if orientation == 1 else note[folder])
+    assert len(dice) == 1
 
 
 def test_other_settings_need_overwrite(run, here):

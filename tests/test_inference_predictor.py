@@ -5,6 +5,7 @@ import networks
 import numpy as np
 import pytest
 import torch
+from helpers import store
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import (
@@ -30,6 +31,7 @@ from carvana_batch.inference.network_input import NetworkInput
 from carvana_batch.inference.tiles import Tiling
 from carvana_batch.inference.transfer import Download
 from carvana_batch.network.blocks import AnySizeNetwork
+from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.values import Failure, ImageRef, Photo, Prediction
 
 works_ahead = networks.works_ahead  # a fixture
@@ -59,6 +61,38 @@ def test_stitched_tiles_match_the_expected_map(height, width, tile_height, tile_
     assert result.probability.shape == (height, width)
     assert result.probability.dtype == np.float32
     np.testing.assert_allclose(result.probability, red_probability(photo), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling((24, 16), 0, 4)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_photos_of_any_orientation_are_masked_upright(orientation, tiling):
+    upright = random_photo(37, 50)
+    stored = np.asarray(store(Image.fromarray(upright.pixels), orientation))
+    photo = Photo(ImageRef("stored", "stored.jpg"), np.array(stored), orientation)
+    predictor = make_predictor(make_small_network(), tiling, keep_probability=True)
+    expected, result = predict_one(predictor, upright), predict_one(predictor, photo)
+    expected_map = np.asarray(store(Image.fromarray(expected.probability), orientation))
+    np.testing.assert_array_equal(result.probability, expected_map)
+    np.testing.assert_array_equal(result.mask.to_bool(), expected_map > 0.5)
+    assert result.expected_dice == pytest.approx(expected.expected_dice, rel=1e-6)
+    assert result.photo is photo
+    assert 0.01 < expected.mask.to_bool().mean() < 0.99
+    if orientation > 1:  # the network would see the photo as it is stored in another way
+        unturned = predict_one(predictor, Photo(photo.ref, photo.pixels))
+        assert np.abs(unturned.probability - expected_map).max() > 0.1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_reduced_photos_of_any_orientation_are_masked_upright(orientation):
+    upright = random_photo(40, 64)
+    stored = np.array(store(Image.fromarray(upright.pixels), orientation))
+    predictor = make_predictor(make_model(Redness(), size=(16, 8)), keep_probability=True)
+    expected = predict_one(predictor, upright).probability
+    result = predict_one(predictor, Photo(ImageRef("stored", "stored.jpg"), stored, orientation))
+    difference = result.probability - np.asarray(store(Image.fromarray(expected), orientation))
+    # Pillow rounds between reducing rows and columns, and their order depends on how the photo is stored.
+    assert np.abs(difference).max() < 0.02
+    assert expected.std() > 0.02
 
 
 def test_overlapping_tiles_are_blended_by_weight():

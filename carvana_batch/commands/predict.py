@@ -149,7 +149,8 @@ if TYPE_CHECKING:
     type=click.Choice(["ignore", "apply"]),
     default="ignore",
     show_default=True,
-    help="Masks lie on the stored pixel grid, or are turned as the EXIF orientation says.",
+    help="Masks lie on the stored pixels, or are turned upright by the EXIF orientation. The network sees"
+    " photos upright in either case.",
 )
 @click.option(
     "--pixel-limit",

@@ -26,6 +26,7 @@ from carvana_batch.errors import ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
+from carvana_batch.orientation import UPRIGHT
 from carvana_batch.text import shown
 from carvana_batch.values import Failure, ImageRef, Photo
 
@@ -43,7 +44,7 @@ class DecodeOptions:
 
     Attributes:
         pixel_limit: most pixels of a photo.
-        apply_exif: rotate photos as their EXIF orientation says.
+        apply_exif: turn photos upright by their EXIF orientation, so that their masks are upright, too.
         timeout: kill a worker that spends longer than this on one photo, in seconds.
     """
 
@@ -61,6 +62,7 @@ class _Decoded(NamedTuple):
         file_bytes: size of the file before it was read.
         file_time: time of its last change before it was read, in ns.
         seconds: time that decoding took.
+        orientation: the EXIF orientation of the pixels, 1 to 8.
         notes: what the user should know about the photo.
     """
 
@@ -69,6 +71,7 @@ class _Decoded(NamedTuple):
     file_bytes: int
     file_time: int
     seconds: float
+    orientation: int
     notes: tuple[Note, ...]
 
 
@@ -93,6 +96,7 @@ class _Decoding(Dataset[_Decoded]):
         except OSError:  # decode_image reports it with a better message
             pass
         result: InSlot | NDArray[np.uint8] | Failure
+        orientation = UPRIGHT
         notes: tuple[Note, ...] = ()
         try:
             image = decode_image(
@@ -102,12 +106,15 @@ class _Decoding(Dataset[_Decoded]):
                 find_room=self.memory.find_room,
             )
             result, notes = self.memory.put(image.pixels), image.notes
+            if not self.options.apply_exif:
+                orientation = image.orientation
         except ImageError as error:
             reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
             result = Failure.of(ref, "decode", reason)
         except MemoryError:
             result = Failure.of(ref, "decode", NO_MEMORY)
-        return _Decoded(index, result, size, changed, time.perf_counter() - start, notes)
+        seconds = time.perf_counter() - start
+        return _Decoded(index, result, size, changed, seconds, orientation, notes)
 
 
 def _unchanged(decoded: Any) -> Any:
@@ -237,4 +244,4 @@ class PhotoLoader:
                 return Failure.of(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
-        return Photo(ref, pixels, decoded.file_bytes, decoded.file_time, decoded.notes)
+        return Photo(ref, pixels, decoded.orientation, decoded.file_bytes, decoded.file_time, decoded.notes)

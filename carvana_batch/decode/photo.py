@@ -24,6 +24,7 @@ from carvana_batch.decode.tiff import PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
+from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, turn
 
 try:
     import simplejpeg
@@ -36,10 +37,12 @@ class DecodedImage(NamedTuple):
 
     Attributes:
         pixels: (H, W, 3) uint8, RGB, C-contiguous and writable.
+        orientation: the EXIF orientation of the file, 1 to 8.
         notes: what the user should know about it.
     """
 
     pixels: NDArray[np.uint8]
+    orientation: int = UPRIGHT
     notes: tuple[Note, ...] = ()
 
 
@@ -70,7 +73,7 @@ def decode_image(
     Args:
         path: the file.
         pixel_limit: most pixels that the photo may have.
-        apply_exif: rotate the photo as its orientation tag says, instead of keeping the stored pixel grid.
+        apply_exif: turn the photo upright by its orientation, instead of keeping the stored pixel grid.
         find_room: returns uint8 memory for a number of bytes, or None. It may be overwritten, and the
             result may be a view of it.
 
@@ -82,9 +85,15 @@ def decode_image(
         pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
             pixels = _to_rgb(decode_pixels(image, file))
+        orientation = _orientation(image)
+        notes = []
+        if orientation != UPRIGHT:
+            notes.append(Note.TURNED_WITH_MASK if apply_exif else Note.TURNED)
+        if _has_further_pages(image):
+            notes.append(Note.FIRST_PAGE)
         if apply_exif:
-            pixels = _upright(pixels, _orientation(image))
-        return DecodedImage(pixels, (Note.FIRST_PAGE,) if _has_further_pages(image) else ())
+            pixels = np.ascontiguousarray(turn(pixels, orientation))
+        return DecodedImage(pixels, orientation, tuple(notes))
 
 
 def _decode_colour_jpeg(
@@ -123,10 +132,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     try:
         with without_metadata_warnings():
-            value = image.getexif().get(ORIENTATION, 1)
+            value = image.getexif().get(ORIENTATION, UPRIGHT)
     except DECODER_ERRORS:  # the pixels are not affected
-        return 1
-    return value if isinstance(value, int) else 1
+        return UPRIGHT
+    return value if isinstance(value, int) and value in ORIENTATIONS else UPRIGHT
 
 
 def _has_further_pages(image: Image.Image) -> bool:
@@ -137,14 +146,3 @@ def _has_further_pages(image: Image.Image) -> bool:
         return int(image.info.get(PAGES, 1)) > 1 or bool(getattr(image, "is_animated", False))
     except DECODER_ERRORS:  # the pixels are not affected
         return False
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Rotate and flip pixels upright for an EXIF ``orientation`` of 1 to 8; other values mean upright."""
-    if orientation in {5, 6, 7, 8}:  # stored with rows and columns swapped
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in {2, 3, 6, 7}:
-        pixels = pixels[:, ::-1]
-    if orientation in {3, 4, 7, 8}:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)

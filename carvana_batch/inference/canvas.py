@@ -12,6 +12,8 @@ from torch import Tensor
 from carvana_batch.inference.thresholding import enlarge_probability
 from carvana_batch.inference.tiles import TilePlan, blend_weights, weight_sums
 from carvana_batch.inference.transfer import upload
+from carvana_batch.inference.turning import turn_tensor
+from carvana_batch.orientation import inverse
 from carvana_batch.values import Photo
 
 
@@ -28,7 +30,7 @@ class Canvas:
     """A photo on the device, into which its tiles are blended one by one.
 
     Attributes:
-        pixels: (H, W, 3) uint8 on the device: the photo in the size that the network wants.
+        pixels: (H, W, 3) uint8 on the device: the photo upright, in the size that the network wants.
         missing: number of tiles that have not been blended yet.
         total: (h, w) float32 on the device, h >= H and w >= W: the sum of the weighted probabilities.
         finite: for each blended tile, whether all its logits are finite, as a () bool tensor on the device.
@@ -66,7 +68,7 @@ class Canvas:
         window.addcmul_(probability * rows[:, None], columns)
 
     def probability(self) -> Tensor:
-        """The (H, W) float32 map at the size of the decoded photo, once no tile is missing.
+        """The (H, W) float32 map on the pixel grid of the decoded photo, once no tile is missing.
 
         It is computed in place: call it once.
         """
@@ -77,7 +79,7 @@ class Canvas:
             total.div_(upload(weight_sums(plan.tops, plan.tile_height), total.device)[:, None])
             total.div_(upload(weight_sums(plan.lefts, plan.tile_width), total.device))
         probability = total[: self.pixels.shape[0], : self.pixels.shape[1]]
-        height, width = self.photo.pixels.shape[:2]
+        height, width = self.photo.upright_shape
         if probability.shape != (height, width):
             probability = enlarge_probability(probability, height, width)
-        return probability
+        return turn_tensor(probability, inverse(self.photo.orientation))

@@ -18,9 +18,11 @@ from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.thresholding import expected_dice, threshold_and_pack
 from carvana_batch.inference.tiles import TilePlan, Tiling
 from carvana_batch.inference.transfer import Download, upload
+from carvana_batch.inference.turning import turn_tensor
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.network.cpu_fusion import prepare_network
 from carvana_batch.options import DEFAULT_THRESHOLD
+from carvana_batch.orientation import swaps_sides
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 
@@ -60,8 +62,7 @@ class NetworkRunner:
 
     def network_size(self, photo: Photo) -> tuple[int, int]:
         """(height, width) of the photo as the network sees it."""
-        width, height = self.model.size or photo.pixels.shape[1::-1]
-        return height, width
+        return photo.upright_shape if self.model.size is None else self.model.size[::-1]
 
     def plan(self, photo: Photo, tiling: Tiling, tile_limit: int | None = None) -> TilePlan:
         """The tiles of a photo; ``tile_limit``: most pixels of one of them, None for no limit."""
@@ -69,9 +70,11 @@ class NetworkRunner:
         return tiling.plan(*self.network_size(photo), network.stride, network.unit, tile_limit)
 
     def load(self, photo: Photo, plan: TilePlan) -> Canvas:
-        """Put a photo on the device, in the size that the network wants."""
-        resized = photo.pixels if self.model.size is None else area_average(photo.pixels, self.model.size)
-        return Canvas(photo, plan, upload(resized, self.device))
+        """Put a photo on the device, upright and in the size that the network wants."""
+        pixels, size = photo.pixels, self.model.size
+        if size is not None:
+            pixels = area_average(pixels, size[::-1] if swaps_sides(photo.orientation) else size)
+        return Canvas(photo, plan, turn_tensor(upload(pixels, self.device), photo.orientation))
 
     def run(self, windows: Sequence[Window], batch: int) -> tuple[Tensor, Tensor]:
         """Run up to ``batch`` windows of one tile size.

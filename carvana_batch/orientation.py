@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,14 @@ ORIENTATIONS = range(1, 9)
 
 FLIPPED_AXES = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """For each orientation, the axes to flip, after rows and columns were swapped where :func:`swaps_sides`."""
+
+
+class Layout(NamedTuple):
+    """How a file stores a photo: its size in pixels, and its EXIF orientation."""
+
+    width: int
+    height: int
+    orientation: int = UPRIGHT
 
 
 def swaps_sides(orientation: int) -> bool:

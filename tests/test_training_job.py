@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import leave_temporary_file, names_below, write_pairs
+from helpers import leave_temporary_file, names_below, store, with_orientation, write_pairs
 from PIL import Image
 
 from carvana_batch import Masker
@@ -75,6 +75,25 @@ def test_a_run_writes_all_documented_files(tmp_path: Path, data: Path) -> None:
             picture.load()
     assert "4 photos of 2 cars to train on, 2 photos of 1 car to measure on" in said
     assert "tiny at 64x32 from random weights; 4 steps of 2; cpu in fp32" in said
+
+
+def test_training_does_not_depend_on_how_photos_are_stored(tmp_path: Path, data: Path) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(data / "masks", phone / "masks")  # drawn upright
+    (phone / "images").mkdir()
+    for path, orientation in zip(sorted((data / "images").iterdir()), (6, 8, 1, 5, 7, 6), strict=True):
+        with Image.open(path) as photo:
+            exif = with_orientation(photo, orientation).getexif()
+            store(photo, orientation).save(phone / "images" / f"{path.stem}.png", exif=exif)
+            photo.save(path.with_suffix(".png"))
+        path.unlink()
+    said: list[str] = []
+    settings = replace(SETTINGS, size=None)
+    train_in(tmp_path / "upright", data, settings)
+    train_in(tmp_path / "stored", phone, settings, listener=TrainingListener(on_say=said.append))
+    for name in ("samples.jpg", "val.csv", "worst.jpg"):
+        assert (tmp_path / "stored" / name).read_bytes() == (tmp_path / "upright" / name).read_bytes(), name
+    assert "Turned upright by their EXIF orientation: 5 photos; their masks: 5 upright" in said
 
 
 def test_a_dry_run_only_checks_and_draws_samples(tmp_path: Path, data: Path) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import wait_for
+from helpers import store, wait_for, with_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
 from carvana_batch.errors import ImageError, UsageError
-from carvana_batch.training.pairs import Pair, check_pairs, find_pairs, load_pair
+from carvana_batch.masks.fit import Fit
+from carvana_batch.orientation import ORIENTATIONS, Layout
+from carvana_batch.training.pairs import Pair, check_pairs, describe_orientations, find_pairs, load_pair
 
 WIDTH, HEIGHT = 24, 16
 IDS = ["a_01", "a_02", "b_01"]
@@ -128,11 +130,11 @@ def test_folders_of_masks(tmp_path: Path, photos: str, masks: str, suffix: str) 
     write_masks(tmp_path / masks, suffix=suffix, **options)
     pairs = find_pairs(tmp_path)
     assert [pair.id for pair in pairs] == IDS
-    assert check_pairs(pairs) == [(WIDTH, HEIGHT)] * len(IDS)
+    assert [checked.size for checked in check_pairs(pairs)] == [(WIDTH, HEIGHT)] * len(IDS)
     for number, pair in enumerate(pairs):
         assert pair.image == tmp_path / photos / f"{pair.id}.png"
         assert pair.mask == tmp_path / masks / f"{pair.id}{suffix}"
-        np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(number))
+        np.testing.assert_array_equal(pair.read_mask(Layout(WIDTH, HEIGHT)).mask.to_bool(), car_of(number))
 
 
 @pytest.mark.parametrize(
@@ -148,9 +150,9 @@ def test_rows_of_masks(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     pairs = find_pairs(tmp_path)
     assert [(pair.id, pair.mask) for pair in pairs] == [(id, None) for id in IDS]
-    assert check_pairs(pairs, workers=1) == [(WIDTH, HEIGHT)] * len(IDS)
+    assert [checked.size for checked in check_pairs(pairs, workers=1)] == [(WIDTH, HEIGHT)] * len(IDS)
     for number, pair in enumerate(reversed(pairs)):
-        np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(number))
+        np.testing.assert_array_equal(pair.read_mask(Layout(WIDTH, HEIGHT)).mask.to_bool(), car_of(number))
 
 
 def test_subfolders_are_part_of_the_id(tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_a_row_beyond_the_photo_is_named(tmp_path: Path) -> None:
     assert line.startswith("  The run-length row of a_02 cannot be used: Pair 2 ")
     assert "24x16" in line
     first, _, empty = find_pairs(tmp_path)
-    assert np.flatnonzero(first.read_mask(WIDTH, HEIGHT).to_bool()).tolist() == [last - 1]
+    assert np.flatnonzero(first.read_mask(Layout(WIDTH, HEIGHT)).mask.to_bool()).tolist() == [last - 1]
     assert not np.asarray(load_pair(empty, None)[1]).any()
 
 
@@ -327,7 +329,7 @@ def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:
 def test_each_photo_has_its_size(data: Path) -> None:
     Image.new("RGB", (7, 5)).save(data / "images" / "b_01.jpg")
     Image.new("1", (7, 5)).save(data / "masks" / "b_01_mask.gif")
-    assert check_pairs(find_pairs(data)) == [(24, 16), (24, 16), (7, 5)]
+    assert [checked.size for checked in check_pairs(find_pairs(data))] == [(24, 16), (24, 16), (7, 5)]
 
 
 def test_a_caller_who_stops_leaves_no_threads(data: Path) -> None:
@@ -352,3 +354,79 @@ def test_pairs_are_loaded_whole_or_area_averaged(data: Path) -> None:
     for whole, reduced in [(np.asarray(mask)[..., None], np.asarray(soft)[..., None]), (image, small)]:
         pixels = np.asarray(whole, np.float64).reshape(8, 2, 6, 4, -1)
         np.testing.assert_allclose(np.asarray(reduced), pixels.mean(axis=(1, 3)), atol=1)
+
+
+def write_oriented(
+    folder: Path, orientation: int, mask_is_upright: bool, size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> NDArray[Any]:
+    """Write a photo whose upright pixels are white where its mask is, and return these pixels."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    upright = np.zeros((size[1], size[0], 3), np.uint8)
+    upright[1 : size[1] // 2, 2 : size[0] // 3] = 255
+    picture = Image.fromarray(upright)
+    exif = with_orientation(picture, orientation).getexif()
+    store(picture, orientation).save(folder / "images" / "a_01.png", exif=exif)
+    (picture if mask_is_upright else store(picture, orientation)).save(folder / "masks" / "a_01.png")
+    return upright
+
+
+@pytest.mark.parametrize(
+    ("orientation", "mask_is_upright"),
+    [*((orientation, True) for orientation in (1, 5, 6, 7, 8)), *((each, False) for each in ORIENTATIONS)],
+)
+def test_photos_and_masks_are_turned_upright(tmp_path: Path, orientation: int, mask_is_upright: bool) -> None:
+    upright = write_oriented(tmp_path, orientation, mask_is_upright)
+    pairs = find_pairs(tmp_path)
+    (checked,) = check_pairs(pairs)
+    assert (checked.size, checked.has_orientation) == ((WIDTH, HEIGHT), orientation > 1)
+    if orientation >= 5:
+        assert checked.fit == (Fit.TURNED if mask_is_upright else Fit.SAME)
+    else:
+        assert checked.fit == (Fit.UNCLEAR if orientation > 1 else Fit.SAME)
+    image, mask = load_pair(pairs[0], None)
+    np.testing.assert_array_equal(np.asarray(image), upright)
+    np.testing.assert_array_equal(np.asarray(mask), upright[..., 0])
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_masks_of_square_photos_are_taken_as_stored(tmp_path: Path, orientation: int) -> None:
+    upright = write_oriented(tmp_path, orientation, mask_is_upright=False, size=(20, 20))
+    checked = check_pairs(find_pairs(tmp_path))
+    assert checked[0].fit == Fit.UNCLEAR
+    np.testing.assert_array_equal(np.asarray(load_pair(find_pairs(tmp_path)[0], None)[1]), upright[..., 0])
+    assert describe_orientations(checked * 2) == (
+        "Turned upright by their EXIF orientation: 2 photos; their masks: 2 taken as stored, which cannot be"
+        " told from the size"
+    )
+
+
+def test_masks_are_counted_by_how_they_were_taken(tmp_path: Path) -> None:
+    checked = []
+    for number, (orientation, is_upright) in enumerate(
+        [(1, True), (6, True), (8, True), (5, False), (3, False)]
+    ):
+        write_oriented(tmp_path / str(number), orientation, is_upright)
+        checked += check_pairs(find_pairs(tmp_path / str(number)))
+    assert describe_orientations(checked) == (
+        "Turned upright by their EXIF orientation: 4 photos; their masks: 2 upright, 1 as stored, 1 taken as"
+        " stored, which cannot be told from the size"
+    )
+    assert describe_orientations(checked[:1]) == ""
+
+
+def test_swapped_sides_without_an_orientation_are_refused(tmp_path: Path) -> None:
+    write_oriented(tmp_path, 1, True)
+    Image.new("L", (HEIGHT, WIDTH)).save(tmp_path / "masks" / "a_01.png")
+    with pytest.raises(UsageError, match=r"is 16x24 pixels, but its photo .* is 24x16"):
+        check_pairs(find_pairs(tmp_path))
+
+
+def test_rows_count_the_pixels_of_the_stored_photo(tmp_path: Path) -> None:
+    upright = write_oriented(tmp_path, 6, False)
+    stored = np.asarray(store(Image.fromarray(upright), 6))[..., 0] > 0
+    (tmp_path / "masks" / "a_01.png").unlink()
+    (tmp_path / "masks").rmdir()
+    (tmp_path / "masks.csv").write_text(f"img,rle_mask\na_01.png,{runs_of(stored)}\n")
+    np.testing.assert_array_equal(np.asarray(load_pair(find_pairs(tmp_path)[0], None)[1]), upright[..., 0])
+    assert check_pairs(find_pairs(tmp_path))[0].fit == Fit.UNCLEAR

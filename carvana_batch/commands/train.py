@@ -153,8 +153,8 @@ def command(
 
     DATA holds photos in `images` or `train`, and beside them masks of the same names in `masks` or
     `train_masks` (PNG, GIF, JPEG, TIFF), or run-length rows in `train_masks.csv`. Photos are split by car,
-    the part of their name before the last underscore. All is checked before the first step. Links are
-    followed.
+    the part of their name before the last underscore. They are turned upright by their EXIF orientation;
+    masks may be upright, or as the photo is stored. All is checked before the first step. Links are followed.
 
     Ctrl-C saves; the same command with --resume goes on. `predict --model RUN` then takes the weights that
     were best on the photos that were measured on. Several GPUs: put `torchrun --nproc-per-node N -m

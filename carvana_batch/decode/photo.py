@@ -24,7 +24,7 @@ from carvana_batch.decode.tiff import PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
-from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, turn
+from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, turn
 
 try:
     import simplejpeg
@@ -94,6 +94,17 @@ def decode_image(
         if apply_exif:
             pixels = np.ascontiguousarray(turn(pixels, orientation))
         return DecodedImage(pixels, orientation, tuple(notes))
+
+
+def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout:
+    """Read how a photo is stored. Only of a TIFF are the pixels decoded.
+
+    Raises:
+        ImageError: the header cannot be read, or the photo has more than ``pixel_limit`` pixels.
+    """
+    with open_image_file(path) as file:
+        image = read_header(file, pixel_limit)
+        return Layout(image.width, image.height, _orientation(image))
 
 
 def _decode_colour_jpeg(

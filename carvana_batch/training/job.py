@@ -17,12 +17,19 @@ from PIL import Image
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.masks.counts import count
 from carvana_batch.network.checkpoints import load_model
+from carvana_batch.orientation import Layout, turn
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import shown
 from carvana_batch.training.curves import plot_curves
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.loop import Training
-from carvana_batch.training.pairs import MASK_NAMES, PHOTO_FOLDERS, Pair, check_pairs
+from carvana_batch.training.pairs import (
+    MASK_NAMES,
+    PHOTO_FOLDERS,
+    Pair,
+    check_pairs,
+    describe_orientations,
+)
 from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, write_picture
 from carvana_batch.training.processes import Processes, join_processes
 from carvana_batch.training.run_folder import RunFolder
@@ -198,8 +205,10 @@ def _prepare(
         )
     if settings.init is not None:
         load_initial(settings)
-    sizes = check_pairs([*split.train, *split.val], on_progress=report)
-    check_sizes(split.train, sizes[: len(split.train)], settings)
+    checked = check_pairs([*split.train, *split.val], on_progress=report)
+    if line := describe_orientations(checked):
+        listener.on_say(line)
+    check_sizes(split.train, [each.size for each in checked[: len(split.train)]], settings)
     samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
     draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
     shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
@@ -225,9 +234,10 @@ def _draw_results(
     for pair, prediction in predict_pairs(
         load_model(run.best), pairs, training.device, training.state.precision
     ):
-        mask = prediction.mask
-        true = pair.read_mask(mask.width, mask.height)
-        panels.append(Panel(pair.id, prediction.photo.pixels, true, mask, count(mask, true).dice))
+        mask, orientation = prediction.mask, prediction.photo.orientation
+        true = pair.read_mask(Layout(mask.width, mask.height, orientation)).mask
+        pixels, dice = turn(prediction.photo.pixels, orientation), count(mask, true).dice
+        panels.append(Panel(pair.id, pixels, true.turned(orientation), mask.turned(orientation), dice))
     picture = draw_panels(sorted(panels, key=lambda panel: panel.dice))
     write_picture(run.panels, picture)
     if log is not None:

@@ -6,24 +6,26 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.photo import DecodedImage, decode_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
+from carvana_batch.masks.fit import Fit, FittedMask, turn_to_fit
 from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask
 from carvana_batch.masks.values import MaskValues
+from carvana_batch.orientation import UPRIGHT, Layout, swaps_sides, turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
-from carvana_batch.text import shown
-from carvana_batch.values import Failure, PackedMask
+from carvana_batch.text import counted, shown
+from carvana_batch.values import Failure
 
 PHOTO_FOLDERS = ("images", "train")
 MASK_NAMES = ("masks", "train_masks")
@@ -65,8 +67,11 @@ class Pair:
         """The part of the name after its last underscore, or ""."""
         return split_id(self.id)[1]
 
-    def read_mask(self, width: int, height: int) -> PackedMask:
-        """Read the true mask of a photo of ``width`` by ``height`` pixels.
+    def read_mask(self, photo: Layout) -> FittedMask:
+        """Read the true mask on the pixel grid on which the photo is stored.
+
+        A mask file that has the size of the upright photo is turned. Run-length rows count the pixels of the
+        stored photo.
 
         Raises:
             ImageError: the mask cannot be read, has other values than the other masks of its folder, or has
@@ -74,16 +79,31 @@ class Pair:
         """
         if self.mask is None:
             try:
-                return rle.decode_packed(self.runs or "", height, width)
+                mask = rle.decode_packed(self.runs or "", photo.height, photo.width)
             except rle.RunLengthError as error:
                 raise ImageError(f"The run-length row of {shown(self.id)} cannot be used: {error}") from error
-        mask = read_mask(self.mask, self.values)
-        if (mask.width, mask.height) != (width, height):
+            return FittedMask(mask, Fit.SAME if photo.orientation == UPRIGHT else Fit.UNCLEAR)
+        mask, fit = turn_to_fit(read_mask(self.mask, self.values), (photo.width, photo.height), photo)
+        if (mask.width, mask.height) != (photo.width, photo.height):
             raise ImageError(
                 f"{shown(self.mask)} is {mask.width}x{mask.height} pixels, but its photo"
-                f" {shown(self.image)} is {width}x{height}; a mask has the size of its photo"
+                f" {shown(self.image)} is {photo.width}x{photo.height}; a mask has the size of its photo"
             )
-        return mask
+        return FittedMask(mask, fit)
+
+
+class CheckedPair(NamedTuple):
+    """What is known of a pair that can be trained on.
+
+    Attributes:
+        size: (width, height) of the upright photo.
+        has_orientation: whether the photo has an EXIF orientation other than upright.
+        fit: what the sizes say about the grid of the mask, compared with that of the stored photo.
+    """
+
+    size: tuple[int, int]
+    has_orientation: bool
+    fit: Fit
 
 
 def find_pairs(
@@ -135,13 +155,18 @@ def find_pairs(
 
 
 def load_pair(pair: Pair, size: tuple[int, int] | None) -> tuple[Image.Image, Image.Image]:
-    """Load the RGB photo and its L mask (0 to 255), area-averaged to ``size`` (width, height) if given.
+    """Load the RGB photo and its L mask (0 to 255), upright, area-averaged to ``size`` if given.
+
+    Args:
+        pair: the pair.
+        size: (width, height), or None for the photo's own.
 
     Raises:
         ImageError: one of them cannot be read, or their sizes differ.
     """
-    pixels, packed = _read_pair(pair)
-    image, mask = Image.fromarray(pixels), Image.fromarray(packed.to_bool().astype(np.uint8) * 255)
+    decoded, fitted = _read_pair(pair)
+    image = Image.fromarray(turn(decoded.pixels, decoded.orientation))
+    mask = Image.fromarray(fitted.mask.turned(decoded.orientation).to_bool().astype(np.uint8) * 255)
     if size is not None:
         image = image.resize(size, Image.Resampling.BOX)
         mask = mask.resize(size, Image.Resampling.BOX)
@@ -153,7 +178,7 @@ def check_pairs(
     *,
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
-) -> list[tuple[int, int]]:
+) -> list[CheckedPair]:
     """Decode every photo and mask.
 
     Args:
@@ -162,26 +187,40 @@ def check_pairs(
         on_progress: called as ``on_progress(done, total)`` after each pair.
 
     Returns:
-        The (width, height) of each photo, in the order of the pairs.
+        What was found, in the order of the pairs.
 
     Raises:
         UsageError: some cannot be used. The message lists all of them with the reasons.
     """
-    sizes: list[tuple[int, int]] = []
+    checked: list[CheckedPair] = []
     faults: list[str] = []
     with contextlib.closing(map_in_order(_check_pair, pairs, workers)) as results:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Failure):
                 faults.append(result.reason)
             else:
-                sizes.append(result)
+                checked.append(result)
             on_progress(done, len(pairs))
     if faults:
         raise UsageError(
             f"{len(faults)} of {len(pairs)} photos cannot be trained on. Repair them, or remove them with"
             " their masks:" + list_lines(faults)
         )
-    return sizes
+    return checked
+
+
+def describe_orientations(checked: Sequence[CheckedPair]) -> str:
+    """One line on the photos with an EXIF orientation and their masks; empty if there are none."""
+    fits = [each.fit for each in checked if each.has_orientation]
+    if not fits:
+        return ""
+    masks = {
+        "upright": fits.count(Fit.TURNED),
+        "as stored": fits.count(Fit.SAME),
+        "taken as stored, which cannot be told from the size": fits.count(Fit.UNCLEAR),
+    }
+    counts = ", ".join(f"{number:,} {words}" for words, number in masks.items() if number)
+    return f"Turned upright by their EXIF orientation: {counted(len(fits), 'photo')}; their masks: {counts}"
 
 
 def list_lines(lines: Sequence[str]) -> str:
@@ -255,14 +294,18 @@ def _find_photos(folder: Path) -> dict[str, Path]:
     return photos
 
 
-def _read_pair(pair: Pair) -> tuple[NDArray[np.uint8], PackedMask]:
-    pixels = read_image(pair.image)
-    return pixels, pair.read_mask(pixels.shape[1], pixels.shape[0])
+def _read_pair(pair: Pair) -> tuple[DecodedImage, FittedMask]:
+    """The photo as it is stored, and its mask on the same grid."""
+    decoded = decode_image(pair.image)
+    height, width = decoded.pixels.shape[:2]
+    return decoded, pair.read_mask(Layout(width, height, decoded.orientation))
 
 
-def _check_pair(pair: Pair) -> tuple[int, int] | Failure:
+def _check_pair(pair: Pair) -> CheckedPair | Failure:
     try:
-        pixels, _ = _read_pair(pair)
+        decoded, fitted = _read_pair(pair)
     except ImageError as error:
         return Failure(pair.id, "read", str(error))
-    return pixels.shape[1], pixels.shape[0]
+    height, width = decoded.pixels.shape[:2]
+    size = (height, width) if swaps_sides(decoded.orientation) else (width, height)
+    return CheckedPair(size, decoded.orientation != UPRIGHT, fitted.fit)

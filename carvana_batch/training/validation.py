@@ -12,6 +12,7 @@ from carvana_batch.errors import ImageError
 from carvana_batch.inference.planning import default_workers, make_predictor
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT, Options
+from carvana_batch.orientation import Layout
 from carvana_batch.scoring.scores import Score, score_mask
 from carvana_batch.training.pairs import Pair
 from carvana_batch.values import Failure, ImageRef, Prediction
@@ -36,8 +37,9 @@ def validate(
     """
     with contextlib.closing(predict_pairs(model, pairs, device, precision)) as predicted:
         for pair, prediction in predicted:
-            mask = prediction.mask
-            yield score_mask(pair.id, mask, pair.read_mask(mask.width, mask.height))
+            mask, photo = prediction.mask, prediction.photo
+            true = pair.read_mask(Layout(mask.width, mask.height, photo.orientation)).mask
+            yield score_mask(pair.id, mask, true)
 
 
 def predict_pairs(

@@ -417,6 +417,20 @@ def test_many_failures_are_not_all_printed(run, here):
     assert lines[10] == "failed: 3 more, all in out/report.csv"
 
 
+def test_images_that_are_not_read_are_failures(run, here):
+    for name in ("raw.nef", "drawing.psd", "nosuffix"):
+        (here / "in" / name).write_bytes(b"8BPS\0\1")
+    (here / "in" / "notes.txt").write_text("8BPS")
+    result = run("in", "out")
+    assert result.exit_code == 3
+    with (here / "out" / "report.csv").open(newline="") as file:
+        failed = {row["image"]: row["reason"] for row in csv.DictReader(file) if row["reason"]}
+    assert sorted(failed) == ["drawing.psd", "nosuffix", "raw.nef"]
+    assert failed["raw.nef"] == "is a raw file of a camera, which is not read; save it as JPEG, PNG or TIFF"
+    assert failed["nosuffix"].startswith("is a Photoshop file")
+    assert "passed over: 1 × files ending in .txt" in result.output
+
+
 def test_dice_and_missing_true_masks_are_printed(run, here):
     result = run("in", "out", "--gt", "truth")
     assert re.search(

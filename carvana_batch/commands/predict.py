@@ -27,7 +27,7 @@ from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
 from carvana_batch.files import check_target
 from carvana_batch.inputs.find import Found, find_images, read_file_list
-from carvana_batch.inputs.keys import IMAGE_SUFFIXES
+from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
     DEFAULT_OVERLAP,

@@ -23,23 +23,12 @@ from carvana_batch.decode.jpeg_markers import has_end
 from carvana_batch.decode.pixels import check_size
 from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import ImageError
+from carvana_batch.inputs.formats import HEAD_BYTES, format_of, unreadable_image
 from carvana_batch.text import shown
 
 # Pillow's own limit would reject images that --pixel-limit allows, and warn about smaller ones. read_header
 # checks the size of every file instead.
 Image.MAX_IMAGE_PIXELS = None
-
-SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
 
 JPEG_FORMATS = {"JPEG", "MPO"}
 """Pillow's names of the formats that contain JPEG data."""
@@ -120,13 +109,18 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
         ImageError: the format is not supported, the file is damaged, or it has more than ``pixel_limit``
             pixels.
     """
-    head = file.read(16)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
         raise ImageError("is empty (0 bytes)")
-    image_format = _format_of(head)
+    if unreadable := unreadable_image(head, Path(str(file.name)).suffix):
+        raise ImageError(f"is {unreadable}, which is not read; save it as JPEG, PNG or TIFF")
+    image_format = format_of(head)
     if image_format is None:
-        raise ImageError("is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
+        raise ImageError(
+            "is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG XL, JPEG 2000,"
+            " GIF, BMP)"
+        )
     with _damage_as_image_error():
         if image_format == "TIFF":
             return decode_tiff(file, pixel_limit)
@@ -157,12 +151,6 @@ def _damage_as_image_error() -> Iterator[None]:
         yield
     except DECODER_ERRORS as error:
         raise ImageError(_describe_damage(error)) from error
-
-
-def _format_of(head: bytes) -> str | None:
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return next((name for signature, name in SIGNATURES if head.startswith(signature)), None)
 
 
 warnings_lock = threading.Lock()

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from carvana_batch.errors import UsageError
-from carvana_batch.inputs.keys import IMAGE_SUFFIXES
+from carvana_batch.inputs.formats import (
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    NOT_IMAGES,
+    OTHER_IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    is_image,
+)
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
@@ -29,6 +36,8 @@ EXCLUDED = "the out folder"
 SPECIAL = "pipes, sockets and devices"
 
 REPEATED = "repeated lines"
+
+BESIDE_PHOTO = "raw files and other images beside a photo of the same name"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +66,13 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
     """Find the photos in a folder and its subfolders, or a single photo.
 
     The key of a photo is its POSIX path below ``source`` without suffix; the key of a single photo is its
-    stem. In a folder, only files with one of ``IMAGE_SUFFIXES`` are photos; a single photo may have any
-    suffix, because its content determines the format. Hidden files and folders are passed over.
+    stem. In a folder, files with one of ``IMAGE_SUFFIXES`` are photos, and so are files with an unknown
+    suffix or none whose first bytes are those of an image; a single photo may have any suffix, because its
+    content determines the format. Hidden files and folders are passed over.
+
+    Images in formats that are not read are photos as well, so that they are not overlooked: they fail when
+    they are read. They are passed over if a photo of the same name lies beside them, as with the raw files
+    of cameras. The key of such a file, and of one with an unknown suffix, is its whole path.
 
     A link to a file below ``source`` is a photo like any other. A link to nothing is kept, so that it is not
     overlooked: it fails when it is read.
@@ -83,8 +97,15 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
         raise UsageError(f"{shown(source)} is neither a folder nor a photo.")
 
     ignored: Counter[str] = Counter()
-    refs = PhotoList(_walk(source, follow_links, exclude, ignored)).sorted()
-    found = Found(refs, dict(ignored))
+    others: list[ImageRef] = []
+    refs = PhotoList(_walk(source, follow_links, exclude, ignored, others))
+    if others:
+        keys = {ref.key for ref in refs}
+        alone = [ref for ref in others if ref.key.rpartition(".")[0] not in keys]
+        ignored[BESIDE_PHOTO] += len(others) - len(alone)
+        refs = PhotoList([*refs, *alone])
+    refs = refs.sorted()
+    found = Found(refs, dict(+ignored))
     if not refs:
         passed_over = f" Passed over: {found.ignored_line}." if ignored else ""
         raise UsageError(
@@ -147,8 +168,13 @@ def _listed(data: bytes, name: str) -> Iterator[ImageRef]:
 
 
 def _walk(
-    source: Path, follow_links: bool, exclude: Path | None, ignored: Counter[str]
+    source: Path,
+    follow_links: bool,
+    exclude: Path | None,
+    ignored: Counter[str],
+    others: list[ImageRef],
 ) -> Iterator[ImageRef]:
+    """Yield the photos below a folder; append images with other suffixes to ``others``."""
     leads_outside = _outside_of(source)
     excluded = os.path.realpath(exclude) if exclude is not None else None
     # Folders to visit: path, prefix of the keys, and identities of the folder and all above it.
@@ -172,15 +198,36 @@ def _walk(
                     waiting.append((entry.path, f"{prefix}{name}/", above | {identity}))
             else:
                 path = Path(entry.path)
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                is_photo = path.suffix.lower() in IMAGE_SUFFIXES
+                if not is_photo and not _is_other_image(entry, path.suffix.lower()):
                     kind = f"files ending in {shown(path.suffix)}" if path.suffix else "files without suffix"
                     ignored[kind] += 1
                 elif not entry.is_symlink() and not entry.is_file(follow_symlinks=False):
                     ignored[SPECIAL] += 1
                 elif entry.is_symlink() and not follow_links and leads_outside(entry.path):
                     ignored[OUTSIDE_LINKS] += 1
-                else:
+                elif is_photo:
                     yield ImageRef(prefix + path.stem, path)
+                else:
+                    others.append(ImageRef(prefix + name, path))
+
+
+def _is_other_image(entry: os.DirEntry[str], suffix: str) -> bool:
+    """Return whether a file is an image although its suffix is none of ``IMAGE_SUFFIXES``.
+
+    Only files with an unknown suffix are opened.
+    """
+    if suffix in RAW_SUFFIXES or suffix in OTHER_IMAGE_SUFFIXES:
+        return True
+    if suffix in NOT_IMAGES or suffix.endswith("~"):
+        return False
+    try:
+        if not entry.is_file():  # opening a pipe would wait for its writer
+            return False
+        with open(entry.path, "rb") as file:  # noqa: PTH123 (takes any name)
+            return is_image(file.read(HEAD_BYTES))
+    except OSError:  # a file that cannot be opened is passed over like others with its suffix
+        return False
 
 
 def list_folder(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -10,14 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carvana_batch.errors import UsageError
+from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
-"""Suffixes of the files that a folder is searched for, in lower case; upper case is accepted as well."""
 
 LONGEST_NAME = 255
 """Most bytes of a file name on any common file system."""

@@ -11,6 +11,14 @@ class Note(StrEnum):
     TURNED = "turned upright for the network"
     TURNED_WITH_MASK = "turned upright with its mask"
     FIRST_PAGE = "only the first page or frame"
+    GUESSED_COLOURS = "colours guessed, because a TIFF tag is missing or wrong"
+    SCALED_8 = "scaled from 8 bits"
+    SCALED_9 = "scaled from 9 bits"
+    SCALED_10 = "scaled from 10 bits"
+    SCALED_11 = "scaled from 11 bits"
+    SCALED_12 = "scaled from 12 bits"
+    SCALED_13 = "scaled from 13 bits"
+    SCALED_14 = "scaled from 14 bits"
 
 
 SUMMARIES = {
@@ -18,5 +26,12 @@ SUMMARIES = {
     " pixels; --exif apply turns them, too)",
     Note.TURNED_WITH_MASK: "Turned upright by their EXIF orientation, and so are their masks: {photos}",
     Note.FIRST_PAGE: "Only the first page or frame was masked: {photos}",
+    Note.GUESSED_COLOURS: "Colours guessed, because a TIFF tag is missing or wrong: {photos}",
+    **{
+        Note(
+            f"scaled from {bits} bits"
+        ): f"16-bit files scaled from {bits} bits, as no value is larger: {{photos}}"
+        for bits in range(8, 15)
+    },
 }
 """The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``."""

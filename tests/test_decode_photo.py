@@ -13,15 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
 from carvana_batch.decode import image_file
 from carvana_batch.decode import photo as images
-from carvana_batch.decode.photo import decode_image, read_image
+from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.read import read_mask
 from carvana_batch.notes import Note
@@ -407,6 +408,214 @@ def test_damaged_exif_does_not_affect_pixels(tmp_path: Path) -> None:
         assert read_image(path, apply_exif=True).size == pixels.size
 
 
+# ---- tags of TIFF that are missing or wrong
+
+
+def tiff(values: NDArray[Any], tags: dict[int, list[int]]) -> bytes:
+    """Build an uncompressed TIFF with one strip; ``tags`` override or add to those of its size.
+
+    All tags are lists of shorts, except for offset and length of the strip. An empty list leaves a tag out.
+    """
+    height, width = values.shape[:2]
+    samples = values.shape[2] if values.ndim == 3 else 1
+    shorts = {256: [width], 257: [height], 258: [8 * values.itemsize] * samples, 277: [samples], **tags}
+    shorts = {tag: entry for tag, entry in shorts.items() if entry}
+    start = 8 + 2 + 12 * (len(shorts) + 2) + 4
+    long_values = b""
+    entries = []
+    for tag, entry in shorts.items():
+        packed = struct.pack(f"<{len(entry)}H", *entry)
+        if len(packed) > 4:
+            long_values += packed
+            packed = struct.pack("<I", start + len(long_values) - len(packed))
+        entries.append(struct.pack("<HHI", tag, 3, len(entry)) + packed.ljust(4, b"\0"))
+    entries.append(struct.pack("<HHII", 273, 4, 1, start + len(long_values)))
+    entries.append(struct.pack("<HHII", 279, 4, 1, values.nbytes))
+    entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0\x08\0\0\0" + directory + long_values + values.tobytes()
+
+
+def read_tiff(tmp_path: Path, values: NDArray[Any], tags: dict[int, list[int]]) -> DecodedImage:
+    (tmp_path / "a.tif").write_bytes(tiff(values, tags))
+    return decode_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("largest", [255, 65280, 65535])
+def test_tiff_palettes_of_8_and_16_bits(tmp_path: Path, largest: int) -> None:
+    """libtiff takes a palette without values above 255 for one of 8 bits."""
+    indexes = (X % 3).astype(np.uint8)
+    palette = np.zeros((3, 256), int)
+    palette[:, :3] = [[0, 51, 255], [102, 255, 0], [255, 204, 153]]
+    tags = {262: [3], 320: list((palette * largest // 255).ravel())}
+    pixels = read_tiff(tmp_path, indexes, tags).pixels
+    np.testing.assert_array_equal(pixels, palette.T[indexes])
+    if largest > 255:  # Pillow divides by 256 in any case
+        with Image.open(tmp_path / "a.tif") as image:
+            np.testing.assert_array_equal(image.convert("RGB"), pixels)
+
+
+def test_predictors_without_compression_are_ignored(tmp_path: Path) -> None:
+    for values in (RGB, GREY):
+        pixels = read_tiff(tmp_path, values, {262: [2 if values.ndim == 3 else 1], 317: [2]}).pixels
+        np.testing.assert_array_equal(pixels, values if values.ndim == 3 else grey_to_rgb(values))
+        with Image.open(tmp_path / "a.tif") as image:  # decoded by libtiff's rules
+            np.testing.assert_array_equal(image, values)
+    tifffile.imwrite(tmp_path / "b.tif", RGB, compression="zlib", predictor=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), RGB)
+
+
+def test_missing_colour_models_are_guessed_with_a_note(tmp_path: Path) -> None:
+    assert read_tiff(tmp_path, RGB, {262: [2]}).notes == ()
+    for values, expected in ((RGB, RGB), (GREY, grey_to_rgb(GREY))):
+        decoded = read_tiff(tmp_path, values, {})
+        np.testing.assert_array_equal(decoded.pixels, expected)
+        assert decoded.notes == (Note.GUESSED_COLOURS,)
+    two = np.dstack([GREY, GREY])
+    colours = list(range(768))
+    for values, tags in ((two, {}), (GREY, {320: colours})):
+        (tmp_path / "a.tif").write_bytes(tiff(values, tags))
+        assert "no colour model (tag PhotometricInterpretation)" in reason(tmp_path / "a.tif")
+
+
+def test_three_samples_called_grey_are_colours(tmp_path: Path) -> None:
+    four = np.dstack([RGB, GREY])
+    cases: list[tuple[NDArray[Any], dict[int, list[int]], NDArray[Any]]] = [
+        (RGB, {}, RGB),
+        (RGB, {338: [0, 0]}, RGB),
+        (RGB.astype("<u2") * 257, {338: [0, 0]}, RGB),
+        (four, {338: [0, 0, 0]}, RGB),
+        (four, {338: [0, 0, 2]}, np.rint(over_white(RGB, GREY))),
+    ]
+    for values, tags, expected in cases:
+        decoded = read_tiff(tmp_path, values, {262: [1], **tags})
+        assert np.abs(decoded.pixels - expected.astype(float)).max() <= (1 if 2 in tags.get(338, []) else 0)
+        assert decoded.notes == (Note.GUESSED_COLOURS,)
+    for photometric, samples in ((1, 5), (0, 3)):
+        values = np.dstack([GREY] * samples)
+        (tmp_path / "a.tif").write_bytes(tiff(values, {262: [photometric]}))
+        assert f"{samples} samples per pixel, all of them called grey" in reason(tmp_path / "a.tif")
+
+
+# ---- depth
+
+
+FULL = np.dstack([X * 7, Y * 11, X + Y]).astype(np.uint16) % 256  # 8-bit values, up to 252
+
+
+def deep_png(values: NDArray[np.uint16], *chunks: bytes) -> bytes:
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(values.shape[1], values.shape[0], 16, colour_type, rows, *chunks)
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_cameras_of_fewer_bits_are_not_dark(tmp_path: Path, bits: int, channels: int) -> None:
+    """Their values fill the lower bits of 16; only 15 bits cannot be told from a dark photo."""
+    values = FULL[..., : 3 if channels > 2 else 1] << (bits - 8)
+    expected = np.broadcast_to(FULL if channels > 2 else FULL[..., :1], RGB.shape)
+    if channels in {2, 4}:
+        values = np.dstack([values, np.full(values.shape[:2], 2**bits - 1, np.uint16)])
+        extra = {"extrasamples": ["unassalpha"]}
+    else:
+        extra = {}
+    (tmp_path / "a.png").write_bytes(deep_png(values))
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb" if channels > 2 else "minisblack", **extra)
+    for name in ("a.png", "a.tif"):
+        decoded = decode_image(tmp_path / name)
+        if bits == 15:
+            assert decoded.notes == ()
+            continue
+        assert decoded.notes == (() if bits == 16 else (f"scaled from {bits} bits",))
+        difference = decoded.pixels.astype(int) - expected
+        assert np.abs(difference).max() <= 1, name  # 255 * (v << k) / (2**bits - 1) is at most 1 below v
+
+
+def test_declared_bits_of_tiffs_are_used(tmp_path: Path) -> None:
+    dark = FULL << 2  # 10 bits, 1008 at most
+    for declared, bits in ((4095, 12), (1023, 10), (65535, 16), (1008, 10), (511, 10), (32767, 10)):
+        for values, model in ((dark, "rgb"), (dark[..., 0], "minisblack")):
+            tifffile.imwrite(
+                tmp_path / "a.tif", values, photometric=model, extratags=[(281, "H", 1, declared, True)]
+            )
+            decoded = decode_image(tmp_path / "a.tif")
+            expected = np.rint(values / (2**bits - 1) * 255)
+            np.testing.assert_array_equal(decoded.pixels[..., 0], expected.reshape(*X.shape, -1)[..., 0])
+            assert decoded.notes == (() if bits == 16 else (f"scaled from {bits} bits",))
+
+
+def test_declared_bits_of_pngs_are_used_if_not_scaled(tmp_path: Path) -> None:
+    dark = FULL << 2 | FULL >> 6  # 10 bits
+    scaled = np.rint(dark // 20 * (65535 / 4095)).astype(np.uint16)  # 12 bits, by the standard
+    cases = [(dark, 12, 12), (dark, 10, 10), (dark, 9, 10), (dark, 16, 16), (scaled, 12, 16)]
+    for values, declared, bits in cases:
+        (tmp_path / "a.png").write_bytes(deep_png(values, png_chunk(b"sBIT", bytes([declared] * 3))))
+        decoded = decode_image(tmp_path / "a.png")
+        np.testing.assert_array_equal(decoded.pixels, np.rint(values / (2**bits - 1) * 255))
+        assert decoded.notes == (() if bits == 16 else (f"scaled from {bits} bits",))
+
+
+def test_packed_tiffs_of_fewer_bits_have_no_note(tmp_path: Path) -> None:
+    values = (FULL << 4).astype(np.uint16)
+    packed = np.stack(
+        [np.frombuffer(imagecodecs.packints_encode(row.ravel(), 12), np.uint8) for row in values]
+    )
+    content = tiff(packed, {256: [WIDTH], 258: [12] * 3, 277: [3], 262: [2]})
+    (tmp_path / "a.tif").write_bytes(content)
+    decoded = decode_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(decoded.pixels, np.rint(values / 4095 * 255))
+    assert decoded.notes == ()
+
+
+def test_black_photos_stay_black_without_a_note(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(np.zeros((5, 7, 3), np.uint16)))
+    decoded = decode_image(tmp_path / "a.png")
+    assert (decoded.pixels.max(), decoded.notes) == (0, ())
+
+
+# ---- transparent colours
+
+
+@pytest.mark.parametrize(("bits", "colour_type"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_transparent_colours_become_white_at_every_depth(tmp_path: Path, bits: int, colour_type: int) -> None:
+    channels = 3 if colour_type == 2 else 1
+    values = np.dstack([(X + 3 * Y + channel) % 7 for channel in range(channels)]) % 2**bits
+    if bits == 16:
+        values = values * 10_000 + 5  # with other high and low bytes
+        values[0, 0] = values[0, 1] - 1  # differs from the transparent colour in the low byte only
+    key = values[0, 1]
+    if bits == 16:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    else:
+        samples = np.unpackbits(values.astype(np.uint8)[..., np.newaxis], axis=-1)[..., 8 - bits :]
+        rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in samples)
+    extra = png_chunk(b"tRNS", struct.pack(f">{channels}H", *key))
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, bits, colour_type, rows, extra))
+    expected = np.rint(values * 255 / (2**bits - 1))
+    expected = np.where((values == key).all(axis=2, keepdims=True), 255, expected)
+    assert 0 < (values == key).all(axis=2).sum() < values.size
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.broadcast_to(expected, RGB.shape))
+
+
+@pytest.mark.parametrize("header", [40, 56, 108, 124])
+@pytest.mark.parametrize("alpha", [0, 255, 128])
+def test_bmps_of_32_bits(tmp_path: Path, header: int, alpha: int) -> None:
+    """Without a mask for alpha, the fourth byte has no meaning; if it is 0 throughout, it is not alpha."""
+    bgra = np.dstack([RGB[::-1, :, ::-1], np.full(X.shape, alpha, np.uint8)])
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) if header > 40 else b""
+    fields = struct.pack(
+        "<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, 32, 3 if masks else 0, bgra.size, 0, 0, 0, 0
+    )
+    fields = (fields + masks).ljust(header, b"\0")
+    start = 14 + len(fields)
+    data = b"BM" + struct.pack("<IHHI", start + bgra.size, 0, 0, start) + fields + bgra.tobytes()
+    (tmp_path / "a.bmp").write_bytes(data)
+    share = alpha / 255 if masks and alpha else 1
+    expected = RGB * share + 255 * (1 - share)
+    assert np.abs(read_image(tmp_path / "a.bmp") - expected).max() <= 1
+
+
 # ---- photos that cannot be used
 
 
@@ -559,16 +768,77 @@ def test_out_of_memory_is_not_mistaken_for_a_bad_file(
         read_image(tmp_path / "a.png")
 
 
-def test_png_text_that_expands_too_much_is_refused(tmp_path: Path) -> None:
-    for keyword in [b"zTXt", b"iTXt"]:
-        bomb = b"key\0" + (b"\0" if keyword == b"zTXt" else b"\1\0\0\0") + zlib.compress(bytes(80_000_000), 9)
-        extra = [png_chunk(keyword, bomb)] * 2
-        (tmp_path / "a.png").write_bytes(png(1, 1, 8, 0, b"\0\0", *extra))
-        assert "is damaged or cut short (Decompressed data too large" in reason(tmp_path / "a.png")
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "a long one " * 5000, zip=True)
-    Image.fromarray(RGB).save(tmp_path / "b.png", pnginfo=info)
-    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), RGB)
+def png_with(*chunks: bytes) -> bytes:
+    """Build a PNG of ``RGB`` with further chunks before the pixels."""
+    return png(WIDTH, HEIGHT, 8, 2, b"".join(b"\0" + row.tobytes() for row in RGB), *chunks)
+
+
+def test_png_metadata_never_cost_the_picture(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(32, 120, 1_500_000).astype(np.uint8).tobytes()
+    packed = zlib.compress(noise)
+    bomb = zlib.compress(bytes(80_000_000), 9)
+
+    def damaged(chunk: bytes) -> bytes:
+        return chunk[:-4] + bytes(4)
+
+    chunks = {
+        "large profile": png_chunk(b"iCCP", b"icc\0\0" + packed),
+        "large XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + packed),
+        "large text": png_chunk(b"tEXt", b"Comment\0" + noise),
+        "text bomb": png_chunk(b"zTXt", b"key\0\0" + bomb),
+        "XMP bomb": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb),
+        "EXIF bomb": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + bomb),
+        "text that is not compressed": png_chunk(b"zTXt", b"Raw profile type exif\0\0nonsense"),
+        "wrong checksum of a profile": damaged(png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"x" * 99))),
+        "wrong checksum of a text": damaged(png_chunk(b"tEXt", b"Comment\0hello")),
+        "wrong checksum of an unknown chunk": damaged(png_chunk(b"prVt", b"zz")),
+        "wrong checksum of EXIF": damaged(png_chunk(b"eXIf", b"II*\0")),
+        "nonsense in EXIF": png_chunk(b"eXIf", b"nonsense"),
+        "empty sRGB": png_chunk(b"sRGB", b""),
+        "short pHYs": png_chunk(b"pHYs", b"\0\0"),
+        "short tRNS": png_chunk(b"tRNS", b"\0"),
+        "short acTL": png_chunk(b"acTL", b"\0"),
+        "empty sBIT": png_chunk(b"sBIT", b""),
+        "empty gAMA and cHRM": png_chunk(b"gAMA", b"") + png_chunk(b"cHRM", b"\0"),
+    }
+    path = tmp_path / "a.png"
+    for name, chunk in chunks.items():
+        path.write_bytes(png_with(chunk))
+        np.testing.assert_array_equal(read_image(path, apply_exif=True), RGB, name)
+    deep = np.repeat(RGB.astype(">u2") * 257, 1, axis=0)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    path.write_bytes(png(WIDTH, HEIGHT, 16, 2, rows, *chunks.values()))
+    np.testing.assert_array_equal(read_image(path), RGB)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_orientations_in_any_png_chunk_are_kept(tmp_path: Path, place: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    legacy = f"\nexif\n{len(body) + 6}\n{(b'Exif' + bytes(2) + body).hex()}\n".encode()
+    xmp = b'<rdf:Description tiff:Orientation="3"/>'
+    chunks = {
+        "eXIf": png_chunk(b"eXIf", body),
+        "legacy": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(legacy)),
+        "XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "compressed XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+    }
+    end = png_chunk(b"IEND", b"")
+    for name, chunk in chunks.items():
+        data = png_with(chunk) if place == "before" else png_with().removesuffix(end) + chunk + end
+        (tmp_path / "a.png").write_bytes(data)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png", apply_exif=True), RGB[::-1, ::-1], name)
+
+
+def test_wrong_checksums_of_png_pixels_are_refused(tmp_path: Path) -> None:
+    data = png_with()
+    start = data.index(b"IDAT")
+    end = start + 4 + int.from_bytes(data[start - 4 : start])
+    (tmp_path / "a.png").write_bytes(data[:end] + bytes(4) + data[end + 4 :])
+    assert reason(tmp_path / "a.png") == "is damaged: its IDAT chunk has a wrong checksum"
+    (tmp_path / "b.png").write_bytes(png_with(png_chunk(b"CgBI", bytes(4))))
+    assert reason(tmp_path / "b.png") == "is damaged, or contains more than the PNG standard allows"
 
 
 @pytest.mark.parametrize(

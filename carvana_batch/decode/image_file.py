@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from carvana_batch.decode.jpeg_markers import has_end
 from carvana_batch.decode.pixels import check_size
+from carvana_batch.decode.png_chunks import without_metadata
 from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.formats import HEAD_BYTES, format_of, unreadable_image
@@ -121,11 +122,12 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
             "is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG XL, JPEG 2000,"
             " GIF, BMP)"
         )
-    with _damage_as_image_error():
+    with damage_as_image_error():
         if image_format == "TIFF":
             return decode_tiff(file, pixel_limit)
+        content = without_metadata(file) if image_format == "PNG" else file
         with without_metadata_warnings():
-            image = Image.open(file, formats=[image_format])
+            image = Image.open(content, formats=[image_format])
         check_size(image.width, image.height, pixel_limit)
         return image
 
@@ -136,7 +138,7 @@ def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:
     Raises:
         ImageError: the file is damaged.
     """
-    with _damage_as_image_error():
+    with damage_as_image_error():
         image.load()
         if image.format in JPEG_FORMATS:  # Pillow notices most missing ends, but not all
             file.seek(0)
@@ -146,7 +148,8 @@ def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def _damage_as_image_error() -> Iterator[None]:
+def damage_as_image_error() -> Iterator[None]:
+    """Turn any error of a decoder in a with block into an ImageError."""
     try:
         yield
     except DECODER_ERRORS as error:

@@ -13,23 +13,33 @@ from PIL import Image
 from carvana_batch.decode.image_file import (
     DECODER_ERRORS,
     JPEG_FORMATS,
+    damage_as_image_error,
     decode_pixels,
     open_image_file,
     read_header,
     without_metadata_warnings,
 )
 from carvana_batch.decode.jpeg_markers import has_end
-from carvana_batch.decode.pixels import ORIENTATION, scale_to_eight_bits
+from carvana_batch.decode.pixels import NOTES, ORIENTATION, SIGNIFICANT_BITS, scale_to_eight_bits
+from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_by_libpng
 from carvana_batch.decode.tiff import PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
-from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, turn
+from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, swaps_sides, turn
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
+
+
+TURNED_FORMATS = {"AVIF"}
+"""Pillow's names of formats whose stored pixel grid is not meant to be seen.
+
+Readers have to turn these images, so that masks must lie on the turned grid. Pillow gives the turn as an
+orientation tag. The decoders of HEIC and JPEG XL, of which this holds as well, turn them.
+"""
 
 
 class DecodedImage(NamedTuple):
@@ -82,11 +92,15 @@ def decode_image(
     """
     with open_image_file(path) as file:
         image = read_header(file, pixel_limit)
+        notes: list[Note] = []
         pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
-            pixels = _to_rgb(decode_pixels(image, file))
+            decoded = _decode_difficult_png(image, file) or decode_pixels(image, file)
+            notes += decoded.info.get(NOTES, ())
+            pixels = _to_rgb(decoded)
         orientation = _orientation(image)
-        notes = []
+        if image.format in TURNED_FORMATS:
+            pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
         if orientation != UPRIGHT:
             notes.append(Note.TURNED_WITH_MASK if apply_exif else Note.TURNED)
         if _has_further_pages(image):
@@ -104,7 +118,11 @@ def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout
     """
     with open_image_file(path) as file:
         image = read_header(file, pixel_limit)
-        return Layout(image.width, image.height, _orientation(image))
+        orientation = _orientation(image)
+        if image.format in TURNED_FORMATS:
+            size = image.size[::-1] if swaps_sides(orientation) else image.size
+            return Layout(*size)
+        return Layout(image.width, image.height, orientation)
 
 
 def _decode_colour_jpeg(
@@ -126,9 +144,20 @@ def _decode_colour_jpeg(
         return None
 
 
+def _decode_difficult_png(image: Image.Image, file: BinaryIO) -> Image.Image | None:
+    """Decode a PNG with 16 bits or with a transparent colour; None for all other images."""
+    if image.format != "PNG" or image.mode == "P":
+        return None
+    file.seek(BITS_OF_PNG)
+    if file.read(1) != b"\x10" and "transparency" not in image.info:
+        return None
+    with damage_as_image_error():
+        return decode_by_libpng(file)
+
+
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):  # Pillow would clip the values
-        grey = scale_to_eight_bits(np.asarray(image), 16)
+        grey = scale_to_eight_bits(np.asarray(image), image.info.get(SIGNIFICANT_BITS, 16))
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         colours = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Check image sizes, and scale pixel values to 8 bits."""
+"""Check image sizes, scale pixel values to 8 bits, and make images of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from carvana_batch.errors import ImageError
+from carvana_batch.notes import Note
 
 ORIENTATION = 0x0112
 """The number of the orientation tag, in EXIF and in TIFF."""
+
+NOTES = "notes"
+"""Key in the ``info`` of an image: a tuple of notes about how it was decoded."""
+
+SIGNIFICANT_BITS = "significant bits"
+"""Key in the ``info`` of an image of mode I;16: the number of bits in which its values are."""
+
+FEWEST_BITS, MOST_BITS = 8, 14
+"""Range of the bits of cameras whose values are stored in 16 bits without being scaled."""
 
 
 def check_size(width: int, height: int, pixel_limit: int) -> None:
@@ -46,3 +57,58 @@ def scale_to_eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         return values.astype(np.uint8, copy=False)
     table = np.rint(np.linspace(0, 255, 2**bits)).astype(np.uint8)
     return table[values.astype(np.uint16, copy=False)]
+
+
+def significant_bits(values: NDArray[np.uint16], declared: int | None = None) -> int:
+    """Return in how many of their 16 bits the values of a photo are: 8 to 14, or 16.
+
+    Cameras of 10, 12 or 14 bits often store their values in 16 bits as they are, which would be nearly black
+    if 65535 were white. Without a declaration, values that leave the upper two bits empty are taken for such
+    values. This also brightens photos that are as dark as that, which a note reports.
+
+    Args:
+        values: colours without alpha, of any shape.
+        declared: the number of bits that the file declares; ignored if the values need more.
+    """
+    needed = int(values.max()).bit_length()
+    if (
+        declared is not None
+        and needed <= declared
+        and (FEWEST_BITS <= declared <= MOST_BITS or declared == 16)
+    ):
+        return declared
+    return max(FEWEST_BITS, needed) if 0 < needed <= MOST_BITS else 16
+
+
+def notes_on_bits(bits: int) -> tuple[Note, ...]:
+    """Return the notes about a photo whose 16-bit values are in so many bits."""
+    return () if bits == 16 else (Note(f"scaled from {bits} bits"),)
+
+
+def to_image(
+    colours: NDArray[np.uint8], alpha: NDArray[np.uint8] | None = None, *, premultiplied: bool = False
+) -> Image.Image:
+    """Make an image of mode L, RGB, CMYK, RGBA or RGBa.
+
+    Args:
+        colours: (H, W, channels).
+        alpha: (H, W); only with 1 or 3 channels.
+        premultiplied: whether the colours are multiplied by alpha.
+    """
+    height, width, channels = colours.shape
+    if alpha is None:
+        return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], (width, height), colours.tobytes())
+    colours = np.broadcast_to(colours, (height, width, 3))
+    mode = "RGBa" if premultiplied else "RGBA"
+    return Image.frombytes(mode, (width, height), np.dstack([colours, alpha]).tobytes())
+
+
+def scale_deep(
+    colours: NDArray[np.uint16], alpha: NDArray[np.uint16] | None, declared: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[Note, ...]]:
+    """Scale 16-bit colours and alpha to 8 bits, from their :func:`significant_bits`; return notes as well."""
+    bits = significant_bits(colours, declared)
+    if alpha is not None:
+        alpha_bits = bits if alpha.max() < 2**bits else 16
+        return scale_to_eight_bits(colours, bits), scale_to_eight_bits(alpha, alpha_bits), notes_on_bits(bits)
+    return scale_to_eight_bits(colours, bits), None, notes_on_bits(bits)

@@ -12,30 +12,37 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, PREDICTOR
 
 from carvana_batch.decode.jpeg_markers import jpeg_size
-from carvana_batch.decode.pixels import ORIENTATION, check_size, scale_to_eight_bits
+from carvana_batch.decode.pixels import (
+    NOTES,
+    ORIENTATION,
+    SIGNIFICANT_BITS,
+    check_size,
+    notes_on_bits,
+    scale_deep,
+    scale_to_eight_bits,
+    significant_bits,
+    to_image,
+)
+from carvana_batch.decode.tiff_tags import (
+    JPEG_IN_TIFF,
+    PHOTOMETRIC_TAG,
+    TIFF_CHANNELS,
+    colour_model,
+    declared_bits,
+    extra_sample,
+    unsupported_tiff,
+)
 from carvana_batch.errors import ImageError
+from carvana_batch.notes import Note
 
 # tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 PAGES, DIFFERING_SAMPLES = "pages", "differing samples"
 """Keys in the ``info`` of an image from a TIFF: its number of pages, and whether ignored samples differ."""
-
-TIFF_CHANNELS = {
-    PHOTOMETRIC.MINISWHITE: 1,
-    PHOTOMETRIC.MINISBLACK: 1,
-    PHOTOMETRIC.PALETTE: 1,
-    PHOTOMETRIC.RGB: 3,
-    PHOTOMETRIC.YCBCR: 3,
-    PHOTOMETRIC.SEPARATED: 4,
-}
-"""Supported colour models, and their number of channels without alpha."""
-
-JPEG_IN_TIFF = {6, 7, 33007, 34892}
-"""Compressions whose YCbCr values tifffile converts to RGB."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,
@@ -53,6 +60,15 @@ COMPRESSIONS = JPEG_IN_TIFF | {
 
 Other compressed data, such as WebP, has its own size. So has JPEG, which :func:`_check_jpeg` checks.
 """
+
+PREDICTED = {
+    COMPRESSION.LZW,
+    COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.DEFLATE,
+    COMPRESSION.LZMA,
+    COMPRESSION.ZSTD,
+}
+"""Compressions with which a predictor may be used; the tag is ignored with others."""
 
 LZW_CLEAR, LZW_END = 256, 257
 
@@ -80,6 +96,10 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
     """
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
+        stored_model = page.photometric if PHOTOMETRIC_TAG in page.tags else None
+        page.photometric = colour_model(page)
+        if page.compression not in PREDICTED:  # as in libtiff
+            page.predictor = PREDICTOR.NONE
         _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
         if page.compression == COMPRESSION.LZW:
             _check_lzw(page, file)
@@ -94,6 +114,8 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
     image = _tiff_image(page, values, colormap)
     image.getexif()[ORIENTATION] = orientation
     image.info[PAGES] = pages
+    if page.photometric != stored_model:
+        image.info[NOTES] = (Note.GUESSED_COLOURS, *image.info.get(NOTES, ()))
     image.info[DIFFERING_SAMPLES] = _has_differing_samples(page, values)
     return image
 
@@ -101,7 +123,7 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
 def _has_differing_samples(page: tifffile.TiffPage, values: NDArray[Any]) -> bool:
     """Return whether any sample other than colour and alpha, which is ignored, differs from the first."""
     channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
-    has_alpha = bool(page.extrasamples) and page.extrasamples[0] != EXTRASAMPLE.UNSPECIFIED
+    has_alpha = extra_sample(page, channels) != EXTRASAMPLE.UNSPECIFIED
     ignored = values[..., channels + has_alpha :]
     return ignored.size > 0 and bool((ignored != values[..., :1]).any())
 
@@ -116,19 +138,19 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
     channels = TIFF_CHANNELS.get(PHOTOMETRIC(page.photometric))
     jpeg = page.compression in JPEG_IN_TIFF and page.planarconfig == PLANARCONFIG.CONTIG
     if channels is None or (page.photometric == PHOTOMETRIC.YCBCR and not jpeg):
-        raise _unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
+        raise unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
     if page.compression not in COMPRESSIONS:
-        raise _unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
+        raise unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
     if page.is_reduced:
-        raise _unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
+        raise unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
     planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
     if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
-        raise _unsupported_tiff("an unusual number of planes or channels")
+        raise unsupported_tiff("an unusual number of planes or channels")
     bits = page.bitspersample
     kind = page.dtype.kind if page.dtype is not None else None
     max_bits = 8 if page.photometric == PHOTOMETRIC.PALETTE else 16
     if not (kind == "f" or (kind in {"b", "u"} and isinstance(bits, int) and bits <= max_bits)):
-        raise _unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
+        raise unsupported_tiff(f"{bits}-bit values of kind {page.dtype}")
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is None:
         raise ImageError("is damaged: it has no colours for its palette")
     if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
@@ -203,13 +225,6 @@ def _crashes_imagecodecs(data: bytes) -> bool:
         start = int(offsets[ends[0]] + widths[ends[0]])
 
 
-def _unsupported_tiff(what: str) -> ImageError:
-    return ImageError(
-        f"is a TIFF with {what}, which is not supported; save it as RGB with 8 or 16 bits, without"
-        " compression or with LZW"
-    )
-
-
 def _tiff_image(
     page: tifffile.TiffPage, values: NDArray[Any], colormap: NDArray[np.uint16] | None
 ) -> Image.Image:
@@ -217,23 +232,30 @@ def _tiff_image(
     size = (values.shape[1], values.shape[0])
     if page.photometric == PHOTOMETRIC.PALETTE and colormap is not None:
         image = Image.frombytes("P", size, values[..., 0].tobytes())
-        image.putpalette((colormap.T >> 8).astype(np.uint8).tobytes())  # writers give 255 as 65535 or 65280
+        # Writers give 255 as 65535 or 65280, and some, against the standard, as 255.
+        palette = colormap >> 8 if colormap.max() > 255 else colormap
+        image.putpalette(palette.T.astype(np.uint8).tobytes())
         return image
 
     channels = TIFF_CHANNELS[PHOTOMETRIC(page.photometric)]
-    extra = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNSPECIFIED
+    extra = extra_sample(page, channels)
     has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
-    whole_16_bits = values.dtype == np.uint16 and page.bitspersample == 16
-    if page.photometric == PHOTOMETRIC.MINISBLACK and whole_16_bits and not has_alpha:
-        # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
-        return Image.frombytes("I;16", size, values[..., 0].astype("<u2").tobytes())
-
-    values = scale_to_eight_bits(values, page.bitspersample)
-    colours = values[..., :channels]
+    colours: NDArray[Any] = values[..., :channels]
+    alpha: NDArray[Any] | None = values[..., channels] if has_alpha else None
+    notes: tuple[Note, ...] = ()
+    if values.dtype == np.uint16 and page.bitspersample == 16:
+        if page.photometric == PHOTOMETRIC.MINISBLACK and alpha is None:
+            # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
+            image = Image.frombytes("I;16", size, colours.astype("<u2").tobytes())
+            image.info[SIGNIFICANT_BITS] = significant_bits(colours, declared_bits(page))
+            image.info[NOTES] = notes_on_bits(image.info[SIGNIFICANT_BITS])
+            return image
+        colours, alpha, notes = scale_deep(colours, alpha, declared_bits(page))
+    else:
+        colours = scale_to_eight_bits(colours, page.bitspersample)
+        alpha = None if alpha is None else scale_to_eight_bits(alpha, page.bitspersample)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         colours = 255 - colours
-    if not has_alpha:
-        return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], size, colours.tobytes())
-    mode = "RGBa" if extra == EXTRASAMPLE.ASSOCALPHA else "RGBA"  # RGBa: premultiplied alpha
-    colours = np.broadcast_to(colours, (*values.shape[:2], 3))
-    return Image.frombytes(mode, size, np.dstack([colours, values[..., channels]]).tobytes())
+    image = to_image(colours, alpha, premultiplied=extra == EXTRASAMPLE.ASSOCALPHA)
+    image.info[NOTES] = notes
+    return image

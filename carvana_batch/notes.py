@@ -30,7 +30,7 @@ SUMMARIES = {
     **{
         Note(
             f"scaled from {bits} bits"
-        ): f"16-bit files scaled from {bits} bits, as no value is larger: {{photos}}"
+        ): f"Scaled from {bits} bits, into which all 16-bit values fit: {{photos}}"
         for bits in range(8, 15)
     },
 }

@@ -513,13 +513,12 @@ def deep_png(values: NDArray[np.uint16], *chunks: bytes) -> bytes:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_cameras_of_fewer_bits_are_not_dark(tmp_path: Path, bits: int, channels: int) -> None:
     """Their values fill the lower bits of 16; only 15 bits cannot be told from a dark photo."""
-    values = FULL[..., : 3 if channels > 2 else 1] << (bits - 8)
+    values = (FULL[..., : 3 if channels > 2 else 1] << (bits - 8)).astype(np.uint16)
     expected = np.broadcast_to(FULL if channels > 2 else FULL[..., :1], RGB.shape)
+    extra: dict[str, Any] = {}
     if channels in {2, 4}:
         values = np.dstack([values, np.full(values.shape[:2], 2**bits - 1, np.uint16)])
-        extra = {"extrasamples": ["unassalpha"]}
-    else:
-        extra = {}
+        extra["extrasamples"] = ["unassalpha"]
     (tmp_path / "a.png").write_bytes(deep_png(values))
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb" if channels > 2 else "minisblack", **extra)
     for name in ("a.png", "a.tif"):

@@ -1,7 +1,7 @@
 """Open image files of all supported formats as Pillow images; a bad file raises ImageError.
 
-TIFF is decoded by tifffile, everything else by Pillow. Only the first page or frame of a file is decoded, and
-embedded colour profiles are ignored.
+TIFF is decoded by tifffile, JPEG XL by imagecodecs, HEIC by pillow-heif, everything else by Pillow. Only the
+first page or frame of a file is decoded, and embedded colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from carvana_batch.decode.jpeg_markers import has_end
+from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import check_size
 from carvana_batch.decode.png_chunks import without_metadata
 from carvana_batch.decode.tiff import decode_tiff
@@ -27,12 +28,22 @@ from carvana_batch.errors import ImageError
 from carvana_batch.inputs.formats import HEAD_BYTES, format_of, unreadable_image
 from carvana_batch.text import shown
 
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.options.DECODE_THREADS = 1  # the workers use all cores
+
 # Pillow's own limit would reject images that --pixel-limit allows, and warn about smaller ones. read_header
 # checks the size of every file instead.
 Image.MAX_IMAGE_PIXELS = None
 
 JPEG_FORMATS = {"JPEG", "MPO"}
 """Pillow's names of the formats that contain JPEG data."""
+
+PILLOW_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""What Pillow, which may be built without it, needs to read a format."""
 
 CUT_SHORT = "is cut short: the file ends before the picture does"
 
@@ -103,8 +114,8 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
         pixel_limit: most pixels that the image may have.
 
     Returns:
-        The first page or frame, with its orientation tag. Only TIFF is decoded already; pass other formats
-        to :func:`decode_pixels`.
+        The first page or frame, with its orientation tag. TIFF and JPEG XL are decoded already; pass other
+        formats to :func:`decode_pixels`.
 
     Raises:
         ImageError: the format is not supported, the file is damaged, or it has more than ``pixel_limit``
@@ -125,11 +136,24 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
     with damage_as_image_error():
         if image_format == "TIFF":
             return decode_tiff(file, pixel_limit)
-        content = without_metadata(file) if image_format == "PNG" else file
-        with without_metadata_warnings():
-            image = Image.open(content, formats=[image_format])
+        if image_format == "JPEGXL":
+            return decode_jpeg_xl(file, pixel_limit)
+        image = _open_header(file, image_format)
         check_size(image.width, image.height, pixel_limit)
         return image
+
+
+def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
+    if image_format == "HEIF":
+        if pillow_heif is None:
+            raise ImageError("is a HEIC photo; to read it, run: pip install 'carvana-batch[heic]'")
+        return pillow_heif.HeifImageFile(file)  # type: ignore[no-any-return]
+    feature = PILLOW_FEATURES.get(image_format)
+    if feature is not None and not features.check(feature):
+        raise ImageError(f"is an image of the format {image_format}, which this build of Pillow cannot read")
+    with without_metadata_warnings():
+        content = without_metadata(file) if image_format == "PNG" else file
+        return Image.open(content, formats=[image_format])
 
 
 def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:

@@ -72,10 +72,11 @@ def decode_image(
 ) -> DecodedImage:
     """Decode a photo.
 
-    The format is determined by the content, not the suffix: JPEG, PNG, WebP, GIF, BMP or TIFF. Grey becomes
-    three equal channels, CMYK becomes RGB, 16-bit values are scaled to 8 bits, and transparent pixels are
-    composited over white; if all pixels are transparent, alpha is ignored. Floating-point TIFFs must contain
-    values from 0 to 1.
+    The content determines the format, not the suffix; ``docs/formats.md`` lists them. Grey becomes three
+    equal channels, CMYK becomes RGB, and transparent pixels are composited over white; if all pixels are
+    transparent, alpha is ignored. Values of more than 8 bits are scaled to 8; 16-bit values from fewer bits
+    if all fit into 14. Floating-point TIFFs must contain values from 0 to 1. The pictures of HEIC, AVIF and
+    JPEG XL are turned as they are meant to be seen in any case.
 
     Colour JPEGs are decoded by simplejpeg if it is installed, which gives the same pixels as Pillow in half
     the time.

@@ -18,7 +18,7 @@ from carvana_batch.files import check_target
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inputs.find import take_shard
-from carvana_batch.inputs.keys import mask_id
+from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
 from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.folder import MaskFolder
@@ -129,14 +129,15 @@ def run(
 
 
 def find_truth(options: Options) -> MaskFolder | None:
-    """Find the true masks, and decide which of their values are car; None if there are none to compare with.
+    """Find the true masks by the ``pairing_name`` of their id, and decide which of their values are car.
 
     Raises:
         UsageError: there are no masks, or their values do not tell.
     """
     if options.truth is None:
         return None
-    folder = MaskFolder(options.truth, find_masks(options.truth, advice=TRUTH_ADVICE))
+    found = find_masks(options.truth, advice=TRUTH_ADVICE)
+    folder = MaskFolder(options.truth, {pairing_name(mask): path for mask, path in found.items()})
     return folder.decide(options.car_values, options.ignored_values)
 
 
@@ -146,7 +147,7 @@ class Run:
     Args:
         refs, model, options, listener, stop: see :func:`run`.
         out: the out folder, entered.
-        truth: the true masks, None if there are none to compare with.
+        truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
 
     Attributes:
         report: what came of the run.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs import find as inputs
-from carvana_batch.inputs.find import Found, find_images, read_file_list, take_shard
+from carvana_batch.inputs.find import REPEATED, Found, find_images, read_file_list, take_shard
 from carvana_batch.inputs.keys import refuse_clashes
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
@@ -260,6 +260,17 @@ def test_a_list_with_nul_bytes_may_hold_any_name() -> None:
         b"\xff.jpg",
     ]
     assert [os.fsencode(key) for key in keys(found)] == [b" spaces ", b"end\r", b"new\nline", b"\xff"]
+
+
+@pytest.mark.parametrize("on_disk", ["gr\u00fcn.jpg", "gru\u0308n.jpg"])
+def test_a_listed_name_is_taken_as_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(on_disk).touch()
+    found = listed("gr\u00fcn.jpg\ngru\u0308n.jpg\n".encode())
+    assert [str(ref.path) for ref in found.refs] == [on_disk]
+    assert found.ignored == {REPEATED: 1}
 
 
 def test_a_list_in_a_file(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""The one rule for names of masks; clashes between photos are tested with the checks of a request."""
+"""Names of masks and their pairing; clashes between photos are tested with the checks of a request."""
+
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carvana_batch.inputs.keys import mask_name_problem
+from carvana_batch.inputs.keys import mask_name_problem, match_ids
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,18 @@ def test_a_good_name_stays_below_the_folder_and_visible(parts):
     key = "/".join(parts)
     good = not any(part.startswith(".") for part in parts)
     assert (mask_name_problem(key) == "") == good
+
+
+def test_names_pair_whatever_the_encoding_of_their_accents():
+    composed, decomposed = "\u0160koda_01", "S\u030ckoda_01"
+    assert match_ids([composed, "x", "a"], ["a", decomposed]) == {composed: decomposed, "a": "a"}
+    assert match_ids([decomposed], [composed]) == {decomposed: composed}
+    assert match_ids(["Skoda_01", "\u0161koda_01"], [composed]) == {}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_every_form_of_a_name_pairs_with_every_other(name):
+    forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    for one in forms:
+        for other in forms:
+            assert match_ids([one], [other]) == {one: other}

@@ -85,6 +85,16 @@ def test_two_masks_of_one_id_are_refused_with_both_named(tmp_path, names):
         assert str(tmp_path / name) in str(caught.value)
 
 
+def test_two_forms_of_one_name_are_refused(tmp_path):
+    touch(tmp_path / "in", "\u0160koda.png", "S\u030ckoda.png")
+    if len(list((tmp_path / "in").iterdir())) == 1:
+        pytest.skip("the disk takes both names for the same")
+    with pytest.raises(UsageError, match="Two masks have the id"):
+        find_masks(tmp_path / "in")
+    with pytest.raises(UsageError, match="Two photos have the id"):
+        find_photos(tmp_path / "in")
+
+
 def test_no_masks(tmp_path):
     touch(tmp_path, "report.csv", "_overlay/a.png")
     with pytest.raises(UsageError, match=r"PNG, GIF, TIFF and JPEG.*`carvana-batch predict` writes .* `out`"):

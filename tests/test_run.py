@@ -418,6 +418,19 @@ def test_dice_is_that_of_the_score_command(predict, drawn, tmp_path, out):
     assert report.correlation == pytest.approx(rank_correlation(*zip(*pairs, strict=True)))
 
 
+@pytest.mark.parametrize(("photo", "mask"), [("\u00eb", "e\u0308"), ("e\u0308", "\u00eb")])
+def test_true_masks_may_encode_accents_differently(predict, drawn, tmp_path, out, photo, mask):
+    photos, truth = tmp_path / "in", tmp_path / "truth"
+    for folder in (photos, truth):
+        folder.mkdir()
+    shutil.copy2(drawn / "images" / "car0.jpg", photos / f"{photo}.jpg")
+    shutil.copy2(drawn / "masks" / "car0_mask.gif", truth / f"{mask}_mask.gif")
+    report = predict(photos, out, truth=truth, rle_file=tmp_path / "rows.csv")
+    assert (report.exit_code, len(report.dice)) == (0, 1)
+    assert (out / f"{photo}.png").exists()
+    assert f"\n{photo}.jpg," in (tmp_path / "rows.csv").read_text(encoding="utf-8")
+
+
 def test_photos_without_a_true_mask_are_reported(predict, drawn, tmp_path, out):
     truth = tmp_path / "truth"
     shutil.copytree(drawn / "masks", truth)

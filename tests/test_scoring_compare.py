@@ -11,6 +11,7 @@ from PIL import Image
 from carvana_batch.errors import UsageError
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.scoring.outline import compare_outlines
+from carvana_batch.scoring.page.pictures import read_worst
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, PIXEL_COUNT_COLUMNS
 from carvana_batch.submission.write import write_rows, write_submission
 from carvana_batch.values import Failure, PackedMask
@@ -298,3 +299,19 @@ def test_real_outlines_match_a_distance_transform(real_masks):
         dice = 2 * (predicted & true & band).sum() / ((predicted & band).sum() + (true & band).sum())
         assert boundary.band_dice == pytest.approx(dice, abs=1e-9)
         assert math.isfinite(boundary.mean)
+
+
+@pytest.mark.parametrize(("one", "other"), [("\u0160_01", "S\u030c_01"), ("S\u030c_01", "\u0160_01")])
+def test_accents_may_be_encoded_differently(tmp_path, one, other):
+    mask = [[0, 1, 1], [0, 0, 1]]
+    write_mask(tmp_path / "out" / f"{one}.png", mask)
+    write_mask(tmp_path / "gt" / f"{other}_mask.png", mask)
+    write_rows(tmp_path / "gt.csv", [(other, "2 2 6 1")])
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "in" / f"{other}.png")
+    for gt in ("gt", "gt.csv"):
+        scores = compare_masks(tmp_path / "out", tmp_path / gt, photos=tmp_path / "in")
+        assert [(row.image, row.dice) for row in scores.rows] == [(one, 1)]
+        assert (scores.missing, scores.extra, scores.unseen) == ((), (), ())
+        (worst,) = read_worst(scores, 1, tmp_path / "in")
+        assert worst.photo.shape == (2, 3, 3)

@@ -56,12 +56,12 @@ def test_row_takes_the_size_of_the_other_mask(tmp_path):
     write_mask(tmp_path / "gt" / "b.png", [[0, 1], [1, 0], [0, 0]])
     folder = open_masks(tmp_path / "gt", advice="")
     for sources in [(rows, folder), (folder, rows)]:
-        for mask in read_pair(*sources, "b", (5, 5)):
+        for mask in read_pair(*sources, ("b", "b"), (5, 5)):
             np.testing.assert_array_equal(mask.to_bool(), [[0, 1], [1, 0], [0, 0]])
-    one, other = read_pair(rows, rows, "b", (5, 1))
+    one, other = read_pair(rows, rows, ("b", "b"), (5, 1))
     np.testing.assert_array_equal(one.to_bool(), [[0, 1, 1, 0, 0]])
     np.testing.assert_array_equal(other.to_bool(), one.to_bool())
-    first, second = read_pair(rows, folder, "b", (5, 5)), read_pair(folder, folder, "b", (5, 5))
+    first, second = read_pair(rows, folder, ("b", "b"), (5, 5)), read_pair(folder, folder, ("b", "b"), (5, 5))
     assert [mask.width for mask in (*first, *second)] == [2] * 4
 
 
@@ -69,5 +69,5 @@ def test_each_mask_comes_from_its_own_source(tmp_path):
     rows = open_masks(write_rows_file(tmp_path / "rows.csv"), advice="")
     write_mask(tmp_path / "gt" / "b.png", [[1, 1, 1]])
     folder = open_masks(tmp_path / "gt", advice="")
-    assert [mask.to_bool().sum() for mask in read_pair(rows, folder, "b", (5, 5))] == [2, 3]
-    assert [mask.to_bool().sum() for mask in read_pair(folder, rows, "b", (5, 5))] == [3, 2]
+    assert [mask.to_bool().sum() for mask in read_pair(rows, folder, ("b", "b"), (5, 5))] == [2, 3]
+    assert [mask.to_bool().sum() for mask in read_pair(folder, rows, ("b", "b"), (5, 5))] == [3, 2]

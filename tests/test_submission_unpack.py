@@ -291,6 +291,12 @@ def test_existing_masks_need_overwrite(tmp_path, out):
     assert pixels(out / "0.png")[0] == [False, True, True, False, False]
 
 
+def test_mask_with_the_other_form_of_accents_is_in_the_way(tmp_path, out):
+    write_mask(out / "e\u0308.png", [[1]])
+    with pytest.raises(UsageError, match="masks of the same ids under other names"):
+        decode(tmp_path, "\u00eb.jpg,1 1\n", overwrite=True)
+
+
 def test_other_files_are_left_alone(tmp_path, out):
     write_mask(out / "other.png", [[1]])
     before = (out / "other.png").read_bytes()

@@ -346,6 +346,15 @@ def test_subfolder_with_the_masks_is_suggested(masks, tmp_path):
     assert "Did you mean" not in refuse(masks, tmp_path, "img,rle_mask\nx.jpg,\n")
 
 
+def test_sample_pairs_either_form_of_accents(tmp_path):
+    write_mask(tmp_path / "out" / "Citroe\u0308n.png", [[0, 1]])
+    (tmp_path / "sample.csv").write_text("img,rle_mask\nCitro\u00ebn.jpg,\n", encoding="utf-8")
+    write_submission(tmp_path / "out", tmp_path / "s.csv", (2, 1), sample=tmp_path / "sample.csv")
+    assert (tmp_path / "s.csv").read_text(encoding="utf-8") == "img,rle_mask\nCitro\u00ebn.jpg,2 1\n"
+    write_submission(tmp_path / "out", tmp_path / "s.csv", (2, 1))
+    assert (tmp_path / "s.csv").read_text(encoding="utf-8") == "img,rle_mask\nCitroe\u0308n.jpg,2 1\n"
+
+
 def test_repeated_sample_ids_are_refused(masks, tmp_path):
     rows = "a.jpg,\na.png,\n" + "".join(f"{number % 5}.jpg,\n" for number in range(10))
     lines = refuse(masks, tmp_path, f"img,rle_mask\n{rows}").splitlines()
@@ -435,6 +444,7 @@ def test_files_of_other_tools_are_read(tmp_path, data):
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2,3\n", "line 3: .* 3 field"),
         (b"img,rle_mask\n,1 2\n", "line 2: .* no name"),
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2\na.png,1 2\n", "line 4: a already has a row"),
+        ("img,rle_mask\n\u00eb.jpg,1 2\ne\u0308.jpg,\n".encode(), "line 3: .* already has a row"),
         (b'img,rle_mask\na.jpg,"1 2\nb.jpg,1 2\n', "line 3: unexpected end of data"),
     ],
 )

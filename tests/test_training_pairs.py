@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import re
 import threading
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -213,6 +214,23 @@ def test_no_pairs_at_all(tmp_path: Path) -> None:
     assert "no masks in" in refusal(tmp_path)
     (tmp_path / "images" / "a_01.jpg").unlink()
     assert re.search("[Nn]o photos in", refusal(tmp_path))
+
+
+@pytest.mark.parametrize("photos", ["NFC", "NFD"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_accents_may_be_encoded_differently(
+    tmp_path: Path, photos: Literal["NFC", "NFD"], rows: bool
+) -> None:
+    id = unicodedata.normalize(photos, "Citro\u00ebn_01")
+    other = unicodedata.normalize("NFD" if photos == "NFC" else "NFC", id)
+    write_photos(tmp_path / "images", [id])
+    if rows:
+        (tmp_path / "masks.csv").write_text(table([other]), encoding="utf-8")
+    else:
+        write_masks(tmp_path / "masks", [other])
+    (pair,) = find_pairs(tmp_path)
+    assert (pair.id, pair.car) == (id, "Citro\u00ebn")
+    np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(0))
 
 
 def test_two_photos_of_one_id_are_named(data: Path) -> None:

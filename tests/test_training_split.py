@@ -35,6 +35,13 @@ def test_cars_are_read_from_a_file(tmp_path: Path) -> None:
         read_cars(tmp_path)
 
 
+def test_cars_may_be_listed_with_either_form_of_accents(tmp_path: Path) -> None:
+    pairs = pairs_of("Citro\u00ebn_01", "Citroe\u0308n_02", "b_01")
+    (tmp_path / "val.txt").write_text("Citroe\u0308n\n", encoding="utf-8")
+    train, val = split_by_car(pairs, read_cars(tmp_path / "val.txt"))
+    assert (train, val) == (pairs[2:], pairs[:2])
+
+
 def test_listed_cars_are_used_for_validation() -> None:
     pairs = pairs_of("a_01", "b_01", "a_02", "c_01", "a_b_01")
     train, val = split_by_car(pairs, {"a", "c"})

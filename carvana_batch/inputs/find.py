@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ def read_file_list(file: Path | BinaryIO) -> Found:
 
     Relative paths start at the current directory. The key is the path as given, in POSIX form, without suffix
     and without root or drive. Blank lines and repeated paths are passed over. The bytes of a name are kept
-    even if they are not valid text. Files are not opened: a wrong name fails when it is read.
+    even if they are not valid text. If a path does not exist, but does with its accents encoded in another
+    way (see ``pairing_name``), that one is taken. Files are not opened: a wrong name fails when it is read.
 
     Args:
         file: the list, or an open binary file.
@@ -163,8 +165,16 @@ def _listed(data: bytes, name: str) -> Iterator[ImageRef]:
     for number, item in enumerate(data.split(separator), start=1):
         line = os.fsdecode(item if separator == b"\0" else item.removesuffix(b"\r"))
         if line.strip():
-            path = Path(line)
+            path = Path(_as_on_disk(line))
             yield ImageRef(_key_of_listed(path, f"{name}, line {number}"), path)
+
+
+def _as_on_disk(path: str) -> str:
+    """Return ``path``, or the form of it that exists if only the encoding of accents differs."""
+    if path.isascii() or os.path.lexists(path):
+        return path
+    forms = (unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))
+    return next((form for form in forms if os.path.lexists(form)), path)
 
 
 def _walk(

@@ -69,7 +69,7 @@ def refuse_same_ids(refs: Sequence[ImageRef]) -> None:
 
     They take the masks ``x.png`` and ``x_mask.png`` for two of the same photo.
     """
-    for first, second in find_same(refs, lambda ref: mask_id(ref.key)):
+    for first, second in find_same(refs, lambda ref: pairing_name(mask_id(ref.key))):
         raise UsageError(
             f"{shown(first.path)} and {shown(second.path)} would have masks that submit and score take for"
             " two of the same photo. Move one of them away, or mask them into two out folders."
@@ -126,6 +126,26 @@ def hashes_of(values: Iterable[Hashable]) -> NDArray[np.int64]:
 def fold_key(key: str) -> str:
     """The same for keys that differ in upper and lower case, or in how accents are encoded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
+
+
+def pairing_name(name: str) -> str:
+    """The same for names that differ only in how accents are encoded.
+
+    A name has two forms in Unicode, NFC and NFD, that look alike; copies made by way of macOS often have the
+    second. Photos, masks and rows are paired by this name, and keep their own where a name is output.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def match_ids(ids: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Pair ids with those of ``others`` that have the same :func:`pairing_name`.
+
+    Returns:
+        The other id of each of ``ids`` that has one, in the order of ``ids``.
+    """
+    others_by_name = {pairing_name(other): other for other in others}
+    names = ((own, pairing_name(own)) for own in ids)
+    return {own: others_by_name[name] for own, name in names if name in others_by_name}
 
 
 def _clash(first: ImageRef, second: ImageRef, reason: str) -> UsageError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.find import find_images
-from carvana_batch.inputs.keys import EXTRA_FOLDERS, mask_id
+from carvana_batch.inputs.keys import EXTRA_FOLDERS, mask_id, pairing_name
 from carvana_batch.text import shown
 
 MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg", "jpe", "jfif"}
@@ -26,10 +26,12 @@ def find_photos(folder: Path) -> dict[str, Path]:
         UsageError: masks of two photos would have the same id; or see :func:`find_images`.
     """
     photos: dict[str, Path] = {}
+    first_paths: dict[str, Path] = {}
     for ref in find_images(folder, follow_links=True).refs:
         found = mask_id(ref.key)
-        if found in photos:
-            both = " and ".join(map(shown, sorted([photos[found], ref.path])))
+        first = first_paths.setdefault(pairing_name(found), ref.path)
+        if first != ref.path:
+            both = " and ".join(map(shown, sorted([first, ref.path])))
             raise UsageError(
                 f"Two photos have the id {shown(found)}: {both}. Remove one of them, or name a folder that "
                 "holds nothing but the photos."
@@ -42,9 +44,10 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
     """The masks below a folder by id, in the order of the ids.
 
     The id of a mask is its POSIX path below the folder, without suffix and without a trailing ``_mask``:
-    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. What else
-    ``predict`` writes is left out: hidden files and folders, files that are not images, and extra files (in
-    folders such as ``_overlay`` at the top). Links to folders are not followed.
+    ``00087a6bd4dc_01_mask.gif`` and ``00087a6bd4dc_01.png`` both have the id ``00087a6bd4dc_01``. Ids with
+    the same ``pairing_name`` count as the same. What else ``predict`` writes is left out: hidden
+    files and folders, files that are not images, and extra files (in folders such as ``_overlay`` at the
+    top). Links to folders are not followed.
 
     Args:
         folder: where to look.
@@ -57,6 +60,7 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
     masks: dict[str, Path] = {}
+    first_paths: dict[str, Path] = {}
     for name, folders, files in os.walk(folder, onerror=_refuse_unlistable):
         parent = Path(name)
         extras = EXTRA_FOLDERS if parent == folder else set()
@@ -67,8 +71,9 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
             if not stem or file.startswith(".") or suffix.lower() not in MASK_SUFFIXES:
                 continue
             found = mask_id(beginning + stem)
-            if found in masks:
-                both = " and ".join(map(shown, sorted([masks[found], parent / file])))
+            first = first_paths.setdefault(pairing_name(found), parent / file)
+            if first != parent / file:
+                both = " and ".join(map(shown, sorted([first, parent / file])))
                 raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
             masks[found] = parent / file
     if not masks:

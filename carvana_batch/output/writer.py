@@ -10,7 +10,7 @@ import numpy as np
 
 from carvana_batch.errors import ImageError
 from carvana_batch.files import write_file
-from carvana_batch.inputs.keys import mask_id
+from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.masks import rle
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.folder import MaskFolder
@@ -45,7 +45,7 @@ class MaskWriter:
         extras: kinds of ``options.EXTRA_FILES`` to write in addition to the mask.
         mask_bits: 1 or 8 bits per pixel of the mask.
         encode_runs: whether to make the run-length row of each mask.
-        truth: the true masks, None if there are none to compare with.
+        truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
         threshold: probability above which a pixel of the masks is car.
     """
 
@@ -100,9 +100,9 @@ def compare(key: str, mask: PackedMask, truth: MaskFolder) -> float | Failure:
     Args:
         key: key of the photo.
         mask: the predicted mask.
-        truth: the true masks.
+        truth: the true masks by the ``pairing_name`` of their id.
     """
-    image = mask_id(key)
+    image = pairing_name(mask_id(key))
     if image not in truth.ids:
         return Failure(key, "score", "no true mask of this name")
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError, UsageError
+from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.folder import MaskFolder
@@ -53,7 +53,7 @@ def compare_masks(
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Scores:
-    """Compare the masks that have the same id.
+    """Compare the masks that have the same id (see ``match_ids``). Images have the ids of the first side.
 
     Args:
         predicted: a folder of masks (see ``find_masks``) or a file of run-length rows (see ``read_rows``).
@@ -74,7 +74,8 @@ def compare_masks(
     predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
     true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
     _refuse_needless_size(size, predicted_masks, true_masks)
-    images = _find_common_ids(predicted_masks, true_masks)
+    true_ids = _find_common_ids(predicted_masks, true_masks)
+    images = list(true_ids)
     photo_files = None if photos is None else _find_matching_photos(images, photos)
     if isinstance(predicted_masks, MaskFolder):
         predicted_masks = predicted_masks.decide(advice=PREDICTED_VALUE_ADVICE)
@@ -84,7 +85,10 @@ def compare_masks(
         raise UsageError(
             f"--car-value and --ignore-value are for mask files, but --gt {shown(truth)} has run-length rows."
         )
-    read = partial(read_pair, predicted_masks, true_masks, size=size or COMPETITION_SIZE)
+
+    def read(image: str) -> tuple[PackedMask, PackedMask]:
+        ids = image, true_ids[image]
+        return read_pair(predicted_masks, true_masks, ids, size or COMPETITION_SIZE)
 
     def compare(image: str) -> _Compared:
         try:
@@ -107,10 +111,11 @@ def compare_masks(
         compared.append(each)
         on_progress(len(compared), len(images))
     results = [each.result for each in compared]
+    compared_truth = set(true_ids.values())
     return Scores(
         rows=tuple(result for result in results if isinstance(result, Score)),
-        missing=tuple(image for image in true_masks.ids if image not in predicted_masks.ids),
-        extra=tuple(image for image in predicted_masks.ids if image not in true_masks.ids),
+        missing=tuple(image for image in true_masks.ids if image not in compared_truth),
+        extra=tuple(image for image in predicted_masks.ids if image not in true_ids),
         unusable=tuple(result for result in results if isinstance(result, Failure)),
         unseen=tuple(each.photo_failure for each in compared if each.photo_failure is not None),
         columns=MASK_COLUMNS if photo_files is None else COLUMNS,
@@ -198,8 +203,8 @@ def _refuse_needless_size(size: tuple[int, int] | None, *sources: MaskFolder | M
         )
 
 
-def _find_common_ids(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> list[str]:
-    common = [image for image in predicted.ids if image in true.ids]
+def _find_common_ids(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> dict[str, str]:
+    common = match_ids(predicted.ids, true.ids)
     if not common:
         first_predicted, first_true = (
             f"such as {shown(next(iter(source.ids), 'none'))}" for source in (predicted, true)
@@ -216,10 +221,11 @@ def _find_matching_photos(images: list[str], folder: Path) -> dict[str, Path]:
         photos = find_photos(folder)
     except UsageError as error:
         raise UsageError(f"--images: {error}") from error
-    if not any(image in photos for image in images):
+    matched = match_ids(images, photos)
+    if not matched:
         first_photo, first_mask = shown(next(iter(photos))), shown(images[0])
         raise UsageError(
             f"None of the photos in --images {shown(folder)} (such as {first_photo}) has the name of a mask "
             f"(such as {first_mask}). Name the folder that was given to predict."
         )
-    return photos
+    return {image: photos[photo] for image, photo in matched.items()}

@@ -56,9 +56,12 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
 
 
 def read_pair(
-    first: MaskFolder | MaskRows, second: MaskFolder | MaskRows, image: str, size: tuple[int, int]
+    first: MaskFolder | MaskRows,
+    second: MaskFolder | MaskRows,
+    ids: tuple[str, str],
+    size: tuple[int, int],
 ) -> tuple[PackedMask, PackedMask]:
-    """Read the two masks of one image.
+    """Read the two masks of one image, which has the first of ``ids`` on one side, the second on the other.
 
     A run-length row takes the size of the other mask. If both are rows, they take ``size``, (width, height).
 
@@ -66,10 +69,10 @@ def read_pair(
         ImageError: one of the masks cannot be used.
     """
     if isinstance(first, MaskRows) and isinstance(second, MaskFolder):
-        second_mask, first_mask = read_pair(second, first, image, size)
+        second_mask, first_mask = read_pair(second, first, ids[::-1], size)
         return first_mask, second_mask
-    first_mask = _read(first, image, size)
-    return first_mask, _read(second, image, (first_mask.width, first_mask.height))
+    first_mask = _read(first, ids[0], size)
+    return first_mask, _read(second, ids[1], (first_mask.width, first_mask.height))
 
 
 def _read(source: MaskFolder | MaskRows, image: str, size: tuple[int, int]) -> PackedMask:

@@ -21,7 +21,7 @@ from typing import IO
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer, read_error, write_row
-from carvana_batch.inputs.keys import mask_id, without_suffix
+from carvana_batch.inputs.keys import mask_id, pairing_name, without_suffix
 from carvana_batch.masks import rle
 from carvana_batch.text import NAMED, shown
 
@@ -85,15 +85,18 @@ def read_rows(path: Path) -> dict[str, str]:
             twice.
     """
     runs: dict[str, str] = {}
+    names: set[str] = set()
     with contextlib.closing(read_lines(path)) as lines:
         next(lines)
         for line, fields in lines:
             problem = check_row(fields)
             photo_id = mask_id(without_suffix(fields[0]))
-            if not problem and photo_id in runs:
+            name = pairing_name(photo_id)
+            if not problem and name in names:
                 problem = f"{shown(photo_id)} already has a row; remove one."
             if problem:
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
+            names.add(name)
             runs[photo_id] = fields[1]
     return runs
 

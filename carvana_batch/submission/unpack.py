@@ -13,7 +13,13 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import WriteError, check_out_folder, write_file
-from carvana_batch.inputs.keys import fold_key, mask_id, mask_name_problem, without_suffix
+from carvana_batch.inputs.keys import (
+    fold_key,
+    mask_id,
+    mask_name_problem,
+    pairing_name,
+    without_suffix,
+)
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.png import encode_mask
@@ -142,7 +148,7 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
                 failures[line] = _make_failure(source, line, fields[0], "read", problem)
                 continue
             path = _mask_path(folder, photo_id)
-            present = present_masks.get(mask_id(photo_id), path)
+            present = present_masks.get(pairing_name(mask_id(photo_id)), path)
             if present != path:
                 clashing.append(present)
             elif not overwrite and os.path.lexists(path):
@@ -163,9 +169,9 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
 
 
 def _find_present_masks(folder: Path) -> dict[str, Path]:
-    """Return the masks that already exist in the folder, by id."""
+    """Return the masks that already exist in the folder, by the ``pairing_name`` of their id."""
     try:
-        return find_masks(folder)
+        return {pairing_name(mask): path for mask, path in find_masks(folder).items()}
     except UsageError:  # missing or empty, or submit and score would refuse it anyway
         return {}
 

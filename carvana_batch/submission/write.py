@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from carvana_batch.errors import ImageError, UsageError
-from carvana_batch.inputs.keys import without_suffix
+from carvana_batch.inputs.keys import match_ids, pairing_name, without_suffix
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import decide_values
@@ -126,6 +126,7 @@ def read_sample(path: Path) -> Sample:
             id occurs more than once.
     """
     names: dict[str, str] = {}
+    seen: set[str] = set()
     repeated: list[str] = []
     with contextlib.closing(read_lines(path)) as lines:
         _, header = next(lines)
@@ -133,8 +134,9 @@ def read_sample(path: Path) -> Sample:
             if problem := check_row(fields):
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
             photo_id = without_suffix(fields[0])
-            if photo_id in names:
+            if pairing_name(photo_id) in seen:
                 repeated.append(photo_id)
+            seen.add(pairing_name(photo_id))
             names.setdefault(photo_id, fields[0])
     if repeated:
         raise UsageError(
@@ -148,8 +150,10 @@ def read_sample(path: Path) -> Sample:
 
 def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[_MaskFile]:
     """Return the masks of the sample's ids, in its order."""
-    missing = [name for photo_id, name in sample.names.items() if photo_id not in found]
-    extra = [mask_id for mask_id in found if mask_id not in sample.names]
+    masks = match_ids(sample.names, found)
+    missing = [name for photo_id, name in sample.names.items() if photo_id not in masks]
+    matched = set(masks.values())
+    extra = [mask_id for mask_id in found if mask_id not in matched]
     if missing or extra:
         subfolders = {
             mask_id.rpartition("/")[0] for mask_id in extra if mask_id.rpartition("/")[2] in sample.names
@@ -163,7 +167,7 @@ def _match(folder: Path, found: Mapping[str, Path], sample: Sample) -> list[_Mas
             f"{list_names('Ids without a mask', missing)}"
             f"{list_names('Masks whose id is not in the sample', extra)}"
         )
-    return [_MaskFile(photo_id, name, found[photo_id]) for photo_id, name in sample.names.items()]
+    return [_MaskFile(photo_id, name, found[masks[photo_id]]) for photo_id, name in sample.names.items()]
 
 
 def _encode_files(

@@ -14,7 +14,7 @@ from PIL import Image
 from carvana_batch.decode.photo import DecodedImage, decode_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.find import find_images
-from carvana_batch.inputs.keys import split_id
+from carvana_batch.inputs.keys import match_ids, pairing_name, split_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.fit import Fit, FittedMask, turn_to_fit
@@ -59,8 +59,11 @@ class Pair:
 
     @property
     def car(self) -> str:
-        """The id up to the last underscore of the name, which all views of a car share."""
-        return split_id(self.id)[0]
+        """The id up to the last underscore of the name, which all views of a car share.
+
+        It is the ``pairing_name``, so that views whose accents are encoded differently are of one car.
+        """
+        return pairing_name(split_id(self.id)[0])
 
     @property
     def view(self) -> str:
@@ -134,13 +137,17 @@ def find_pairs(
     photos = _find_photos(photo_folder)
     if mask_source.is_dir():
         masks = find_masks(mask_source)
-        orphans = {id: shown(path.relative_to(folder)) for id, path in masks.items() if id not in photos}
         values = decide_values(mask_source, list(masks.values()), car_values, ignored_values)
-        pairs = [Pair(id, photo, masks[id], values=values) for id, photo in photos.items() if id in masks]
+        mask_ids = match_ids(photos, masks)
+        pairs = [Pair(id, photos[id], masks[mask], values=values) for id, mask in mask_ids.items()]
+        named = {id: shown(path.relative_to(folder)) for id, path in masks.items()}
     else:
         rows = read_rows(mask_source)
-        orphans = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows if id not in photos}
-        pairs = [Pair(id, photo, None, rows[id]) for id, photo in photos.items() if id in rows]
+        mask_ids = match_ids(photos, rows)
+        pairs = [Pair(id, photos[id], None, rows[mask]) for id, mask in mask_ids.items()]
+        named = {id: f"{mask_source.name}: the row of {shown(id)}" for id in rows}
+    matched = set(mask_ids.values())
+    orphans = {id: what for id, what in named.items() if id not in matched}
     unmasked = photos.keys() - {pair.id for pair in pairs}
     if unmasked or orphans:
         faults = {id: f"{shown(photos[id].relative_to(folder))} has no mask" for id in unmasked}
@@ -284,10 +291,12 @@ def _suggest(folder: Path) -> str:
 
 def _find_photos(folder: Path) -> dict[str, Path]:
     photos: dict[str, Path] = {}
+    first_paths: dict[str, Path] = {}
     for ref in find_images(folder, follow_links=True).refs:
-        if ref.key in photos:
+        first = first_paths.setdefault(pairing_name(ref.key), ref.path)
+        if first != ref.path:
             raise UsageError(
-                f"Two photos have the id {shown(ref.key)}: {shown(photos[ref.key])} and {shown(ref.path)}."
+                f"Two photos have the id {shown(ref.key)}: {shown(first)} and {shown(ref.path)}."
                 " Remove or rename one of them."
             )
         photos[ref.key] = ref.path

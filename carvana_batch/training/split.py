@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from carvana_batch.errors import UsageError
+from carvana_batch.inputs.keys import pairing_name
 from carvana_batch.text import counted, shown
 from carvana_batch.training.pairs import Pair, find_pairs, list_lines
 from carvana_batch.training.settings import TrainingSettings
@@ -78,6 +79,7 @@ def read_cars(path: Path) -> set[str]:
     except OSError as error:
         raise UsageError(f"--val-cars {shown(path)} cannot be read: {error.strerror or error}.") from error
     cars = {re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in text.split("\n")} - {""}
+    cars = set(map(pairing_name, cars))
     if not cars:
         raise UsageError(f"--val-cars {shown(path)} names no car; it has one a line, such as 00087a6bd4dc.")
     return cars

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carvana_batch.errors import ImageError
+from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import find_photos
 from carvana_batch.masks.counts import SizeError, clear_ignored
 from carvana_batch.scoring.compare import read_photo
@@ -120,8 +121,13 @@ def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Itera
         SizeError: masks have changed their size since they were scored.
         ValueError: ``scores`` were not computed from mask files.
     """
-    files = None if photos is None else find_photos(photos)
-    for row in scores.find_worst(number):
+    worst = scores.find_worst(number)
+    files = None
+    if photos is not None:
+        found = find_photos(photos)
+        matched = match_ids((row.image for row in worst), found)
+        files = {image: found[photo] for image, photo in matched.items()}
+    for row in worst:
         predicted, true = scores.read_masks(row.image)
         photo, reason = None, ""
         if files is not None:

@@ -14,6 +14,11 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def cut_short(text: str, length: int = 80) -> str:
+    """The beginning of a text that is longer than ``length``, for messages of one short line."""
+    return text if len(text) <= length else text[:length] + "..."
+
+
 def counted(number: int, noun: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

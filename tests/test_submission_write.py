@@ -370,7 +370,7 @@ def test_repeated_sample_ids_are_refused(masks, tmp_path):
     ("sample", "reason"),
     [
         ("", "begins with ''"),
-        ("a.jpg,1 2\n", "begins with 'a.jpg,1 2'"),
+        ("a.jpg,1 2\n", "begins with the row 'a.jpg,1 2'"),
         ("img,rle_mask\n", "has a header and no rows"),
         ("img,rle_mask\na.jpg\n", "line 2: a row is <photo>,<runs>, and this one has 1 field"),
         ("img,rle_mask\n,1 1\n", "line 2: .* no name"),
@@ -418,6 +418,16 @@ def test_rows_of_a_million_characters_are_read(tmp_path):
         csv.field_size_limit(before)
 
 
+TEXT = "img,rle_mask\r\na_01.jpg,1 2\r\nb_01.jpg,\r\nb_02.jpg,3 1\r\n"
+
+
+def zipped(text):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("s.csv", text)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -425,21 +435,40 @@ def test_rows_of_a_million_characters_are_read(tmp_path):
         b"\xef\xbb\xbfimg,rle_mask\na_01.jpg,1 2\n\nb_01.JPG,\nb_02,3 1",
         b'"img","rle_mask"\n"a_01.jpg","1 2"\n"b_01.jpg",""\n"b_02.tiff","3 1"\n',
         b"id,EncodedPixels\na_01.jpg,1 2\nb_01.jpg,\nb_02.jpg,3 1\n",
+        b"img,rle_mask\ra_01.jpg,1 2\rb_01.jpg,\rb_02.jpg,3 1\r",
+        b"img;rle_mask\r\na_01.jpg;1 2\r\nb_01.jpg;\r\nb_02.jpg;3 1\r\n",
+        b"img\trle_mask\na_01.jpg\t1 2\nb_01.jpg\t\nb_02.jpg\t3 1\n",
+        b"\xff\xfe" + TEXT.encode("utf-16-le"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        gzip.compress(TEXT.encode()),
+        gzip.compress(b"\xff\xfe" + TEXT.replace(",", ";").encode("utf-16-le")),
+        zipped(TEXT),
     ],
 )
 def test_files_of_other_tools_are_read(tmp_path, data):
-    (tmp_path / "s.csv").write_bytes(data)
-    assert read_rows(tmp_path / "s.csv") == {"a_01": "1 2", "b_01": "", "b_02": "3 1"}
+    for name in ("s.csv", "s.csv.gz"):
+        (tmp_path / name).write_bytes(data)
+        assert read_rows(tmp_path / name) == {"a_01": "1 2", "b_01": "", "b_02": "3 1"}
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "begins with '', not with img,rle_mask"),
+        (
+            "img,rle_mask\na.jpg,1 2\n".encode("utf-16-le"),
+            "which is not text in UTF-8",
+        ),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "which is not text in UTF-8"),
+        (b"rle_mask,img\n1 2,a.jpg\n", "has its two columns swapped"),
+        (b"EncodedPixels,ImageId\n,a.jpg\n", "has its two columns swapped"),
+        (b"b,a\n" + b"1 1 " * 999 + b"3 5,a.jpg\n", "has its two columns swapped"),
+        (b"img\trle_mask\na.jpg,1 2\n", "line 2: .* 1 field"),
         (b"id,rle_mask,area\na.jpg,1 2,2\n", "begins with 'id,rle_mask,area', not with img,rle_mask"),
-        (b"a,1 2\n", "begins with 'a,1 2'"),
+        (b"a,1 2\n", "no header, as it begins with the row 'a,1 2'. Put the line img,rle_mask above"),
+        (b"1 2,a\n", "no header, as it begins with the row '1 2,a'"),
         (b",rle_mask\n", "begins with ',rle_mask'"),
-        (b"a.jpg,1 2\n", "begins with 'a.jpg,1 2'"),
+        (b"a.jpg,1 2\n", "no header, as it begins with the row 'a.jpg,1 2'"),
         (b"img,rle_mask\na.jpg,1 2\nb.jpg\n", "line 3: .* 1 field"),
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2,3\n", "line 3: .* 3 field"),
         (b"img,rle_mask\n,1 2\n", "line 2: .* no name"),
@@ -450,7 +479,16 @@ def test_files_of_other_tools_are_read(tmp_path, data):
 )
 def test_bad_rows_are_named(tmp_path, data, reason):
     (tmp_path / "s.csv").write_bytes(data)
-    with pytest.raises(UsageError, match=rf"s\.csv.*{reason}"):
+    with pytest.raises(UsageError, match=rf"s\.csv.*{reason}") as caught:
+        read_rows(tmp_path / "s.csv")
+    message = str(caught.value)
+    assert len(message) < len(str(tmp_path)) + 200
+    assert "\n" not in message
+
+
+def test_a_long_name_does_not_fill_the_message(tmp_path):
+    (tmp_path / "s.csv").write_text("img,rle_mask\n" + f"{'a' * 5000},1 2\n" * 2)
+    with pytest.raises(UsageError, match=r"line 3: a{80}\.\.\. already has a row"):
         read_rows(tmp_path / "s.csv")
 
 
@@ -474,8 +512,10 @@ def test_unreadable_files_are_named(tmp_path):
         read_rows(tmp_path / "folder.csv")
 
 
-@pytest.mark.parametrize("name", ["s.csv.gz", "s.zip"])
-@pytest.mark.parametrize("damage", ["cut", "flip", "text"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("s.csv.gz", "cut"), ("s.csv.gz", "flip"), ("s.zip", "cut"), ("s.zip", "flip"), ("s.zip", "text")],
+)
 def test_damaged_archives_are_named(tmp_path, name, damage):
     write_rows(tmp_path / name, [(f"car_{number}", f"{number} 5") for number in range(1, 100)])
     data = bytearray((tmp_path / name).read_bytes())

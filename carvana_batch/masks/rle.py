@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.text import cut_short
 from carvana_batch.values import PackedMask
 
 NUMBER = re.compile("[0-9]{1,18}")
@@ -88,9 +89,9 @@ def _parse(text: str, height: int, width: int) -> NDArray[np.int64]:
     words = text.split()
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):
-            shown = word if len(word) <= 40 else word[:40] + "..."
             raise RunLengthError(
-                f"Pair {index // 2 + 1} holds {shown!r}, not a positive whole number of usual size."
+                f"Pair {index // 2 + 1} holds {cut_short(word, 40)!r}, not a positive whole number of usual"
+                " size."
             )
     if len(words) % 2:
         raise RunLengthError(f"Pair {len(words) // 2 + 1} has a start ({words[-1]}) but no length.")

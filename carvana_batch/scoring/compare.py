@@ -26,7 +26,7 @@ from carvana_batch.scoring.regions import (
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
 from carvana_batch.scoring.sources import MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
-from carvana_batch.text import shown
+from carvana_batch.text import cut_short, shown
 from carvana_batch.values import Failure, PackedMask
 
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
@@ -207,7 +207,7 @@ def _find_common_ids(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRo
     common = match_ids(predicted.ids, true.ids)
     if not common:
         first_predicted, first_true = (
-            f"such as {shown(next(iter(source.ids), 'none'))}" for source in (predicted, true)
+            f"such as {cut_short(shown(next(iter(source.ids), 'none')))}" for source in (predicted, true)
         )
         raise UsageError(
             f"Nothing to compare: no mask of {shown(predicted.path)} ({first_predicted}) has the name of one "

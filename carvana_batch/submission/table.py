@@ -11,11 +11,13 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +25,8 @@ from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer, read_error, write_row
 from carvana_batch.inputs.keys import mask_id, pairing_name, without_suffix
 from carvana_batch.masks import rle
-from carvana_batch.text import NAMED, shown
+from carvana_batch.submission.row_file import open_row_file
+from carvana_batch.text import NAMED, cut_short, shown
 
 COMPETITION_SIZE = (1918, 1280)
 """Width and height of the competition's photos."""
@@ -34,6 +37,13 @@ COMPETITION_ROWS = 100_064
 HEADER = ("img", "rle_mask")
 
 SUFFIXES = (".csv", ".csv.gz", ".zip")
+
+DELIMITERS = ",;\t"
+
+RUN_COLUMNS = {"rle_mask", "rle", "encodedpixels"}
+"""Names, in lower case, that competitions give the column of run-length rows."""
+
+RUNS = re.compile("[0-9]+( +[0-9]+)+")
 
 FIELD_LIMIT = 2**26
 """Maximum characters in a field or line; a longer one is not a row but, for example, an unclosed quote."""
@@ -93,7 +103,7 @@ def read_rows(path: Path) -> dict[str, str]:
             photo_id = mask_id(without_suffix(fields[0]))
             name = pairing_name(photo_id)
             if not problem and name in names:
-                problem = f"{shown(photo_id)} already has a row; remove one."
+                problem = f"{cut_short(shown(photo_id))} already has a row; remove one."
             if problem:
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
             names.add(name)
@@ -104,23 +114,29 @@ def read_rows(path: Path) -> dict[str, str]:
 def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
 
-    Lines are numbered from 1; blank ones are skipped. Only the header is validated; use ``check_row`` for the
-    others. Closing the generator closes the file.
+    Lines are numbered from 1; blank ones are skipped. Fields are separated by commas, or by the
+    semicolons or tabs of the header. Only the header and the order of the columns are validated; use
+    ``check_row`` for the rest. Closing the generator closes the file.
 
     Raises:
-        UsageError: the file cannot be read or has no header.
+        UsageError: the file cannot be read, has no header, or has its columns swapped.
     """
     if not path.name.lower().endswith(SUFFIXES):
         raise UsageError(f"Cannot read {shown(path)}: run-length rows are in *{', *'.join(SUFFIXES)}.")
     csv.field_size_limit(max(csv.field_size_limit(), FIELD_LIMIT))  # the default is 128 KiB
     try:
-        with _open_rows(path) as text:
-            rows = csv.reader(_split_lines(text), strict=True)
+        with open_row_file(path) as text:
+            lines = _split_lines(text, path)
+            first = next(lines, "")
+            rows = csv.reader(chain([first], lines), delimiter=_find_delimiter(first), strict=True)
             try:
                 header = next(rows, [])
                 _check_header(header, path)
                 yield rows.line_num, header
-                yield from ((rows.line_num, row) for row in rows if row)
+                for number, row in enumerate(filter(None, rows)):
+                    if number == 0:
+                        _refuse_swapped(row, path)
+                    yield rows.line_num, row
             except csv.Error as error:
                 raise UsageError(f"{shown(path)}, line {rows.line_num}: {error}.") from error
     except UNPACK_ERRORS as error:
@@ -130,11 +146,19 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
         raise UsageError(f"Cannot read {shown(path)}: {shown(reason.removesuffix('.'))}.") from error
 
 
-def _split_lines(text: IO[str]) -> Iterator[str]:
+def _find_delimiter(header: str) -> str:
+    """Return what separates the two names of the header; spreadsheets of some languages save semicolons."""
+    return next((delimiter for delimiter in DELIMITERS if delimiter in header), DELIMITERS[0])
+
+
+def _split_lines(text: IO[str], path: Path) -> Iterator[str]:
     """Yield lines with their line ends; limit their length, because a small archive may hold a huge one."""
-    while line := text.readline(FIELD_LIMIT):
+    for number in count(1):
+        line = text.readline(FIELD_LIMIT)
+        if not line:
+            return
         if len(line) == FIELD_LIMIT:
-            raise csv.Error(f"line longer than {FIELD_LIMIT:,} characters")
+            raise UsageError(f"{shown(path)}, line {number}: line longer than {FIELD_LIMIT:,} characters.")
         yield line
 
 
@@ -163,13 +187,13 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
         CarvanaBatchError: see :func:`atomic_writer`.
     """
     check_submission_name(target)
-    count = empty = 0
+    total = empty = 0
     first_empty: list[str] = []
     with atomic_writer(target) as file, _open_text(file, target) as text:
         write_row(text, header)
         for name, runs in rows:
             write_row(text, (name, runs))
-            count += 1
+            total += 1
             empty += not runs
             if not runs and len(first_empty) < NAMED:
                 first_empty.append(name)
@@ -179,7 +203,7 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
         size = target.stat().st_size
     except OSError as error:
         raise read_error(target, error) from error
-    return SubmissionSummary(count, empty, size, digest, tuple(first_empty))
+    return SubmissionSummary(total, empty, size, digest, tuple(first_empty))
 
 
 @contextlib.contextmanager
@@ -207,41 +231,43 @@ def _open_text(file: IO[bytes], target: Path) -> Iterator[IO[str]]:
 
 
 def _check_header(fields: Sequence[str], path: Path) -> None:
-    """Check that the header consists of two names, neither of them a photo or a run-length row."""
-    if (
-        len(fields) != len(HEADER)
-        or not all(fields)
-        or without_suffix(fields[0]) != fields[0]
-        or rle.NUMBER.match(fields[1])
+    """Check that the header consists of two names, neither of them a photo or a run-length row.
+
+    Raises:
+        UsageError: it does not; the message says what the line is instead.
+    """
+    line = ",".join(fields)
+    beginning = cut_short(shown(line[:40]), 40)
+    expected = ",".join(HEADER)
+    if not line.isprintable():
+        raise UsageError(
+            f"{shown(path)} begins with '{beginning}', which is not text in UTF-8, or in UTF-16 with a byte"
+            " order mark. Save it as CSV in UTF-8."
+        )
+    if len(fields) == len(HEADER) and (
+        without_suffix(fields[0]) != fields[0] or any(map(rle.NUMBER.match, fields))
     ):
         raise UsageError(
-            f"{shown(path)} begins with {shown(','.join(fields)[:40])!r}, not with {','.join(HEADER)} or a"
-            " header like it: these are no run-length rows."
+            f"{shown(path)} has no header, as it begins with the row '{beginning}'. Put the line {expected}"
+            " above it."
+        )
+    if len(fields) == len(HEADER) and fields[0].strip().lower() in RUN_COLUMNS:
+        raise _swapped(path)
+    if len(fields) != len(HEADER) or not all(fields):
+        raise UsageError(
+            f"{shown(path)} begins with '{beginning}', not with {expected} or a header like it: these are no"
+            " run-length rows."
         )
 
 
-@contextlib.contextmanager
-def _open_rows(path: Path) -> Iterator[IO[str]]:
-    """Open ``path`` as text, decompressed according to its suffix."""
-    name = path.name.lower()
-    with contextlib.ExitStack() as stack:
-        binary: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
-        if name.endswith(".gz"):
-            binary = stack.enter_context(gzip.GzipFile(fileobj=binary))
-        elif name.endswith(".zip"):
-            archive = stack.enter_context(zipfile.ZipFile(binary))
-            binary = stack.enter_context(archive.open(_find_csv(archive, path)))
-        text = io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="")
-        yield stack.enter_context(text)
+def _refuse_swapped(fields: Sequence[str], path: Path) -> None:
+    """Raise UsageError for a row that has its runs first, then the name of the photo."""
+    if len(fields) == len(HEADER) and RUNS.fullmatch(fields[0]) and re.search("[^0-9 ]", fields[1]):
+        raise _swapped(path)
 
 
-def _find_csv(archive: zipfile.ZipFile, path: Path) -> str:
-    """Return the name of the only CSV in the archive, ignoring the ``._`` files of archives made by macOS."""
-    names = [
-        name
-        for name in archive.namelist()
-        if name.lower().endswith(".csv") and not name.rpartition("/")[2].startswith("._")
-    ]
-    if len(names) != 1:
-        raise UsageError(f"{shown(path)} holds {len(names)} CSV files; it must hold one, of run-length rows.")
-    return names[0]
+def _swapped(path: Path) -> UsageError:
+    return UsageError(
+        f"{shown(path)} has its two columns swapped: the photo comes first, its run-length row second."
+        " Swap them."
+    )

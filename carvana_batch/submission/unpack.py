@@ -26,7 +26,7 @@ from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import COMPETITION_SIZE, check_row, read_lines
-from carvana_batch.text import list_names, shown
+from carvana_batch.text import cut_short, list_names, shown
 from carvana_batch.values import Failure
 
 CHUNK_ROWS = 256
@@ -223,5 +223,4 @@ def _is_below(folder: Path, path: Path) -> bool:
 
 
 def _make_failure(source: Path, line: int, name: str, stage: str, reason: str) -> Failure:
-    short_name = name if len(name) <= MAX_NAME_CHARACTERS else name[:MAX_NAME_CHARACTERS] + "..."
-    return Failure(short_name, stage, reason, f"{source}, line {line}")
+    return Failure(cut_short(name, MAX_NAME_CHARACTERS), stage, reason, f"{source}, line {line}")

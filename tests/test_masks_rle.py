@@ -228,3 +228,10 @@ def test_white_space_does_not_matter():
 
 def test_runs_that_touch_are_taken():
     assert rle.encode(rle.decode("1 6 7 2", 4, 6)) == "1 8"
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))))
+def test_rows_are_decoded_down_the_columns(mask):
+    columns = rle.encode(mask.T)
+    np.testing.assert_array_equal(rle.decode(columns, *mask.shape, "columns"), mask)
+    np.testing.assert_array_equal(rle.decode_packed(columns, *mask.shape, "columns").to_bool(), mask)

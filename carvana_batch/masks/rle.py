@@ -7,6 +7,7 @@ continue from the end of an image row into the next one. A mask without foregrou
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.text import cut_short
 from carvana_batch.values import PackedMask
+
+Order = Literal["rows", "columns"]
 
 NUMBER = re.compile("[0-9]{1,18}")
 """Numbers that fit into int64."""
@@ -39,24 +42,25 @@ def encode_packed(mask: PackedMask) -> str:
     return " ".join(map(str, edges.tolist()))
 
 
-def decode(text: str, height: int, width: int) -> NDArray[np.bool_]:
+def decode(text: str, height: int, width: int, order: Order = "rows") -> NDArray[np.bool_]:
     """The (height, width) bool array of a run-length row.
 
-    Runs may touch each other.
+    Runs may touch each other. ``order`` tells how pixels are counted; this competition counts along the rows,
+    many others down the columns.
 
     Raises:
         RunLengthError: something is not a number, a start has no length, a start or length is below 1, or
             runs overlap, are out of order or end beyond the image.
     """
     mask = np.zeros(height * width, np.bool_)
-    for start, end in _parse(text, height, width).tolist():
+    for start, end in parse(text, height, width).tolist():
         mask[start:end] = True
-    return mask.reshape(height, width)
+    return mask.reshape(height, width) if order == "rows" else mask.reshape(width, height).T
 
 
-def decode_packed(text: str, height: int, width: int) -> PackedMask:
+def decode_packed(text: str, height: int, width: int, order: Order = "rows") -> PackedMask:
     """The packed mask of ``height`` by ``width`` pixels of a run-length row; see :func:`decode`."""
-    return PackedMask.from_bool(decode(text, height, width))
+    return PackedMask.from_bool(decode(text, height, width, order))
 
 
 def _find_edges(mask: PackedMask) -> NDArray[np.int64]:
@@ -84,8 +88,12 @@ def _find_edges(mask: PackedMask) -> NDArray[np.int64]:
     return edges
 
 
-def _parse(text: str, height: int, width: int) -> NDArray[np.int64]:
-    """The (N, 2) runs of a row: start and exclusive end, counted from 0."""
+def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
+    """The (N, 2) runs of a row: start and exclusive end, counted from 0.
+
+    Raises:
+        RunLengthError: see :func:`decode`.
+    """
     words = text.split()
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):

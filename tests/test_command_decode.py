@@ -31,6 +31,15 @@ def test_round_trip(here):
     assert run("score", "masks", "--gt", "out").exit_code == 0
 
 
+def test_assumed_size_is_printed(here):
+    (here / "s.csv").write_text("img,rle_mask\na.jpg,1918 1\n")
+    result = run("decode", "s.csv", "out")
+    assert (result.exit_code, result.stdout) == (0, "1 decoded, 0 failed -> out\n")
+    assert result.stderr == "Assumed 1918x1280 pixels, the competition's size; --size changes it.\n"
+    result = run("decode", "s.csv", "out", "--size", "1918x1280", "--overwrite", "--rle-order", "columns")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_at_most_ten_bad_rows_are_named(here):
     rows = "".join(f"{number}.jpg,4 {number}\n" for number in range(14))
     (here / "s.csv").write_text(f"img,rle_mask\n{rows}[red]\x1b.jpg,1 1\n../x.jpg,1 1\n")

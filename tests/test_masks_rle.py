@@ -230,6 +230,22 @@ def test_runs_that_touch_are_taken():
     assert rle.encode(rle.decode("1 6 7 2", 4, 6)) == "1 8"
 
 
+@pytest.mark.parametrize(
+    ("text", "pixel"),
+    [
+        ("", 0),
+        ("5", 0),
+        ("3 1", 3),
+        ("1 2 30 4 ", 33),
+        ("1 -2", 0),
+        ("12 3\t", 14),
+        ("1 " * 999 + "8 5", 12),
+    ],
+)
+def test_last_pixel(text, pixel):
+    assert rle.find_last_pixel(text) == pixel
+
+
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))))
 def test_rows_are_decoded_down_the_columns(mask):
     columns = rle.encode(mask.T)

@@ -105,6 +105,43 @@ def test_size_defaults_to_the_competition_size(tmp_path, out):
         assert np.argwhere(np.asarray(image)).tolist() == [[0, 1917]]
 
 
+def car(width, height):
+    """A mask that is round below and flat above."""
+    y, x = np.mgrid[:height, :width]
+    return ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.16) & (y > height / 3)
+
+
+def test_assumed_size_must_hold_all_pixels(tmp_path, out):
+    rows = f"a.jpg,1 5\nb.jpg,9 1 {1918 * 1280} 2\n"
+    with pytest.raises(UsageError, match=r"s\.csv, line 3: the runs reach pixel 2,455,041, .* by --size W"):
+        decode(tmp_path, rows, None)
+    assert not out.exists()
+    summary = decode(tmp_path, rows, (1918, 1280))
+    assert lines_and_names(summary.failures) == [(3, "b.jpg")]
+
+
+@pytest.mark.parametrize("size", [None, (1918, 1280)])
+def test_rows_of_another_size_are_refused(tmp_path, out, size):
+    rows = f"a.jpg,{rle.encode(car(960, 640))}\n"
+    with pytest.raises(UsageError, match=r"1 of 1 .* 960 pixels apart, so give .* --size 960xHEIGHT"):
+        decode(tmp_path, rows, size)
+    assert not out.exists()
+    assert decode(tmp_path, rows, (960, 640)).masks == 1
+    np.testing.assert_array_equal(pixels(out / "a.png"), car(960, 640))
+
+
+def test_rows_down_the_columns_are_refused_or_read_so(tmp_path, out):
+    mask = car(96, 64)
+    rows = f"a.jpg,{rle.encode(mask.T)}\n"
+    with pytest.raises(UsageError, match=r"column-major.* --rle-order columns.* --size 64xHEIGHT"):
+        decode(tmp_path, rows, (96, 64))
+    assert not out.exists()
+    assert decode(tmp_path, rows, (96, 64), order="columns").masks == 1
+    np.testing.assert_array_equal(pixels(out / "a.png"), mask)
+    assert decode(tmp_path, rows, (96, 64), order="rows", overwrite=True).masks == 1
+    np.testing.assert_array_equal(np.ravel(pixels(out / "a.png")), mask.T.ravel())
+
+
 ids = st.text("abcXYZ 0.,\"'=ä日\n_-", min_size=1, max_size=12).filter(
     lambda name: not (name.startswith(".") or name.endswith("_mask") or name.endswith("\r"))
 )

@@ -12,6 +12,8 @@ from rich.progress import Progress
 
 from carvana_batch.commands.parameters import RowSize
 from carvana_batch.errors import EXIT_SOME_FAILED
+from carvana_batch.masks import rle
+from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.submission.unpack import decode_submission
 from carvana_batch.text import shown
 from carvana_batch.values import Failure
@@ -25,10 +27,15 @@ NAMES_SHOWN = 10
 @click.option(
     "--size",
     type=RowSize(),
-    default="1918x1280",
     metavar="WIDTHxHEIGHT",
-    show_default=True,
-    help="Size of the photos; a row does not say it.",
+    help="Size of the photos; a row does not say it.  [default: 1918x1280]",
+)
+@click.option(
+    "--rle-order",
+    "order",
+    type=click.Choice(["rows", "columns"]),
+    help="How rows count pixels: along the rows, as Carvana does, or down the columns, as many other"
+    " competitions do.  [default: rows, unless they look otherwise]",
 )
 @click.option(
     "--mask-bits",
@@ -44,7 +51,8 @@ def command(
     context: click.Context,
     source: Path,
     out: Path,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
+    order: rle.Order | None,
     mask_bits: str,
     overwrite: bool,
     workers: int | None,
@@ -53,7 +61,8 @@ def command(
 
     CSV is a .csv, .csv.gz or .zip such as submit writes. The mask of the row a/b.jpg is OUT/a/b.png. A row
     that cannot be used is named at the end and does not stop the others; the exit code is then 3. Masks
-    that are in OUT already are not replaced, unless asked for.
+    that are in OUT already are not replaced, unless asked for. Rows that seem to be of another size, or to
+    count pixels down the columns, are refused.
     """
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Decoding", total=None)
@@ -61,10 +70,17 @@ def command(
             source,
             out,
             size,
+            order=order,
             mask_bits=int(mask_bits),
             overwrite=overwrite,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if size is None:
+        width, height = COMPETITION_SIZE
+        click.echo(
+            f"Assumed {width}x{height} pixels, the competition's size; --size changes it.",
+            err=True,
         )
     print_failures(summary.failures)
     empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""

@@ -104,7 +104,7 @@ def find_line(runs: NDArray[np.int64], width: int, height: int) -> int:
 
 
 def measure_misfit(runs: NDArray[np.int64], line: int) -> int:
-    """Count the pixels that differ from the one ``line`` pixels before or after, without decoding the runs."""
+    """Count the pixels that differ from the one ``line`` pixels before or after, from the runs alone."""
     lengths = runs[:, 1] - runs[:, 0]
     total = lengths.sum()
     after = lengths.cumsum()

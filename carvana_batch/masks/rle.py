@@ -21,6 +21,8 @@ Order = Literal["rows", "columns"]
 NUMBER = re.compile("[0-9]{1,18}")
 """Numbers that fit into int64."""
 
+LAST_PAIR = re.compile(r"\b([0-9]{1,18}) +([0-9]{1,18})\s*$")
+
 
 class RunLengthError(CarvanaBatchError):
     """A run-length row does not describe a mask; the message names the pair, counted from 1."""
@@ -112,6 +114,12 @@ def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
     _refuse(runs, ends > height * width + 1, f"ends beyond {size}")
     _refuse(runs[1:], starts[1:] < ends[:-1], "overlaps the pair before it or is out of order", first=2)
     return np.stack([starts - 1, ends - 1], axis=1)
+
+
+def find_last_pixel(text: str) -> int:
+    """The last pixel of a run-length row, counted from 1, read from its last pair; 0 if that is not one."""
+    pair = LAST_PAIR.search(text[-80:])
+    return int(pair[1]) + int(pair[2]) - 1 if pair else 0
 
 
 def _refuse(runs: NDArray[np.int64], bad: NDArray[np.bool_], reason: str, first: int = 1) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from carvana_batch.inputs.keys import (
 )
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
+from carvana_batch.masks.layout import SAMPLE, find_misfit
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
@@ -31,6 +32,9 @@ from carvana_batch.values import Failure
 
 CHUNK_ROWS = 256
 """Rows that are in memory at a time."""
+
+LONGEST_SAMPLE = 200_000
+"""Longer rows, in characters, are not kept in the sample of rows."""
 
 MAX_NAME_CHARACTERS = 80
 """Longer names are cut short in the ids of failures."""
@@ -62,6 +66,23 @@ class DecodeSummary:
     failures: tuple[Failure, ...]
 
 
+@dataclass(slots=True)
+class _Survey:
+    """What the first reading of the rows has found.
+
+    Attributes:
+        total: number of rows.
+        failures: those that fail for other reasons than their runs, by line number.
+        sample: the runs of the first rows that have some, at most ``SAMPLE``.
+        last_pixel: the last pixel of all masks, counted from 1, and the line of its row.
+    """
+
+    total: int = 0
+    failures: dict[int, Failure] = field(default_factory=dict)
+    sample: list[str] = field(default_factory=list)
+    last_pixel: tuple[int, int] = (0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     line: int
@@ -72,8 +93,9 @@ class _Row:
 def decode_submission(
     source: Path,
     folder: Path,
-    size: tuple[int, int] = COMPETITION_SIZE,
+    size: tuple[int, int] | None = None,
     *,
+    order: rle.Order | None = None,
     mask_bits: int = 1,
     overwrite: bool = False,
     workers: int | None = None,
@@ -88,22 +110,30 @@ def decode_submission(
     Args:
         source: a .csv, .csv.gz or .zip of run-length rows.
         folder: the folder to write into; created if its parent exists.
-        size: (width, height) of the photos.
+        size: (width, height) of the photos; None for the competition's, if no row has pixels beyond it.
+        order: how the rows count pixels; None for along the rows, if a sample does not speak against it.
         mask_bits: bits per pixel of the PNGs: 1, or 8 for the values 0 and 255.
         overwrite: replace existing masks of the same names.
         workers: threads that write masks; by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each row.
 
     Raises:
-        UsageError: the file or the folder cannot be used, or masks exist already and ``overwrite`` is not
-            set; nothing has been written.
+        UsageError: the file or the folder cannot be used, the rows seem to be of another size or order, or
+            masks exist already and ``overwrite`` is not set; nothing has been written.
         CarvanaBatchError: the disk fails or is full; see :func:`write_file`.
     """
-    if size[0] * size[1] > MASK_PIXEL_LIMIT:
+    if size is not None and size[0] * size[1] > MASK_PIXEL_LIMIT:
         raise UsageError(f"--size {size[0]}x{size[1]} has more than {MASK_PIXEL_LIMIT:,} pixels.")
     check_out_folder(folder)
-    total, failures = _survey(source, folder, overwrite)
-    write = partial(_write_mask, source=source, folder=folder, size=size, mask_bits=mask_bits)
+    survey = _survey(source, folder, overwrite)
+    if size is None:
+        size = COMPETITION_SIZE
+        _refuse_pixels_beyond(size, source, survey)
+    if order is None:
+        order = "rows"
+        _refuse_misfit(size, source, survey)
+    total, failures = survey.total, survey.failures
+    write = partial(_write_mask, source=source, folder=folder, size=size, order=order, mask_bits=mask_bits)
     masks = empty = 0
     done = len(failures)
     for chunk in _read_chunks(source, failures):
@@ -119,25 +149,21 @@ def decode_submission(
     return DecodeSummary(masks, empty, tuple(failures[line] for line in sorted(failures)))
 
 
-def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int, Failure]]:
-    """Count the rows and find those that fail for other reasons than their runs.
-
-    Returns:
-        The number of rows, and the failures by line number.
+def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
+    """Read all rows, without decoding their runs.
 
     Raises:
         UsageError: there are no rows, or masks would replace, or clash with, those in the folder.
     """
-    failures: dict[int, Failure] = {}
+    survey = _Survey()
     first_lines: dict[str, int] = {}
     existing: list[Path] = []
     clashing: list[Path] = []
     present_masks = _find_present_masks(folder)
-    total = 0
     with contextlib.closing(read_lines(source)) as rows:
         next(rows)
         for line, fields in rows:
-            total += 1
+            survey.total += 1
             photo_id = without_suffix(fields[0])
             problem = check_row(fields) or mask_name_problem(photo_id)
             if not problem:
@@ -145,15 +171,19 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
                 if first != line:
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
-                failures[line] = _make_failure(source, line, fields[0], "read", problem)
+                survey.failures[line] = _make_failure(source, line, fields[0], "read", problem)
                 continue
+            runs = fields[1]
+            if runs and len(runs) <= LONGEST_SAMPLE and len(survey.sample) < SAMPLE:
+                survey.sample.append(runs)
+            survey.last_pixel = max(survey.last_pixel, (rle.find_last_pixel(runs), line))
             path = _mask_path(folder, photo_id)
             present = present_masks.get(pairing_name(mask_id(photo_id)), path)
             if present != path:
                 clashing.append(present)
             elif not overwrite and os.path.lexists(path):
                 existing.append(path)
-    if not total:
+    if not survey.total:
         raise UsageError(f"{shown(source)} has a header and no rows.")
     if clashing:
         raise UsageError(
@@ -163,9 +193,40 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> tuple[int, dict[int,
     if existing:
         raise UsageError(
             f"{shown(folder)} holds masks of the same names. Choose another OUT, or replace them with"
-            f" --overwrite.{list_names(f'There already, of {total:,} masks', list(map(str, existing)))}"
+            " --overwrite."
+            f"{list_names(f'There already, of {survey.total:,} masks', list(map(str, existing)))}"
         )
-    return total, failures
+    return survey
+
+
+def _refuse_pixels_beyond(size: tuple[int, int], source: Path, survey: _Survey) -> None:
+    """Raise UsageError if a row has pixels beyond the size that was assumed."""
+    width, height = size
+    pixel, line = survey.last_pixel
+    if pixel > width * height:
+        raise UsageError(
+            f"{shown(source)}, line {line}: the runs reach pixel {pixel:,}, but {width}x{height}, which is"
+            f" assumed without --size, has {width * height:,}. Give the photos' size by --size WIDTHxHEIGHT."
+        )
+
+
+def _refuse_misfit(size: tuple[int, int], source: Path, survey: _Survey) -> None:
+    """Raise UsageError if the rows seem to have another width, or to count pixels down the columns."""
+    misfit = find_misfit((runs, size) for runs in survey.sample)
+    if misfit is None:
+        return
+    width, height = size
+    advice = f"give the size of the photos by --size {misfit.line}xHEIGHT"
+    if misfit.columns:
+        advice = (
+            "they look column-major, as in many other competitions. Give --rle-order columns; or, if the"
+            f" photos are {height} pixels wide, --size {height}xHEIGHT"
+        )
+    raise UsageError(
+        f"The rows of {shown(source)} do not look like masks of {width}x{height} with pixels counted along"
+        f" the rows: in {misfit.rows} of {misfit.judged} of them, the lines of the mask are {misfit.line} pixels"
+        f" apart, so {advice}. To read them as they are, give --rle-order rows."
+    )
 
 
 def _find_present_masks(folder: Path) -> dict[str, Path]:
@@ -186,7 +247,7 @@ def _read_chunks(source: Path, skipped_lines: Collection[int]) -> Iterator[list[
 
 
 def _write_mask(
-    row: _Row, source: Path, folder: Path, size: tuple[int, int], mask_bits: int
+    row: _Row, source: Path, folder: Path, size: tuple[int, int], order: rle.Order, mask_bits: int
 ) -> bool | Failure:
     """Write the mask of a row.
 
@@ -199,7 +260,7 @@ def _write_mask(
     fail = partial(_make_failure, source, row.line, row.name)
     path = _mask_path(folder, without_suffix(row.name))
     try:
-        mask = rle.decode_packed(row.runs, size[1], size[0])
+        mask = rle.decode_packed(row.runs, size[1], size[0], order)
         if not _is_below(folder, path):
             return fail("write", f"its mask would lie outside of {shown(folder)}, where a link leads.")
         write_file(path, encode_mask(mask, mask_bits))

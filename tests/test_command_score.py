@@ -234,6 +234,16 @@ def test_unscored_masks_are_named_with_exit_code_3(here):
     assert len((here / "s.csv").read_text().splitlines()) == 1 + 4
 
 
+@pytest.mark.usefixtures("here")
+def test_notes_are_on_stderr_and_in_json():
+    Path("rows.csv").write_text("img,rle_mask\na.jpg,1 1\n")
+    note = "Assumed 1918x1280 pixels, the competition's size; --size changes it."
+    result = score("rows.csv", "--gt", "rows.csv", "--json")
+    assert (result.exit_code, result.stderr) == (0, note + "\n")
+    assert json.loads(result.stdout)["notes"] == [note]
+    assert json.loads(score("--gt", "gt", "--json").stdout)["notes"] == []
+
+
 def test_json_output(here):
     write_mask(here / "gt" / "true.png", [[1]])
     write_mask(here / "gt" / "e_mask.gif", [[1, 0]])
@@ -242,7 +252,7 @@ def test_json_output(here):
     content = json.loads(result.stdout)
     assert list(content) == [
         *("summary", "empty_on_both_sides", "views", "cars", "worst"),
-        *("missing", "extra", "unusable", "unseen", "scores"),
+        *("missing", "extra", "unusable", "unseen", "notes", "scores"),
     ]
     assert content["summary"]["images"] == 4
     assert content["summary"]["dice"] == pytest.approx((1 + 0.8 + 2 / 3 + 0.5) / 4)
@@ -443,8 +453,8 @@ def test_masks_of_0_and_2_are_scored_and_said(here):
     assert result.exit_code == 0, result.output
     assert f"{(1 + 0.8 + 2 / 3 + 0.5) / 5:.6f}" in result.stdout
     assert result.stderr.splitlines() == [
-        "Note: In the predicted masks, 0 is background, 2 is car.",
-        "Note: In the true masks, 0 is background, 2 is car.",
+        "In the predicted masks, 0 is background, 2 is car.",
+        "In the true masks, 0 is background, 2 is car.",
     ]
 
 

@@ -327,6 +327,20 @@ def test_a_row_beyond_the_photo_is_named(tmp_path: Path) -> None:
     assert not np.asarray(load_pair(empty, None)[1]).any()
 
 
+def test_rows_that_do_not_fit_the_photos_are_refused(tmp_path: Path) -> None:
+    y, x = np.mgrid[:64, :96]
+    car = (x / 96 - 0.5) ** 2 + (y / 64 - 0.4) ** 2 < 0.1
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (96, 64)).save(tmp_path / "images" / "a_01.jpg")
+    for rows, reason in [(car, ""), (car.T, "--rle-order columns"), (car[:, 20:], "76 pixels apart, which")]:
+        (tmp_path / "masks.csv").write_text(f"img,rle_mask\na_01.jpg,{runs_of(rows)}\n")
+        if reason:
+            with pytest.raises(UsageError, match=f"do not fit the photos: in 1 of 1 .*{reason}"):
+                check_pairs(find_pairs(tmp_path))
+        else:
+            assert check_pairs(find_pairs(tmp_path)) == [(96, 64)]
+
+
 def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:
     ids = [f"a_{number:02}" for number in range(30)]
     write_photos(tmp_path / "images", ids)

@@ -125,7 +125,7 @@ def command(
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for note in scores.notes:
-        click.echo(f"Note: {note}", err=True)
+        click.echo(note, err=True)
     write_scores(scores.rows, output, scores.columns)
     if page is not None:
         worst = read_worst(scores, WORST_ON_PAGE, photos)
@@ -201,6 +201,7 @@ def describe(scores: Scores, output: Path) -> dict[str, object]:
         "extra": scores.extra,
         "unusable": [describe_failure(failure) for failure in scores.unusable],
         "unseen": [describe_failure(failure) for failure in scores.unseen],
+        "notes": scores.notes,
         "scores": str(output),
     }
 

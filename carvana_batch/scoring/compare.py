@@ -23,6 +23,7 @@ from carvana_batch.scoring.regions import (
     find_similar_outline,
     find_thin_structures,
 )
+from carvana_batch.scoring.row_doubts import describe_rows
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
 from carvana_batch.scoring.sources import MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
@@ -68,8 +69,9 @@ def compare_masks(
 
     Raises:
         UsageError: one of the folders or files cannot be used, no id occurs on both sides, none of the
-            common ids has a photo, the values of masks do not tell which are car, or ``size`` is given
-            although masks of a folder have their own size.
+            common ids has a photo, the values of masks do not tell which are car, ``size`` is given although
+            masks of a folder have their own size, or it is not given although rows are of another size than
+            the competition's.
     """
     predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
     true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
@@ -85,6 +87,8 @@ def compare_masks(
         raise UsageError(
             f"--car-value and --ignore-value are for mask files, but --gt {shown(truth)} has run-length rows."
         )
+    notes = describe_rows((predicted_masks, true_masks), true_ids, size)
+    notes += _describe_values(predicted_masks, true_masks)
 
     def read(image: str) -> tuple[PackedMask, PackedMask]:
         ids = image, true_ids[image]
@@ -119,8 +123,8 @@ def compare_masks(
         unusable=tuple(result for result in results if isinstance(result, Failure)),
         unseen=tuple(each.photo_failure for each in compared if each.photo_failure is not None),
         columns=MASK_COLUMNS if photo_files is None else COLUMNS,
+        notes=notes,
         reader=read,
-        notes=_describe_values(predicted_masks, true_masks),
     )
 
 

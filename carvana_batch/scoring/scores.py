@@ -154,7 +154,7 @@ class Scores:
         unusable: images whose masks exist but cannot be read or compared.
         unseen: images among ``rows`` whose photo was requested but is missing or unusable.
         columns: the fields of the rows that were measured.
-        notes: sentences about how the masks were read, if that needs to be said.
+        notes: what the user should know about how the masks were read, such as a size that was assumed.
         reader: reads the predicted and the true mask of an image again, for ``read_masks``.
     """
 

@@ -224,8 +224,8 @@ def _refuse_misfit(size: tuple[int, int], source: Path, survey: _Survey) -> None
         )
     raise UsageError(
         f"The rows of {shown(source)} do not look like masks of {width}x{height} with pixels counted along"
-        f" the rows: in {misfit.rows} of {misfit.judged} of them, the lines of the mask are {misfit.line} pixels"
-        f" apart, so {advice}. To read them as they are, give --rle-order rows."
+        f" the rows: in {misfit.rows} of {misfit.judged} of them, the lines of the mask are {misfit.line}"
+        f" pixels apart, so {advice}. To read them as they are, give --rle-order rows."
     )
 
 

@@ -19,6 +19,7 @@ from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.fit import Fit, FittedMask, turn_to_fit
 from carvana_batch.masks.folder import decide_values
+from carvana_batch.masks.layout import SAMPLE, find_misfit
 from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask
 from carvana_batch.masks.values import MaskValues
 from carvana_batch.orientation import UPRIGHT, Layout, swaps_sides, turn
@@ -197,7 +198,8 @@ def check_pairs(
         What was found, in the order of the pairs.
 
     Raises:
-        UsageError: some cannot be used. The message lists all of them with the reasons.
+        UsageError: some cannot be used, and the message lists all of them with the reasons; or the run-length
+            rows seem to count pixels down the columns, or to be of masks of another size.
     """
     checked: list[CheckedPair] = []
     faults: list[str] = []
@@ -213,6 +215,7 @@ def check_pairs(
             f"{len(faults)} of {len(pairs)} photos cannot be trained on. Repair them, or remove them with"
             " their masks:" + list_lines(faults)
         )
+    _refuse_misfit(pairs, checked)
     return checked
 
 
@@ -233,6 +236,27 @@ def describe_orientations(checked: Sequence[CheckedPair]) -> str:
 def list_lines(lines: Sequence[str]) -> str:
     """Join indented lines. None is left out, because all of them are needed to repair a folder."""
     return "".join(f"\n  {line}" for line in lines)
+
+
+def _refuse_misfit(pairs: Sequence[Pair], checked: Sequence[CheckedPair]) -> None:
+    """Raise UsageError if a sample of the run-length rows does not fit the photos."""
+    rows = [
+        (pair.runs, each.size)
+        for pair, each in zip(pairs, checked, strict=True)
+        if pair.runs and not each.has_orientation
+    ]
+    misfit = find_misfit(rows[:: -(-len(rows) // SAMPLE) or 1])
+    if misfit is None:
+        return
+    reason = f"the lines of the mask are {misfit.line} pixels apart, which is not the width of the photo"
+    if misfit.columns:
+        reason = (
+            "pixels seem to be counted down the columns, not along the rows. `carvana-batch decode` with"
+            " --rle-order columns makes masks of such rows, for a folder masks/ in their place"
+        )
+    raise UsageError(
+        f"The run-length rows do not fit the photos: in {misfit.rows} of {misfit.judged} of them, {reason}."
+    )
 
 
 def _find_photo_folder(folder: Path) -> Path:

@@ -1,0 +1,103 @@
+"""What score says about rows that are read with the wrong size or order of pixels."""
+
+import numpy as np
+import pytest
+from helpers import write_mask
+
+from carvana_batch.errors import UsageError
+from carvana_batch.masks import rle
+from carvana_batch.scoring.compare import compare_masks
+from carvana_batch.submission.write import write_rows
+
+ASSUMED = "Assumed 1918x1280 pixels, the competition's size; --size changes it."
+
+
+def car(width, height, left=0.2):
+    """A mask that is round below and flat above."""
+    y, x = np.mgrid[:height, :width]
+    return ((x / width - left - 0.3) ** 2 + (y / height - 0.5) ** 2 < 0.09) & (y > height / 3)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Five masks of 96x64 as files below ``gt``, and their values."""
+    masks = {f"car_{number}": car(96, 64, number / 10) for number in range(5)}
+    for name, mask in masks.items():
+        write_mask(tmp_path / "gt" / f"{name}.png", mask)
+    return masks
+
+
+def write_all(path, masks):
+    write_rows(path, [(name, rle.encode(mask)) for name, mask in masks.items()])
+    return path
+
+
+def test_right_rows_need_no_note(masks, tmp_path):
+    rows = write_all(tmp_path / "rows.csv", masks)
+    assert compare_masks(rows, tmp_path / "gt").notes == ()
+    assert compare_masks(rows, rows, size=(96, 64)).notes == ()
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+def test_rows_down_the_columns_are_named_with_both_dice(masks, tmp_path, predicted):
+    rows = write_all(tmp_path / "rows.csv", {name: mask.T for name, mask in masks.items()})
+    scores = compare_masks(*((rows, tmp_path / "gt") if predicted else (tmp_path / "gt", rows)))
+    (note,) = scores.notes
+    assert "rows.csv look column-major" in note
+    assert f": {scores.summary.dice:.2f} as read, 1.00 column-major." in note
+    assert "--size 96x64 --rle-order columns" in note
+    assert scores.summary.dice < 0.8
+
+
+def test_the_dice_tells_the_order_of_square_masks(tmp_path):
+    mask = car(64, 64, left=0)
+    write_mask(tmp_path / "gt" / "a.png", mask)
+    rows = write_all(tmp_path / "rows.csv", {"a": mask.T})
+    (note,) = compare_masks(rows, tmp_path / "gt").notes
+    assert "1.00 column-major" in note
+
+
+def test_rows_of_another_size_than_the_masks_are_named(masks, tmp_path):
+    rows = write_all(tmp_path / "rows.csv", {name: car(60, 50) for name in masks})
+    (note,) = compare_masks(rows, tmp_path / "gt").notes
+    assert "rows.csv are read with the wrong size: in 5 of 5 of them" in note
+    assert "60 pixels apart" in note
+
+
+def test_the_assumed_size_is_told(tmp_path):
+    rows = write_all(tmp_path / "rows.csv", {"a": car(1918, 1280)})
+    assert compare_masks(rows, rows).notes == (ASSUMED,)
+
+
+def test_another_size_than_the_assumed_one_is_refused(tmp_path):
+    rows = write_all(tmp_path / "rows.csv", {"a": car(960, 640)})
+    with pytest.raises(UsageError, match="wrong size: in 1 of 1 .* by --size 960xHEIGHT"):
+        compare_masks(rows, rows)
+    large = tmp_path / "large.csv"
+    write_rows(large, [("a", f"7 1 {1918 * 1280} 3")])
+    for sides in [(large, rows), (rows, large)]:
+        with pytest.raises(
+            UsageError, match=r"row of a in .*large\.csv reaches pixel 2,455,042, .* by --size"
+        ):
+            compare_masks(*sides)
+
+
+def test_photos_as_wide_as_the_assumed_height(tmp_path):
+    rows = write_all(tmp_path / "rows.csv", {"a": car(1280, 720)})
+    scores = compare_masks(rows, rows)
+    assert scores.notes[0] == ASSUMED
+    assert all(
+        "if the photos are 1280 pixels wide, give --size 1280xHEIGHT" in note for note in scores.notes[1:]
+    )
+    assert len(scores.notes) == 3
+
+
+def test_unusable_rows_are_passed_over(masks, tmp_path):
+    rows = {name: rle.encode(mask.T) for name, mask in masks.items()}
+    rows["car_0"] = "1 2 " * 40
+    rows["car_1"] = ""
+    write_rows(tmp_path / "rows.csv", rows.items())
+    (tmp_path / "gt" / "car_2.png").write_text("text")
+    scores = compare_masks(tmp_path / "rows.csv", tmp_path / "gt")
+    assert ["look column-major" in note for note in scores.notes] == [True]
+    assert [failure.id for failure in scores.unusable] == ["car_0", "car_2"]

@@ -71,7 +71,7 @@ def test_the_assumed_size_is_told(tmp_path):
 
 def test_another_size_than_the_assumed_one_is_refused(tmp_path):
     rows = write_all(tmp_path / "rows.csv", {"a": car(960, 640)})
-    with pytest.raises(UsageError, match="wrong size: in 1 of 1 .* by --size 960xHEIGHT"):
+    with pytest.raises(UsageError, match=r"wrong size: in 1 of 1 .* by --size 960xHEIGHT"):
         compare_masks(rows, rows)
     large = tmp_path / "large.csv"
     write_rows(large, [("a", f"7 1 {1918 * 1280} 3")])

@@ -230,7 +230,7 @@ def test_accents_may_be_encoded_differently(
         write_masks(tmp_path / "masks", [other])
     (pair,) = find_pairs(tmp_path)
     assert (pair.id, pair.car) == (id, "Citro\u00ebn")
-    np.testing.assert_array_equal(pair.read_mask(WIDTH, HEIGHT).to_bool(), car_of(0))
+    np.testing.assert_array_equal(pair.read_mask(Layout(WIDTH, HEIGHT)).mask.to_bool(), car_of(0))
 
 
 def test_two_photos_of_one_id_are_named(data: Path) -> None:

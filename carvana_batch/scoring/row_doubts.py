@@ -8,8 +8,9 @@ from statistics import fmean
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.masks import rle
 from carvana_batch.masks.counts import count
+from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.layout import MIN_RUNS, SAMPLE, Misfit, find_misfit
-from carvana_batch.scoring.sources import MaskFolder, MaskRows, read_pair
+from carvana_batch.scoring.sources import MaskRows, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.text import cut_short, shown
 from carvana_batch.values import PackedMask
@@ -113,7 +114,7 @@ def _describe_columns(source: MaskRows, dice: str, size: tuple[int, int], assume
         f" Or, if the photos are {height} pixels wide, give --size {height}xHEIGHT." if assumed else ""
     )
     return (
-        f"Warning: the rows of {path} look column-major (top to bottom, then left to right), but Carvana's are"
-        f" row-major.{sample} To score them, make masks of them first: `carvana-batch decode {path} OUT --size"
-        f" {width}x{height} --rle-order columns`.{otherwise}"
+        f"Warning: the rows of {path} look column-major (top to bottom, then left to right), but Carvana's"
+        f" are row-major.{sample} To score them, make masks of them first: `carvana-batch decode {path} OUT"
+        f" --size {width}x{height} --rle-order columns`.{otherwise}"
     )

@@ -27,6 +27,11 @@ class Layout(NamedTuple):
     height: int
     orientation: int = UPRIGHT
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) of the photo turned upright."""
+        return (self.height, self.width) if swaps_sides(self.orientation) else (self.width, self.height)
+
 
 def swaps_sides(orientation: int) -> bool:
     """Whether turning upright makes rows of columns."""

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import names_below, write_mask
+from helpers import names_below, store, with_orientation, write_mask
 from PIL import Image
 
 from carvana_batch.commands import group
 from carvana_batch.errors import QualityGateError, UsageError
 from carvana_batch.masks import folder as mask_folder
+from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS
 
 
@@ -252,7 +253,8 @@ def test_json_output(here):
     content = json.loads(result.stdout)
     assert list(content) == [
         *("summary", "empty_on_both_sides", "views", "cars", "worst"),
-        *("missing", "extra", "unusable", "unseen", "notes", "scores"),
+        *("missing", "extra", "unusable", "unseen"),
+        *("notes", "turned", "unclear_orientation", "scores"),
     ]
     assert content["summary"]["images"] == 4
     assert content["summary"]["dice"] == pytest.approx((1 + 0.8 + 2 / 3 + 0.5) / 4)
@@ -266,6 +268,32 @@ def test_json_output(here):
     ]
     assert content["scores"] == "scores.csv"
     assert (here / "scores.csv").exists()
+
+
+def test_orientations_are_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    upright = Image.new("L", (30, 20))
+    upright.paste(255, (3, 4, 20, 12))
+    for folder in ("in", "out", "gt"):
+        Path(folder).mkdir()
+    for orientation in ORIENTATIONS:
+        exif = with_orientation(upright, orientation).getexif()
+        store(upright, orientation).save(f"in/{orientation}.png", exif=exif)
+        store(upright, orientation).save(f"out/{orientation}.png")
+        upright.save(f"gt/{orientation}.png")
+    result = score("--gt", "gt", "--images", "in", "--html", "page.html")
+    assert result.exit_code == 0, result.output
+    assert paragraphs(result.stdout)[-2] == [
+        "Pairs of an upright mask and one as the photo is stored, turned alike by its EXIF orientation: 4",
+        "Photos whose EXIF orientation keeps their size: 3; their masks were compared as they are, because it"
+        " cannot be told whether one is upright and the other as stored",
+    ]
+    content = json.loads(score("--gt", "gt", "--images", "in", "--json").stdout)
+    assert (content["turned"], content["unclear_orientation"]) == (4, 3)
+    assert "EXIF" not in score("--gt", "out", "out").stdout
+    failed = score("--gt", "gt")
+    assert failed.exit_code == 3
+    assert failed.stdout.count("Its sides are swapped: probably one is upright") == 4
 
 
 @pytest.mark.usefixtures("cars")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_mask
+from helpers import store, with_orientation, write_mask
 from PIL import Image
 
 from carvana_batch.errors import UsageError
@@ -64,7 +64,11 @@ def test_pairs_are_scored_and_the_rest_is_named(folders, workers):
     assert scores.missing == ("only_true",)
     assert scores.extra == ("only_predicted",)
     size, torn = scores.unusable
-    assert size == Failure("size", "compare", "The predicted mask is 2x1 pixels, the true one 1x2.")
+    assert (size.id, size.stage) == ("size", "compare")
+    assert size.reason.startswith(
+        "The predicted mask is 2x1 pixels, the true one 1x2. Its sides are swapped: "
+    )
+    assert "give --images" in size.reason
     assert (torn.id, torn.stage) == ("torn", "read")
     assert "torn.png" in torn.reason
     assert not scores.complete
@@ -139,6 +143,62 @@ def test_unusable_photo_leaves_only_its_metrics_undefined(tmp_path):
     assert "torn_01.png" in torn.reason
     assert scores.averages["similar_error"].images == 1
     assert scores.averages["outline_error"].images == 4
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+@pytest.mark.parametrize("upright_side", ["out", "gt", "both", "neither"])
+def test_masks_of_sideways_photos_are_turned(tmp_path, orientation, upright_side):
+    generator = np.random.default_rng(orientation)
+    photo = Image.fromarray(generator.integers(0, 256, (40, 60, 3), np.uint8))
+    predicted = np.zeros((40, 60), np.uint8)
+    predicted[5:20, 10:35] = 255
+    true = np.roll(predicted, (3, 2), (0, 1))
+    for folder in ("in", "out", "gt", "upright_in", "upright_out", "upright_gt"):
+        (tmp_path / folder).mkdir()
+    for folder, mask in (("out", predicted), ("gt", true)):
+        image = Image.fromarray(mask)
+        image.save(tmp_path / f"upright_{folder}" / "a.png")
+        stored = image if upright_side in {folder, "both"} else store(image, orientation)
+        stored.save(tmp_path / folder / "a.png")
+    photo.save(tmp_path / "upright_in" / "a.png")
+    exif = with_orientation(photo, orientation).getexif()
+    store(photo, orientation).save(tmp_path / "in" / "a.png", exif=exif)
+    expected = compare_masks(
+        tmp_path / "upright_out", tmp_path / "upright_gt", photos=tmp_path / "upright_in"
+    ).rows[0]
+    scores = compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "in")
+    assert scores.complete
+    assert (scores.turned, scores.unclear) == (int(upright_side in {"out", "gt"}), 0)
+    for column in COLUMNS:  # also along the lower outline, which depends on where the ground is
+        assert getattr(scores.rows[0], column) == pytest.approx(getattr(expected, column)), column
+    masks = scores.read_masks("a")
+    assert (masks[0].width, masks[0].height) == (masks[1].width, masks[1].height)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_it_is_said_where_sizes_do_not_tell_how_a_mask_lies(tmp_path, orientation):
+    size = (8, 5) if orientation < 5 else (6, 6)
+    photo = Image.new("RGB", size)
+    for folder in ("in", "out", "gt"):
+        (tmp_path / folder).mkdir()
+        photo.save(tmp_path / folder / "a.png", exif=with_orientation(photo, orientation).getexif())
+    scores = compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "in")
+    assert (scores.turned, scores.unclear, scores.complete) == (0, 1, True)
+
+
+def test_swapped_sides_that_the_photo_does_not_explain(tmp_path):
+    for folder in ("in", "out", "gt"):
+        (tmp_path / folder).mkdir()
+    for name, orientation in (("a", 1), ("b", 3), ("c", 6), ("d", 6)):
+        photo = Image.new("RGB", (9, 4) if name == "c" else (8, 5))
+        photo.save(tmp_path / "in" / f"{name}.png", exif=with_orientation(photo, orientation).getexif())
+        write_mask(tmp_path / "out" / f"{name}.png", np.ones((5, 8)))
+        write_mask(tmp_path / "gt" / f"{name}.png", np.ones((8, 5)))
+    (tmp_path / "in" / "d.png").write_bytes(b"not a photo")
+    scores = compare_masks(tmp_path / "out", tmp_path / "gt", photos=tmp_path / "in")
+    assert [failure.id for failure in scores.unusable] == ["a", "b", "c", "d"]
+    assert scores.unusable[0].reason == "The predicted mask is 8x5 pixels, the true one 5x8."
+    assert "d.png is not an image" in scores.unusable[3].reason
 
 
 def test_photos_without_a_common_name_are_refused(tmp_path):

@@ -38,7 +38,8 @@ WORST_ON_PAGE = 12
     "--images",
     "photos",
     type=click.Path(path_type=Path),
-    help="Folder of the photos; with it, errors are also told where paint and background look alike.",
+    help="Folder of the photos; with it, errors are also told where paint and background look alike, and a"
+    " mask as stored and an upright one are turned alike by the EXIF orientation.",
 )
 @click.option(
     "-o",
@@ -202,6 +203,8 @@ def describe(scores: Scores, output: Path) -> dict[str, object]:
         "unusable": [describe_failure(failure) for failure in scores.unusable],
         "unseen": [describe_failure(failure) for failure in scores.unseen],
         "notes": scores.notes,
+        "turned": scores.turned,
+        "unclear_orientation": scores.unclear,
         "scores": str(output),
     }
 
@@ -232,11 +235,27 @@ def print_scores(scores: Scores, output: Path) -> None:
             click.echo(f"  {row.dice:.6f}  {shown(row.image)}")
     else:
         click.echo("No mask could be scored.")
+    if scores.turned or scores.unclear:
+        print_orientations(scores)
     print_names("True masks without a predicted one", scores.missing)
     print_names("Predicted masks without a true one", scores.extra)
     print_names("Masks that cannot be compared", list_reasons(scores.unusable))
     print_names("Photos that cannot be used", list_reasons(scores.unseen))
     click.echo(f"\nEach image's scores: {shown(output)}")
+
+
+def print_orientations(scores: Scores) -> None:
+    click.echo()
+    if scores.turned:
+        click.echo(
+            "Pairs of an upright mask and one as the photo is stored, turned alike by its EXIF orientation:"
+            f" {scores.turned:,}"
+        )
+    if scores.unclear:
+        click.echo(
+            f"Photos whose EXIF orientation keeps their size: {scores.unclear:,}; their masks were compared"
+            " as they are, because it cannot be told whether one is upright and the other as stored"
+        )
 
 
 def list_reasons(failures: Sequence[Failure]) -> list[str]:

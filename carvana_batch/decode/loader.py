@@ -105,9 +105,7 @@ class _Decoding(Dataset[_Decoded]):
                 apply_exif=self.options.apply_exif,
                 find_room=self.memory.find_room,
             )
-            result, notes = self.memory.put(image.pixels), image.notes
-            if not self.options.apply_exif:
-                orientation = image.orientation
+            result, orientation, notes = self.memory.put(image.pixels), image.orientation, image.notes
         except ImageError as error:
             reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
             result = Failure.of(ref, "decode", reason)

@@ -47,13 +47,19 @@ class DecodedImage(NamedTuple):
 
     Attributes:
         pixels: (H, W, 3) uint8, RGB, C-contiguous and writable.
-        orientation: the EXIF orientation of the file, 1 to 8.
+        orientation: the EXIF orientation of the pixels, 1 to 8.
         notes: what the user should know about it.
     """
 
     pixels: NDArray[np.uint8]
     orientation: int = UPRIGHT
     notes: tuple[Note, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """Size and orientation of the pixels."""
+        height, width = self.pixels.shape[:2]
+        return Layout(width, height, self.orientation)
 
 
 def read_image(
@@ -107,7 +113,7 @@ def decode_image(
         if _has_further_pages(image):
             notes.append(Note.FIRST_PAGE)
         if apply_exif:
-            pixels = np.ascontiguousarray(turn(pixels, orientation))
+            pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
         return DecodedImage(pixels, orientation, tuple(notes))
 
 

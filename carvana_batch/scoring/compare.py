@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carvana_batch.decode.photo import read_image
+from carvana_batch.decode.photo import DecodedImage, decode_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
 from carvana_batch.masks.counts import SizeError, count
+from carvana_batch.masks.fit import Fit, turn_to_fit
 from carvana_batch.masks.folder import MaskFolder
+from carvana_batch.orientation import turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.scoring.outline import compare_outlines
 from carvana_batch.scoring.regions import (
@@ -35,11 +37,37 @@ PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 
 
+SWAPPED_ADVICE = (
+    "Its sides are swapped: probably one is upright and the other as the photo is stored; give --images, so"
+    " that it can be turned by the EXIF orientation of the photo."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What is compared for one image.
+
+    Attributes:
+        predicted: the predicted mask.
+        true: the true mask.
+        fit: TURNED if only one of them was upright, UNCLEAR if their size does not tell.
+        photo: (H, W, 3) uint8, RGB, on the grid of the masks; None if there is none.
+        photo_failure: why there is none, although photos were given.
+    """
+
+    predicted: PackedMask
+    true: PackedMask
+    fit: Fit = Fit.SAME
+    photo: NDArray[np.uint8] | None = None
+    photo_failure: Failure | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """The result for one image: its score or why it has none, and why its photo could not be used, if so."""
+    """The result for one image: its score or why it has none, and what came of its photo."""
 
     result: Score | Failure
+    fit: Fit = Fit.SAME
     photo_failure: Failure | None = None
 
 
@@ -90,25 +118,32 @@ def compare_masks(
     notes = describe_rows((predicted_masks, true_masks), true_ids, size)
     notes += _describe_values(predicted_masks, true_masks)
 
-    def read(image: str) -> tuple[PackedMask, PackedMask]:
+    def read(image: str) -> _Material:
         ids = image, true_ids[image]
-        return read_pair(predicted_masks, true_masks, ids, size or COMPETITION_SIZE)
+        masks = read_pair(predicted_masks, true_masks, ids, size or COMPETITION_SIZE)
+        return _Material(*masks) if photo_files is None else _with_photo(image, *masks, photo_files)
 
     def compare(image: str) -> _Compared:
         try:
-            masks = read(image)
-            score = score_mask(image, *masks)
+            material = read(image)
+            predicted, true = material.predicted, material.true
+            score = score_mask(image, predicted, true)
         except ImageError as error:
             return _Compared(Failure(image, "read", str(error)))
         except SizeError as error:
-            return _Compared(Failure(image, "compare", str(error)))
-        photo = failure = None
-        if photo_files is not None:
-            try:
-                photo = read_photo(photo_files, image, masks[1])
-            except ImageError as error:
-                failure = Failure(image, "decode", str(error))
-        return _Compared(add_outline_metrics(score, *masks, photo), failure)
+            reason = str(error)
+            if (predicted.width, predicted.height) == (true.height, true.width):
+                if photo_files is None:
+                    reason += f" {SWAPPED_ADVICE}"
+                elif material.photo_failure is not None:
+                    reason += f" {material.photo_failure.reason}"
+            return _Compared(Failure(image, "compare", reason))
+        score = add_outline_metrics(score, predicted, true, material.photo)
+        return _Compared(score, material.fit, material.photo_failure)
+
+    def read_masks(image: str) -> tuple[PackedMask, PackedMask]:
+        material = read(image)
+        return material.predicted, material.true
 
     compared = []
     for each in map_in_order(compare, images, workers):
@@ -122,9 +157,11 @@ def compare_masks(
         extra=tuple(image for image in predicted_masks.ids if image not in true_ids),
         unusable=tuple(result for result in results if isinstance(result, Failure)),
         unseen=tuple(each.photo_failure for each in compared if each.photo_failure is not None),
+        turned=sum(each.fit == Fit.TURNED for each in compared),
+        unclear=sum(each.fit == Fit.UNCLEAR for each in compared),
         columns=MASK_COLUMNS if photo_files is None else COLUMNS,
         notes=notes,
-        reader=read,
+        reader=read_masks,
     )
 
 
@@ -167,25 +204,50 @@ def add_outline_metrics(
 
 
 def read_photo(photos: dict[str, Path], image: str, mask: PackedMask) -> NDArray[np.uint8]:
-    """Read the photo of an image, (H, W, 3) uint8, RGB.
+    """Read the photo of an image, (H, W, 3) uint8, RGB, on the grid of its mask.
 
     Args:
         photos: the files of the photos by id.
         image: the id.
-        mask: a mask of the size that the photo must have.
+        mask: a mask that has the size of the photo, as it is stored or turned upright.
 
     Raises:
         ImageError: there is no such photo, it cannot be decoded, or its size differs from the mask's.
     """
+    decoded = _decode_photo(photos, image)
+    return _on_grid_of(mask, decoded, photos[image])
+
+
+def _decode_photo(photos: dict[str, Path], image: str) -> DecodedImage:
     if image not in photos:
         raise ImageError("There is no photo of this name.")
-    photo = read_image(photos[image])
-    height, width = photo.shape[:2]
-    if (width, height) != (mask.width, mask.height):
-        raise ImageError(
-            f"{shown(photos[image])} is {width}x{height} pixels, the masks {mask.width}x{mask.height}."
-        )
-    return photo
+    return decode_image(photos[image])
+
+
+def _on_grid_of(mask: PackedMask, decoded: DecodedImage, path: Path) -> NDArray[np.uint8]:
+    size = mask.height, mask.width
+    for pixels in (decoded.pixels, turn(decoded.pixels, decoded.orientation)):
+        if pixels.shape[:2] == size:
+            return np.ascontiguousarray(pixels)
+    height, width = decoded.pixels.shape[:2]
+    raise ImageError(f"{shown(path)} is {width}x{height} pixels, the masks {mask.width}x{mask.height}.")
+
+
+def _with_photo(image: str, predicted: PackedMask, true: PackedMask, photos: dict[str, Path]) -> _Material:
+    """Read the photo, and turn it and its masks upright if its size tells how the masks lie."""
+    fit = Fit.SAME
+    try:
+        decoded = _decode_photo(photos, image)
+        layout = decoded.layout
+        predicted, predicted_fit = turn_to_fit(predicted, layout.upright_size, layout)
+        true, true_fit = turn_to_fit(true, layout.upright_size, layout)
+        if predicted_fit != true_fit:
+            fit = Fit.TURNED
+        elif true_fit == Fit.UNCLEAR:
+            fit = Fit.UNCLEAR
+        return _Material(predicted, true, fit, _on_grid_of(predicted, decoded, photos[image]))
+    except ImageError as error:
+        return _Material(predicted, true, fit, None, Failure(image, "decode", str(error)))
 
 
 def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRows) -> tuple[str, ...]:

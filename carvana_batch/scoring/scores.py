@@ -153,6 +153,10 @@ class Scores:
         extra: ids of predicted masks without a true one.
         unusable: images whose masks exist but cannot be read or compared.
         unseen: images among ``rows`` whose photo was requested but is missing or unusable.
+        turned: number of images with one upright mask and one as the photo is stored, which was turned by the
+            EXIF orientation of the photo.
+        unclear: number of images whose photo has an EXIF orientation that keeps its size, so that it cannot
+            be told whether both masks have the same grid.
         columns: the fields of the rows that were measured.
         notes: what the user should know about how the masks were read, such as a size that was assumed.
         reader: reads the predicted and the true mask of an image again, for ``read_masks``.
@@ -163,6 +167,8 @@ class Scores:
     extra: tuple[str, ...]
     unusable: tuple[Failure, ...]
     unseen: tuple[Failure, ...] = ()
+    turned: int = 0
+    unclear: int = 0
     columns: tuple[str, ...] = PIXEL_COUNT_COLUMNS
     notes: tuple[str, ...] = ()
     reader: Callable[[str], tuple[PackedMask, PackedMask]] | None = field(

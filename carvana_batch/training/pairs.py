@@ -22,7 +22,7 @@ from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.layout import SAMPLE, find_misfit
 from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask
 from carvana_batch.masks.values import MaskValues
-from carvana_batch.orientation import UPRIGHT, Layout, swaps_sides, turn
+from carvana_batch.orientation import UPRIGHT, Layout, turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
 from carvana_batch.text import counted, shown
@@ -330,8 +330,7 @@ def _find_photos(folder: Path) -> dict[str, Path]:
 def _read_pair(pair: Pair) -> tuple[DecodedImage, FittedMask]:
     """The photo as it is stored, and its mask on the same grid."""
     decoded = decode_image(pair.image)
-    height, width = decoded.pixels.shape[:2]
-    return decoded, pair.read_mask(Layout(width, height, decoded.orientation))
+    return decoded, pair.read_mask(decoded.layout)
 
 
 def _check_pair(pair: Pair) -> CheckedPair | Failure:
@@ -339,6 +338,4 @@ def _check_pair(pair: Pair) -> CheckedPair | Failure:
         decoded, fitted = _read_pair(pair)
     except ImageError as error:
         return Failure(pair.id, "read", str(error))
-    height, width = decoded.pixels.shape[:2]
-    size = (height, width) if swaps_sides(decoded.orientation) else (width, height)
-    return CheckedPair(size, decoded.orientation != UPRIGHT, fitted.fit)
+    return CheckedPair(decoded.layout.upright_size, decoded.orientation != UPRIGHT, fitted.fit)

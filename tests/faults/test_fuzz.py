@@ -34,7 +34,7 @@ from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Choice
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
-from carvana_batch.output.report import RunReport, write_table
+from carvana_batch.output.report import COLUMNS, RunReport, write_table
 from carvana_batch.output.rle_spool import RunLengthSpool
 from carvana_batch.output.status import read_run_state
 from carvana_batch.scoring.sources import open_masks
@@ -373,7 +373,7 @@ def test_any_journal_gives_sound_and_harmless_entries(tmp_path, count_faults):
         assert list(out.find_missing(refs)) == refs
         write_table(root / "report.csv", entries)
         with (root / "report.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            assert {len(row) for row in csv.reader(file, strict=True)} == {9}
+            assert {len(row) for row in csv.reader(file, strict=True)} == {len(COLUMNS)}
         report = RunReport(1, 0, failures=[entry for entry in entries if entry.failed])
         report.expected_dice = [entry.expected_dice for entry in entries if entry.expected_dice is not None]
         report.write(root / "run.json")

@@ -494,7 +494,7 @@ def test_three_samples_called_grey_are_colours(tmp_path: Path) -> None:
     for photometric, samples in ((1, 5), (0, 3)):
         values = np.dstack([GREY] * samples)
         (tmp_path / "a.tif").write_bytes(tiff(values, {262: [photometric]}))
-        assert f"{samples} samples per pixel, all of them called grey" in reason(tmp_path / "a.tif")
+        assert f"{samples} samples per pixel that are all called grey" in reason(tmp_path / "a.tif")
 
 
 # ---- depth

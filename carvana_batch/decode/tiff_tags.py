@@ -47,7 +47,7 @@ def colour_model(page: tifffile.TiffPage) -> PHOTOMETRIC:
             return model
         if model == PHOTOMETRIC.MINISBLACK and page.samplesperpixel - sum(alphas) <= 4:
             return PHOTOMETRIC.RGB
-        raise unsupported_tiff(f"{page.samplesperpixel} samples per pixel, all of them called grey,")
+        raise unsupported_tiff(f"{page.samplesperpixel} samples per pixel that are all called grey")
     samples = page.samplesperpixel - len(alphas)
     has_colours = COLOR_MAP in page.tags or page.compression in JPEG_IN_TIFF
     if samples == 1 and not has_colours:

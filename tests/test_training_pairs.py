@@ -338,7 +338,7 @@ def test_rows_that_do_not_fit_the_photos_are_refused(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=f"do not fit the photos: in 1 of 1 .*{reason}"):
                 check_pairs(find_pairs(tmp_path))
         else:
-            assert check_pairs(find_pairs(tmp_path)) == [(96, 64)]
+            assert [each.size for each in check_pairs(find_pairs(tmp_path))] == [(96, 64)]
 
 
 def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ class Listener:
     """Callbacks for what happens during a run.
 
     Attributes:
+        on_overwrite: called with a line about it before existing masks are removed or replaced.
         on_start: called with a line about device and precision before the first photo.
         on_progress: called after each photo.
     """
 
+    on_overwrite: Callable[[str], object] = lambda line: None
     on_start: Callable[[str, Progress], object] = lambda line, progress: None
     on_progress: Callable[[Progress], object] = lambda progress: None
 
@@ -183,6 +185,8 @@ class Run:
             return
         self._predictor = self._make_predictor(out.choice)
         choice = describe_choice(self._predictor.device, self._predictor.limits, out.choice)
+        if out.overwriting is not None and (line := out.overwriting.describe()):
+            self.listener.on_overwrite(line)
         self._chosen = out.start(choice)
         if self._chosen != choice:  # another shard has begun in the meantime
             self._predictor = self._make_predictor(self._chosen)

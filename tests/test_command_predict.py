@@ -534,6 +534,70 @@ def test_other_settings_need_overwrite(run, here):
     assert results_in(here / "out") != before
 
 
+def test_overwrite_replaces_only_the_masks_of_its_photos(run, here):
+    assert run("in", "out", "--save", "overlay", "--rle", "rows.csv").exit_code == 0
+    rows = (here / "rows.csv").read_bytes()
+    before = results_in(here / "out")
+    times = {name: (here / "out" / name).stat().st_mtime_ns for name in before}
+    write_photo(here / "in" / "car0.jpg", seed=9)
+    result = run("in", "out", "--limit", "1", "--save", "overlay", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "Overwriting 1 of 4 masks in out" in result.stdout.splitlines()
+    after = results_in(here / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert (changed, after.keys()) == ({"car0.png", "_overlay/car0.jpg", "report.csv"}, before.keys())
+    assert all((here / "out" / name).stat().st_mtime_ns == times[name] for name in before.keys() - changed)
+    with (here / "out" / "report.csv").open(newline="") as file:
+        assert sorted(row["image"] for row in csv.DictReader(file)) == ["car0", "car1", "car2", "car3"]
+    report = json.loads((here / "out" / "run.json").read_text())
+    assert (report["found"], report["done"], report["masks_of_other_photos"]) == (1, 1, 3)
+    # Run-length rows are those of the masks that are there now, although that run wrote none.
+    assert run("in", "out", "--save", "overlay", "--rle", "rows.csv").exit_code == 0
+    assert run("in", "afresh", "--rle", "afresh.csv").exit_code == 0
+    assert (here / "rows.csv").read_bytes() == (here / "afresh.csv").read_bytes() != rows
+
+
+def test_overwrite_replaces_the_masks_of_listed_or_other_photos(run, here, monkeypatch):
+    assert run("in", "out").exit_code == 0
+    before = results_in(here / "out")
+    write_photo(here / "more" / "car3.jpg", seed=9)
+    (here / "more" / "list.txt").write_text("car3.jpg\n")
+    monkeypatch.chdir(here / "more")
+    for photos in (("--files-from", "list.txt"), (here / "more",), ("car3.jpg",)):
+        result = run(*photos, "../out", "--overwrite")
+        assert "Overwriting 1 of 4 masks in ../out" in result.stdout.splitlines(), result.output
+        after = results_in(here / "out")
+        assert before.keys() == after.keys()
+        assert {name for name in before if before[name] != after[name]} == {"car3.png", "report.csv"}
+
+
+def test_overwrite_says_first_how_many_masks_go(run, here, monkeypatch):
+    assert run("in", "out").exit_code == 0
+    there = []
+    say = reporting.Reporter.say
+
+    def look(reporter, line):
+        if line.startswith("Overwriting"):
+            there.append((line, len(find_masks(here / "out"))))
+        say(reporter, line)
+
+    monkeypatch.setattr(reporting.Reporter, "say", look)
+    assert run("in", "out", "--overwrite").exit_code == 0
+    assert there == [("Overwriting 4 of 4 masks in out", 4)]
+
+
+def test_overwriting_some_masks_with_other_settings_is_refused(run, here):
+    run("in", "out")
+    before = results_in(here / "out")
+    for options in ((), ("--dry-run",)):
+        result = run("in", "out", "--limit", "1", "--threshold", "0.25", "--overwrite", *options)
+        assert isinstance(result.exception, UsageError)
+        assert "threshold: 0.5 before, 0.25 now). --overwrite would keep 3 masks" in str(result.exception)
+    assert results_in(here / "out") == before
+    result = run("in", "out", "--limit", "1", "--dry-run", "--overwrite")
+    assert "Overwriting 1 of 4 masks in out" in result.stdout.splitlines()
+
+
 def test_a_folder_in_use(run, here):
     with OutFolder(here / "out", {}, (1, 1), False):
         result = run("in", "out")

@@ -230,6 +230,7 @@ def test_damaged_settings_need_overwrite(tmp_path, content):
     ):
         pass
     with open_folder(tmp_path, overwrite=True) as out:
+        out.find_missing([])
         assert out.start(CHOICE) == CHOICE
     with open_folder(tmp_path) as out:
         assert out.choice == CHOICE
@@ -286,6 +287,7 @@ def test_overwrite_when_a_file_has_replaced_a_folder(tmp_path, photo):
     (tmp_path / "out" / "a").rmdir()
     (tmp_path / "out" / "a").write_bytes(b"")
     with open_folder(tmp_path, overwrite=True) as out:
+        out.find_missing([photo])
         out.start(CHOICE)
     assert (tmp_path / "out" / "a").read_bytes() == b""
 
@@ -295,11 +297,10 @@ def test_a_mask_that_cannot_be_removed(tmp_path, photo):
     mask = tmp_path / "out" / "a" / "b.png"
     mask.unlink()
     mask.mkdir()
-    with (
-        open_folder(tmp_path, overwrite=True) as out,
-        pytest.raises(WriteError, match=r"Cannot remove .*b\.png"),
-    ):
-        out.start(CHOICE)
+    with open_folder(tmp_path, overwrite=True) as out:
+        out.find_missing([photo])
+        with pytest.raises(WriteError, match=r"Cannot remove .*b\.png"):
+            out.start(CHOICE)
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])

@@ -179,7 +179,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Do part i of n; the parts may run at the same time and share OUT.",
 )
-@click.option("--overwrite", is_flag=True, help="Start afresh: remove what an earlier run left in OUT.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Mask all photos again and replace their masks; masks of other photos in OUT stay.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option(

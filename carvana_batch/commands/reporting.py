@@ -90,7 +90,7 @@ class Reporter(Screen):
         """Callbacks that print the progress of a run."""
         from carvana_batch.run import Listener
 
-        return Listener(on_start=self._start, on_progress=self._show)
+        return Listener(self.say, self._start, self._show)
 
     def _start(self, line: str, progress: Progress) -> None:
         self.say(line)
@@ -136,11 +136,13 @@ def print_plan(
     folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
     if not (mask_file or options.overwrite):
         folder.read_settings(skipped=["model"])
-    todo = own if mask_file else folder.find_missing(own)
+    todo = own if mask_file else folder.find_missing(own, skipped=["model"])
     done = len(own) - len(todo)
     if reporter.to_stderr:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
     reporter.say(f"{counted(len(own), 'photo')}, {done:,} of them done already, {len(todo):,} to do")
+    if folder.overwriting is not None and (line := folder.overwriting.describe()):
+        reporter.say(line)
     for ref in todo[:PLANNED_SHOWN]:
         mask = out if mask_file else folder.paths.mask(ref.key)
         reporter.say(f"  {shown(ref.path)} -> {shown(mask)}")

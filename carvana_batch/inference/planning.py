@@ -101,7 +101,7 @@ def _choose_device(options: Options, earlier: Choice | None) -> torch.device:
     if device.type != earlier.device:
         raise UsageError(
             f"this job began on {earlier.device}, and its masks would not come out quite the same on"
-            f" {device.type}; go on with --device {earlier.device}, or use --overwrite or another OUT"
+            f" {device.type}; go on with --device {earlier.device}, --overwrite all masks, or use another OUT"
         )
     return device
 

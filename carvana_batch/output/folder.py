@@ -24,11 +24,12 @@ from carvana_batch.files import (
 )
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Choice
-from carvana_batch.output.journal import Entry, append, read_entries
+from carvana_batch.output.journal import Entry, append_entry, read_entries
 from carvana_batch.output.lock import FolderLock, describe_holder, is_locked
+from carvana_batch.output.overwriting import Overwriting
 from carvana_batch.output.paths import OutPaths, holder_of
 from carvana_batch.output.resume import find_missing
-from carvana_batch.text import shown
+from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, ImageRef
 
 
@@ -43,11 +44,12 @@ class OutFolder:
         root: the out folder, which is created on entry if it does not exist.
         settings: see :meth:`Options.settings`.
         shard: (number, count) of the shard, counted from 1.
-        overwrite: whether to discard what earlier runs have made.
+        overwrite: whether to discard what earlier runs have made; see :class:`Overwriting`.
 
     Attributes:
         paths: where each file belongs.
         choice: what the first run of the job chose, None if there was none.
+        overwriting: with ``overwrite``, what goes and what stays; known once the missing photos are.
 
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
@@ -59,6 +61,7 @@ class OutFolder:
         self.paths = OutPaths(root, shard)
         self.settings = json.loads(json.dumps(settings))  # in the form in which it is read back
         self.choice: Choice | None = None
+        self.overwriting: Overwriting | None = None
         self._retried_keys: set[str] = set()  # photos that an earlier run and this one try
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._journal: IO[bytes] | None = None
@@ -93,14 +96,22 @@ class OutFolder:
         """Whether this run, or an earlier one, has been started in the folder."""
         return self.paths.settings.exists()
 
-    def find_missing(self, refs: Sequence[ImageRef]) -> PhotoList:
+    def find_missing(self, refs: Sequence[ImageRef], skipped: Collection[str] = ()) -> PhotoList:
         """The photos that still have to be masked; can be called without entering the folder.
 
+        Args:
+            refs: the photos of this run.
+            skipped: with ``overwrite``, see :meth:`read_settings`.
+
         Raises:
-            UsageError: the mask of another photo would be replaced.
+            UsageError: the mask of another photo would be replaced; or with ``overwrite``, masks would stay
+                that were made with other settings.
         """
         photos = PhotoList.of(refs)
         if self.overwrite:
+            self.overwriting = Overwriting((ref.key for ref in photos), self.paths)
+            if self.overwriting.kept:
+                self.read_settings(skipped)
             return photos
         entries = read_entries(self.paths.state)
         missing = find_missing(photos, entries, self.paths)
@@ -110,15 +121,15 @@ class OutFolder:
     def start(self, choice: Choice) -> Choice:
         """Write down the settings and what this run chose; call it once, before the first commit.
 
-        With ``overwrite``, everything that earlier runs have made is removed now.
+        With ``overwrite``, what earlier runs have made is removed now; call :meth:`find_missing` first.
 
         Returns:
             What the first run of the job chose. It differs from ``choice`` if another shard has started in
             the meantime, and all shards have to work alike.
         """
         with self.shared_files_lock():
-            if self.overwrite:
-                self._remove_everything()
+            if self.overwriting is not None:
+                self.overwriting.remove()
             self.read_settings()
             chosen = self.choice or choice
             self.record_choice(chosen)
@@ -150,12 +161,10 @@ class OutFolder:
         if not self._lock.is_held:
             raise RuntimeError("the out folder is not open")
         entry = replace(entry, committed=time.time_ns())
-        # A line break first: it separates the line from one that a killed run left incomplete.
-        line = b"\n" + json.dumps(asdict(entry)).encode("ascii")
         try:
             if self._journal is None:
                 self._journal = self.paths.journal.open("ab", buffering=0)
-            append(self._journal, line)
+            append_entry(self._journal, entry)
         except OSError as error:
             raise write_error(self.paths.journal, error) from error
 
@@ -186,14 +195,6 @@ class OutFolder:
             " another OUT, or share the work by giving every run its own part with --shard i/n (the same n"
             " for all)."
         )
-
-    def _remove_everything(self) -> None:
-        """Remove the masks and extra files that the journals list, the journals and the settings."""
-        state = self.paths.state
-        for key in read_entries(state):
-            self._remove_files(key)
-        for path in (*state.glob("journal-*.jsonl"), *state.glob("rle-*.jsonl"), self.paths.settings):
-            remove_file(path)
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed runs.
@@ -230,17 +231,27 @@ class OutFolder:
         except OSError as error:
             raise read_error(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{shown(path)} is damaged ({error}). Use --overwrite to start afresh."
-            ) from error
+            advice = self._how_to_keep_none() if self.overwrite else "Use --overwrite to start afresh."
+            raise UsageError(f"{shown(path)} is damaged ({error}). {advice}") from error
         differences = [
             f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
             for name in sorted(earlier.keys() | self.settings.keys())
             if name not in skipped and earlier.get(name) != self.settings.get(name)
         ]
         if differences:
+            advice = "Use the same settings to go on, --overwrite to start afresh, or another OUT."
+            if self.overwrite:
+                advice = self._how_to_keep_none()
             raise UsageError(
-                f"{shown(self.root)} holds masks made with other settings ({'; '.join(differences)}). Use the"
-                " same settings to go on, --overwrite to start afresh, or another OUT."
+                f"{shown(self.root)} holds masks made with other settings ({'; '.join(differences)})."
+                f" {advice}"
             )
         self.choice = Choice.from_json(choice)
+
+    def _how_to_keep_none(self) -> str:
+        kept = self.overwriting.kept if self.overwriting is not None else 0
+        return (
+            f"--overwrite would keep {counted(kept, 'mask')} of other photos, which have to be made alike."
+            " Use the same settings, overwrite all masks by giving all of their photos, or choose another"
+            " OUT."
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from carvana_batch.files import read_error
+from carvana_batch.files import atomic_writer, read_error
 from carvana_batch.inputs.keys import mask_name_problem
 from carvana_batch.notes import Note
 
@@ -77,6 +77,21 @@ def read_entries(state: Path) -> dict[str, Entry]:
     return latest
 
 
+def drop_entries(journal: Path, keys: Collection[str]) -> None:
+    """Remove the lines of some keys from a journal, and lines that are no entries.
+
+    Raises:
+        CarvanaBatchError: the journal cannot be read or written.
+    """
+    try:
+        with journal.open(encoding="utf-8", errors="replace") as file, atomic_writer(journal, "w") as kept:
+            for entry in _parse(file):
+                if entry.key not in keys:
+                    kept.write(_line(entry))
+    except OSError as error:
+        raise read_error(journal, error) from error
+
+
 def _parse(lines: Iterable[str]) -> Iterator[Entry]:
     for line in lines:
         try:
@@ -111,6 +126,16 @@ def _can_be_written(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _line(entry: Entry) -> str:
+    # A line break first: it separates the line from one that a killed run left incomplete.
+    return "\n" + json.dumps(asdict(entry))
+
+
+def append_entry(file: IO[bytes], entry: Entry) -> None:
+    """Add the line of an entry to an unbuffered journal."""
+    append(file, _line(entry).encode("ascii"))
 
 
 def append(file: IO[bytes], line: bytes) -> None:

@@ -57,6 +57,6 @@ def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:
     if unchanged and (source.st_dev, source.st_ino) != (other.st_dev, other.st_ino):
         raise UsageError(
             f"{shown(paths.mask(ref.key))} is the mask of {shown(entry.source)}, and would be"
-            f" replaced by that of {shown(ref.path)}. Choose another OUT, or use --overwrite to start"
-            " afresh."
+            f" replaced by that of {shown(ref.path)}. Choose another OUT, or use --overwrite to"
+            " replace it."
         )

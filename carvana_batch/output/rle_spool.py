@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from carvana_batch.files import read_error, write_error
+from carvana_batch.files import atomic_writer, read_error, write_error
 from carvana_batch.masks import rle
 from carvana_batch.masks.read import read_mask
 from carvana_batch.output.journal import Entry, append
@@ -76,6 +76,21 @@ class RunLengthSpool:
             return None
         self._file.seek(self._offsets[key])
         return _parse(self._file.readline())
+
+
+def drop_rows(path: Path, keys: Collection[str]) -> None:
+    """Remove the rows of some keys from the file of a spool, and lines that are no rows.
+
+    Raises:
+        CarvanaBatchError: the file cannot be read or written.
+    """
+    try:
+        with path.open("rb") as file, atomic_writer(path) as kept:
+            for line in file:
+                if (row := _parse(line)) is not None and row[0] not in keys:
+                    kept.write(b"\n" + line.rstrip(b"\n"))
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 def _parse(line: bytes) -> tuple[str, list[int], str] | None:

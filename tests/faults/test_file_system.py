@@ -115,6 +115,50 @@ def fail_each_call_while_overwriting(zygote, here, first, step):
     raise AssertionError
 
 
+def fail_each_call_while_overwriting_one(zygote, here, first, step):
+    """Kill runs that mask one of two photos again, which has changed; run the same command afterwards."""
+    command = (*ALL_KINDS, "--overwrite", "--limit", "1")
+    assert zygote.run(here, *ALL_KINDS).code == 0
+    shutil.copytree(here / "out", here / "earlier")
+    shutil.copy2(here / "images" / "car1.jpg", here / "images" / "car0.jpg")
+    assert zygote.run(here, *command).code == 0
+    expected, names = results_in(here / "out"), names_in(here / "out")
+    earlier = results_in(here / "earlier")
+    assert expected["car0.png"] == expected["car1.png"] == earlier["car1.png"] != earlier["car0.png"]
+    journal = ".carvana-batch/journal-1-of-1.jsonl"
+    kept_line = next(line for line in (here / "earlier" / journal).read_text().split("\n") if "car1" in line)
+    for number in itertools.count(first, step):
+        shutil.rmtree(here / "out")
+        shutil.copytree(here / "earlier", here / "out")
+        killed = zygote.run(here, *command, fault={"folder": "out", "number": number, "how": "kill"})
+        if killed.code == 0:
+            return (number - first) // step
+        left = results_in(here / "out")
+        assert left.items() <= expected.items() | earlier.items(), number
+        assert left["car1.png"] == earlier["car1.png"], number
+        assert kept_line in (here / "out" / journal).read_text().split("\n"), number
+        again = zygote.run(here, *command)
+        assert again.code == 0, (number, again)
+        assert results_in(here / "out") == expected, number
+        assert names_in(here / "out") == names, number
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_overwriting_one_mask_recovers_from_every_fifth_kill(zygote, here, count_faults):
+    faults = fail_each_call_while_overwriting_one(zygote, here, 2, 5)
+    assert faults > 5
+    count_faults("a file-system call of predict --overwrite fails", faults)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_overwriting_one_mask_recovers_from_any_kill(zygote, here, count_faults):
+    faults = fail_each_call_while_overwriting_one(zygote, here, 1, 1)
+    assert faults > 30
+    count_faults("a file-system call of predict --overwrite fails", faults)
+
+
 @pytest.mark.slow
 def test_overwrite_recovers_from_a_kill_in_every_fifth_call(zygote, here, count_faults):
     faults = fail_each_call_while_overwriting(zygote, here, 1, 5)

@@ -381,6 +381,7 @@ def test_any_journal_gives_sound_and_harmless_entries(tmp_path, count_faults):
         state = read_run_state(root)
         assert state.masked + state.failed == len(entries)
         with OutFolder(root, {}, (1, 2), overwrite=True) as afresh:
+            afresh.find_missing(refs)
             afresh.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
             assert read_entries(root / ".carvana-batch") == {}
         assert all(path.exists() for path in outside)

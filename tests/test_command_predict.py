@@ -534,6 +534,62 @@ def test_other_settings_need_overwrite(run, here):
     assert results_in(here / "out") != before
 
 
+FAILING_STARTS = [
+    ("in", "out", "--model", "none"),
+    ("in", "out", "--model", "truth/car0_mask.gif"),
+    ("in", "out", "--device", "cuda:99"),
+    ("in", "out", "--tile", "32", "--overlap", "256"),
+    ("in", "out", "--tile", "0x32"),
+    ("in", "out", "--memory", "1KB"),
+    ("in", "out", "--gt", "none"),
+    ("in", "out", "--gt", "empty"),
+    ("in", "out", "--rle", "none/rows.csv"),
+    ("in", "out", "--rle", "rows.txt"),
+    ("in", "out", "--rle", "truth/folder.csv"),
+    ("in", "out", "--shard", "3/2"),
+    ("in", "no/out"),
+    ("empty", "out"),
+    ("none", "out"),
+    ("--files-from", "none", "out"),
+    ("in/car2.jpg", "out", "--device", "cuda:99"),
+    ("in/car0.jpg", "mask.png", "--device", "cuda:99"),
+    ("in/car0.jpg", "mask.png", "--save", "overlay"),
+]
+
+
+@pytest.mark.parametrize("arguments", FAILING_STARTS, ids=" ".join)
+@pytest.mark.parametrize("existing", ["nothing", "a file", "a finished run"])
+def test_a_failed_start_leaves_the_out_folder_alone(run, here, arguments, existing):
+    (here / "empty").mkdir()
+    (here / "truth" / "folder.csv").mkdir()
+    if existing == "a file":
+        (here / "out").mkdir()
+        (here / "out" / "mine.txt").write_text("mine")
+    elif existing == "a finished run":
+        assert run("in", "out", "--limit", "2").exit_code == 0
+    before = names_in(here), results_in(here)
+    result = run(*arguments)
+    assert result.exit_code not in (0, 3), result.output
+    assert (names_in(here), results_in(here)) == before
+
+
+def test_ctrl_c_before_the_start_leaves_no_out_folder(run, here, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("carvana_batch.run.make_predictor", interrupt)
+    before = names_in(here)
+    assert run("in", "out").exit_code != 0
+    assert names_in(here) == before
+
+
+def test_a_failed_shard_does_not_count_as_begun(run, here):
+    assert run("in", "out", "--shard", "1/2").exit_code == 0
+    before = names_in(here)
+    assert isinstance(run("in", "out", "--shard", "2/2", "--rle", "none/rows.csv").exception, UsageError)
+    assert names_in(here) == before
+
+
 def test_overwrite_replaces_only_the_masks_of_its_photos(run, here):
     assert run("in", "out", "--save", "overlay", "--rle", "rows.csv").exit_code == 0
     rows = (here / "rows.csv").read_bytes()

@@ -71,3 +71,32 @@ def test_an_unknown_holder_is_another_process(holder, content):
     if content is not None:
         holder.write_text(content)
     assert describe_holder(holder) == "another process"
+
+
+def test_undo_removes_only_what_the_lock_has_made(tmp_path):
+    folder = tmp_path / "new" / "state"
+    lock = FolderLock(folder / "lock", folder / "holder.json")
+    assert lock.acquire()
+    lock.write_holder()
+    lock.undo()
+    assert (lock.is_held, list(tmp_path.iterdir())) == (False, [])
+
+    assert lock.acquire()
+    lock.write_holder()
+    (folder / "other").write_text("")
+    (folder.parent / "mine").write_text("")
+    lock.undo([folder / "other"])
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "mine"]
+
+
+def test_undo_keeps_a_lock_that_was_there(path, holder):
+    path.write_text("")
+    lock = FolderLock(path, holder)
+    assert lock.acquire()
+    lock.write_holder()
+    other = FolderLock(path, holder)
+    assert not other.acquire()
+    other.undo()
+    assert (path.exists(), holder.exists(), is_locked(path)) == (True, True, True)
+    lock.undo()
+    assert (path.exists(), holder.exists(), is_locked(path)) == (True, True, False)

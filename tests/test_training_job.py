@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import leave_temporary_file, names_below, store, with_orientation, write_pairs
+from helpers import leave_temporary_file, names_below, names_in, store, with_orientation, write_pairs
 from PIL import Image
 
 from carvana_batch import Masker
@@ -239,11 +239,45 @@ def test_a_dry_run_checks_settings_too(
         train_in(tmp_path / "run", data, replace(SETTINGS, **changes), dry_run=True)
 
 
+FAILING_STARTS = {
+    "no data": {"data": "none"},
+    "no masks": {"data": "."},
+    "unreadable photo": {"damage": damage_truncated},
+    "missing mask": {"damage": damage_missing},
+    "no such weights": {"init": "nothing"},
+    "batch too large": {"batch": 5},
+    "uneven batch": {"accumulate": 3},
+    "crop too large": {"crop": (100, 100)},
+    "no list of cars": {"val_cars": "none"},
+    "no folder to measure on": {"val": "none"},
+    "nothing to resume": {"resume": True},
+}
+
+
+@pytest.mark.parametrize("fault", FAILING_STARTS.values(), ids=FAILING_STARTS)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_failed_start_leaves_no_run_folder(
+    tmp_path: Path, data: Path, fault: dict[str, Any], dry_run: bool
+) -> None:
+    changes = dict(fault)
+    if damage := changes.pop("damage", None):
+        damage(data)
+    folder, resume = tmp_path / changes.pop("data", "data"), changes.pop("resume", False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    before = names_in(tmp_path)
+    for root in (tmp_path / "run", tmp_path / "new" / "parents" / "run", tmp_path / "mine"):
+        with pytest.raises(UsageError):
+            train_in(root, folder, replace(SETTINGS, **changes), resume=resume, dry_run=dry_run)
+        assert names_in(tmp_path) == before
+
+
 def test_a_signal_stops_the_check_of_the_photos(tmp_path: Path, data: Path) -> None:
     stop = StopFlag()
     stop.signal = signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         train_in(tmp_path / "run", data, stop=stop)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["=1_01", "-2_01"])

@@ -37,8 +37,8 @@ class OutFolder:
     """An out folder, or a shard's part of it, that a run holds; use it as a context manager.
 
     Nothing that an earlier run made is changed before :meth:`start`, except that the temporary files of a
-    killed run are removed. What is done is only recorded in the journal on disk, so that memory does not grow
-    with it.
+    killed run are removed. If an error comes before :meth:`start`, nothing is left of a new out folder. What
+    is done is only recorded in the journal on disk, so that memory does not grow with it.
 
     Args:
         root: the out folder, which is created on entry if it does not exist.
@@ -65,31 +65,33 @@ class OutFolder:
         self._retried_keys: set[str] = set()  # photos that an earlier run and this one try
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._journal: IO[bytes] | None = None
+        self._started = False
 
     def __enter__(self) -> OutFolder:
         try:
-            self.paths.state.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-        except OSError as error:
-            self._lock.release()
-            if error.errno in OUT_OF_SPACE:
-                raise write_error(self.root, error) from error
-            raise not_writable(self.root, error.strerror or str(error)) from error
-        try:
             self._lock.write_holder()
             if not self.overwrite:
                 self.read_settings()
             with self.shared_files_lock():
                 self._remove_leftovers()
         except BaseException:
-            self._lock.release()
+            self._undo()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._journal is not None:
             self._journal.close()
-        self._lock.release()
+        if kind is not None and not self._started:
+            self._undo()
+        else:
+            self._lock.release()
+
+    def _undo(self) -> None:
+        """Give the folder up after a start that failed."""
+        alone = not self.begun and not self.paths.other_locks()
+        self._lock.undo([self.paths.shared_lock] if alone else [])
 
     @property
     def begun(self) -> bool:
@@ -133,6 +135,7 @@ class OutFolder:
             self.read_settings()
             chosen = self.choice or choice
             self.record_choice(chosen)
+        self._started = True
         return chosen
 
     def record_choice(self, choice: Choice) -> None:
@@ -182,12 +185,16 @@ class OutFolder:
         )
 
     def _take_lock(self) -> None:
-        if not self._lock.acquire():
-            raise self._in_use(self._lock.path)
-        for other in self.paths.other_locks():
-            if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
-                self._lock.release()
-                raise self._in_use(other)
+        try:
+            if not self._lock.acquire():
+                raise self._in_use(self._lock.path)
+            for other in self.paths.other_locks():
+                if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
+                    raise self._in_use(other)
+        except OSError as error:
+            if error.errno in OUT_OF_SPACE:
+                raise write_error(self.root, error) from error
+            raise not_writable(self.root, error.strerror or str(error)) from error
 
     def _in_use(self, lock: Path) -> FolderInUseError:
         return FolderInUseError(

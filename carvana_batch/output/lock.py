@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import filelock
@@ -26,6 +28,8 @@ class FolderLock:
     def __init__(self, lock: Path, holder: Path) -> None:
         self.path, self.holder = lock, holder
         self._lock = filelock.FileLock(lock, timeout=LOCK_PATIENCE)
+        self._is_new = False
+        self._made: list[Path] = []  # folders that acquire has made, the innermost first
 
     @property
     def is_held(self) -> bool:
@@ -33,11 +37,14 @@ class FolderLock:
         return self._lock.is_locked
 
     def acquire(self) -> bool:
-        """Take the lock; False if another process holds it.
+        """Take the lock, and make the folders above it; False if another process holds it.
 
         Raises:
-            OSError: the lock file cannot be opened.
+            OSError: a folder cannot be made, or the lock file cannot be opened.
         """
+        self._is_new = not self.path.exists()
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
         except filelock.Timeout:
@@ -47,6 +54,24 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock up, if it is held."""
         self._lock.release()
+
+    def undo(self, others: Iterable[Path] = ()) -> None:
+        """Give the lock up, and remove what it has left: after a start that failed before any work was done.
+
+        A lock file that was there before stays, and so do folders that hold anything else.
+
+        Args:
+            others: other files to remove if the lock file is new.
+        """
+        # The error that made the start fail matters more than one of removing.
+        if self._is_new and self.is_held:
+            for path in (*others, self.holder, self.path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self.release()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def write_holder(self) -> None:
         """Write down that this process holds the lock.

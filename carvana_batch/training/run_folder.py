@@ -35,7 +35,8 @@ from carvana_batch.training.settings import (
 class RunFolder:
     """The locked folder of a run; use it as a context manager.
 
-    Entering locks the folder, makes it if needed, and removes temporary files of a killed run.
+    Entering locks the folder, makes it if needed, and removes temporary files of a killed run. If an error
+    comes before anything is written into a new folder, nothing is left of it.
 
     Raises:
         UsageError: on entry, the folder cannot be made or written.
@@ -44,12 +45,28 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._state = root / ".carvana-batch"
-        self._lock = FolderLock(self._state / "lock", self._state / "holder.json")
+        state = root / ".carvana-batch"
+        self._lock = FolderLock(state / "lock", state / "holder.json")
 
     def __enter__(self) -> RunFolder:
         try:
-            self._state.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._lock.write_holder()
+            for leftover in find_leftovers(self.root):
+                leftover.unlink()
+        except BaseException:
+            self._lock.undo()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not (self.samples.exists() or self.config.exists()):
+            self._lock.undo()
+        else:
+            self._lock.release()
+
+    def _take_lock(self) -> None:
+        try:
             acquired = self._lock.acquire()
         except OSError as error:
             raise not_writable(self.root, error.strerror or str(error), "RUN") from error
@@ -58,13 +75,6 @@ class RunFolder:
                 f"{shown(self.root)} is in use by {describe_holder(self._lock.holder)}. Wait for it to end,"
                 " or choose another RUN."
             )
-        self._lock.write_holder()
-        for leftover in find_leftovers(self.root):
-            leftover.unlink()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     @property
     def config(self) -> Path:

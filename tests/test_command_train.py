@@ -18,6 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from helpers import Terminal, Zygote, wait_for, write_pairs
+from PIL import Image
 
 from carvana_batch.commands.train import command
 from carvana_batch.errors import CarvanaBatchError, UsageError
@@ -61,6 +62,40 @@ def test_a_run_prints_its_scores_and_the_next_command(tmp_path: Path, data: Path
     assert f"Dice                {best['dice']:.4f}" in result.output
     assert f"carvana-batch predict in/ out/ --model {tmp_path / 'run'}" in result.output
     assert best["photos"] == 2
+
+
+def test_without_matplotlib_no_curves_are_named(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curves.png").write_bytes(b"of an earlier run")
+    result = invoke(data, tmp_path / "run", *SMALL, "--epochs", 1)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert f"weights: {tmp_path / 'run' / 'best.safetensors'}; pictures: worst.jpg beside it" in lines
+    (line,) = (line for line in lines if "curves" in line)
+    assert re.fullmatch(
+        r"no curves\.png was drawn: .* matplotlib: pip install 'carvana-batch\[train\]'", line
+    )
+
+
+def test_with_matplotlib_the_curves_are_named(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra 'train'")
+    lines = invoke(data, tmp_path / "run", *SMALL, "--epochs", 1).output.splitlines()
+    weights = tmp_path / "run" / "best.safetensors"
+    assert f"weights: {weights}; pictures: worst.jpg, curves.png beside it" in lines
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_masks_without_any_car_are_a_usage_error(tmp_path: Path, data: Path, zygote: Zygote) -> None:
+    for path in (data / "masks").iterdir():
+        Image.new("1", (128, 64)).save(path)
+    for options in ((), ("--dry-run",)):
+        finished = zygote.run(tmp_path, "train", data, "run", *SMALL, *options)
+        assert finished.code == 2
+        assert finished.stderr.startswith("Error: No mask to train on shows a car")
+        assert not (tmp_path / "run").exists()
 
 
 def test_options_take_precedence_over_the_config_file(tmp_path: Path, data: Path) -> None:

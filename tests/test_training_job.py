@@ -23,9 +23,11 @@ from carvana_batch.network.segunet import SegUNet
 from carvana_batch.stopping import StopFlag
 from carvana_batch.training.job import train
 from carvana_batch.training.listener import Outcome, TrainingListener
+from carvana_batch.training.pairs import CheckedPair, Pair
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.settings import TrainingSettings
 from carvana_batch.training.split import find_split
+from carvana_batch.training.starting import check_cars
 
 SETTINGS = TrainingSettings(
     model="tiny", epochs=2, batch=2, size=(64, 32), precision="fp32", val_fraction=0.4
@@ -237,6 +239,55 @@ def test_a_dry_run_checks_settings_too(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         train_in(tmp_path / "run", data, replace(SETTINGS, **changes), dry_run=True)
+
+
+def empty_masks(data: Path, *ids: str) -> None:
+    for id in ids:
+        Image.new("1", (128, 64)).save(data / "masks" / f"{id}_mask.png")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["car0_00", "car0_01", "car2_00", "car2_01"], r"No mask to train on shows a car: .* of 4 masks are"),
+        (["car1_00", "car1_01"], r"No mask to measure on shows a car: .* of 2 masks are"),
+    ],
+)
+def test_masks_without_any_car_are_refused(
+    tmp_path: Path, data: Path, ids: list[str], message: str, dry_run: bool
+) -> None:
+    empty_masks(data, *ids)
+    (tmp_path / "cars.txt").write_text("car1")
+    settings = replace(SETTINGS, val_cars=str(tmp_path / "cars.txt"))
+    with pytest.raises(UsageError, match=message):
+        train_in(tmp_path / "run", data, settings, dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_masks_without_a_car_are_counted(tmp_path: Path, data: Path, dry_run: bool) -> None:
+    empty_masks(data, "car0_00", "car2_01", "car1_00")
+    (tmp_path / "cars.txt").write_text("car1")
+    said: list[str] = []
+    train_in(
+        tmp_path / "run",
+        data,
+        replace(SETTINGS, val_cars=str(tmp_path / "cars.txt"), epochs=0.5),
+        dry_run=dry_run,
+        listener=TrainingListener(on_say=said.append),
+    )
+    assert [line for line in said if line.startswith("Warning")] == [
+        "Warning: no car in 2 of 4 masks to train on: car0_00, car2_01",
+        "Warning: no car in 1 of 2 masks to measure on: car1_00",
+    ]
+
+
+def test_only_some_of_many_empty_masks_are_named() -> None:
+    pairs = [Pair(f"a_{number}", Path("a.jpg"), Path("a.png")) for number in range(8)]
+    checked = [CheckedPair((2, 1), number == 3) for number in range(8)]
+    line = "Warning: no car in 7 of 8 masks to train on: a_0, a_1, a_2, a_4, a_5 and 2 more"
+    assert check_cars(pairs, checked, "to train on") == line
 
 
 FAILING_STARTS = {

@@ -33,6 +33,12 @@ def car_of(number: int) -> NDArray[np.bool_]:
     return car
 
 
+def sizes_of(pairs: Sequence[Pair], workers: int | None = None) -> list[tuple[int, int]]:
+    checked = check_pairs(pairs, workers=workers)
+    assert all(found.has_car for found in checked)
+    return [found.size for found in checked]
+
+
 def runs_of(car: NDArray[np.bool_]) -> str:
     """Encode a mask as a run-length row, pixel by pixel."""
     runs: list[list[int]] = []
@@ -131,7 +137,7 @@ def test_folders_of_masks(tmp_path: Path, photos: str, masks: str, suffix: str) 
     write_masks(tmp_path / masks, suffix=suffix, **options)
     pairs = find_pairs(tmp_path)
     assert [pair.id for pair in pairs] == IDS
-    assert [checked.size for checked in check_pairs(pairs)] == [(WIDTH, HEIGHT)] * len(IDS)
+    assert sizes_of(pairs) == [(WIDTH, HEIGHT)] * len(IDS)
     for number, pair in enumerate(pairs):
         assert pair.image == tmp_path / photos / f"{pair.id}.png"
         assert pair.mask == tmp_path / masks / f"{pair.id}{suffix}"
@@ -151,7 +157,7 @@ def test_rows_of_masks(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     pairs = find_pairs(tmp_path)
     assert [(pair.id, pair.mask) for pair in pairs] == [(id, None) for id in IDS]
-    assert [checked.size for checked in check_pairs(pairs, workers=1)] == [(WIDTH, HEIGHT)] * len(IDS)
+    assert sizes_of(pairs, workers=1) == [(WIDTH, HEIGHT)] * len(IDS)
     for number, pair in enumerate(reversed(pairs)):
         np.testing.assert_array_equal(pair.read_mask(Layout(WIDTH, HEIGHT)).mask.to_bool(), car_of(number))
 
@@ -361,7 +367,18 @@ def test_all_faults_are_counted_and_listed(tmp_path: Path) -> None:
 def test_each_photo_has_its_size(data: Path) -> None:
     Image.new("RGB", (7, 5)).save(data / "images" / "b_01.jpg")
     Image.new("1", (7, 5)).save(data / "masks" / "b_01_mask.gif")
-    assert [checked.size for checked in check_pairs(find_pairs(data))] == [(24, 16), (24, 16), (7, 5)]
+    checked = check_pairs(find_pairs(data))
+    assert [found.size for found in checked] == [(24, 16), (24, 16), (7, 5)]
+    assert [found.has_car for found in checked] == [True, True, False]
+
+
+def test_a_mask_of_one_pixel_has_a_car(data: Path) -> None:
+    for number, place in enumerate([(23, 15), (0, 0), None]):
+        mask = Image.new("1", (24, 16))
+        if place is not None:
+            mask.putpixel(place, 1)
+        mask.save(data / "masks" / f"{IDS[number]}_mask.gif")
+    assert [found.has_car for found in check_pairs(find_pairs(data))] == [True, True, False]
 
 
 def test_a_caller_who_stops_leaves_no_threads(data: Path) -> None:

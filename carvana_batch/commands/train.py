@@ -204,8 +204,7 @@ def command(
         )
     if outcome.best is not None:
         reporter.say(describe_best(outcome.best))
-    pictures = [name for name in ("worst.jpg", "curves.png") if (run / name).exists()]
-    beside = f"; pictures: {', '.join(pictures)} beside it" if pictures else ""
+    beside = f"; pictures: {', '.join(outcome.pictures)} beside it" if outcome.pictures else ""
     reporter.say(f"weights: {shown(run / 'best.safetensors')}{beside}")
     reporter.say(
         f"to use them: {shown(shlex.join(['carvana-batch', 'predict', 'in/', 'out/', '--model', str(run)]))}"

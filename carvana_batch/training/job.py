@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples, draw_batches
 from carvana_batch.training.settings import TrainingSettings
 from carvana_batch.training.split import find_split
-from carvana_batch.training.starting import check_batch, load_initial
+from carvana_batch.training.starting import check_batch, check_cars, load_initial
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs
 
@@ -155,7 +154,8 @@ def train(
         listener.on_say(training.describe())
         outcome = training.run_to_end()
         if processes.first and outcome.stopped_by is None:
-            _draw_results(run, split.val, training, log)
+            pictures = _draw_results(run, split.val, training, log)
+            outcome = replace(outcome, pictures=pictures)
         return outcome
 
 
@@ -208,7 +208,14 @@ def _prepare(
     checked = check_pairs([*split.train, *split.val], on_progress=report)
     if line := describe_orientations(checked):
         listener.on_say(line)
-    check_sizes(split.train, [each.size for each in checked[: len(split.train)]], settings)
+    of_train, of_val = checked[: len(split.train)], checked[len(split.train) :]
+    for warning in (
+        check_cars(split.train, of_train, "to train on"),
+        check_cars(split.val, of_val, "to measure on"),
+    ):
+        if warning:
+            listener.on_say(warning)
+    check_sizes(split.train, [found.size for found in of_train], settings)
     samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
     draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
     shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
@@ -221,14 +228,12 @@ def _prepare(
 
 def _draw_results(
     run: RunFolder, val: Sequence[Pair], training: Training, log: TensorBoardLog | None
-) -> None:
-    """Draw the learning curves, and the photos on which the best weights reach the lowest Dice."""
-    if importlib.util.find_spec("matplotlib") is None:
-        training.listener.on_say(
-            "no picture of the learning curves: pip install 'carvana-batch[train]' first"
-        )
-    else:
-        plot_curves(run.read_log(), run.curves)
+) -> tuple[str, ...]:
+    """Draw the photos on which the best weights reach the lowest Dice, and the learning curves if possible.
+
+    Returns:
+        The names of the pictures that were drawn.
+    """
     pairs = [pair for pair in val if pair.id in training.state.worst]
     panels = []
     for pair, prediction in predict_pairs(
@@ -242,6 +247,12 @@ def _draw_results(
     write_picture(run.panels, picture)
     if log is not None:
         log.add_picture("worst val photos", picture, training.state.step)
+    try:
+        plot_curves(run.read_log(), run.curves)
+    except UsageError as error:  # matplotlib is not installed; the run is complete without the curves
+        training.listener.on_say(f"no {run.curves.name} was drawn: {error}")
+        return (run.panels.name,)
+    return run.panels.name, run.curves.name
 
 
 def _call_both(

@@ -36,12 +36,14 @@ class Outcome:
         steps: number of steps of the whole run.
         best: the best validation.
         stopped_by: number of the signal that stopped the run, or None.
+        pictures: names of the pictures of the results that were drawn.
     """
 
     step: int
     steps: int
     best: Summary | None
     stopped_by: int | None = None
+    pictures: tuple[str, ...] = ()
 
     @property
     def stopped_early(self) -> bool:

@@ -101,11 +101,13 @@ class CheckedPair(NamedTuple):
 
     Attributes:
         size: (width, height) of the upright photo.
+        has_car: whether any pixel of the mask is car.
         has_orientation: whether the photo has an EXIF orientation other than upright.
         fit: what the sizes say about the grid of the mask, compared with that of the stored photo.
     """
 
     size: tuple[int, int]
+    has_car: bool
     has_orientation: bool
     fit: Fit
 
@@ -338,4 +340,9 @@ def _check_pair(pair: Pair) -> CheckedPair | Failure:
         decoded, fitted = _read_pair(pair)
     except ImageError as error:
         return Failure(pair.id, "read", str(error))
-    return CheckedPair(decoded.layout.upright_size, decoded.orientation != UPRIGHT, fitted.fit)
+    return CheckedPair(
+        size=decoded.layout.upright_size,
+        has_car=bool(fitted.mask.rows.any()),
+        has_orientation=decoded.orientation != UPRIGHT,
+        fit=fitted.fit,
+    )

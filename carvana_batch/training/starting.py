@@ -12,8 +12,8 @@ from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.inference.precision import PRECISIONS, choose_precision
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import Model, load_model
-from carvana_batch.text import shown
-from carvana_batch.training.pairs import Pair, load_pair
+from carvana_batch.text import NAMED, counted, shown
+from carvana_batch.training.pairs import CheckedPair, Pair, load_pair
 from carvana_batch.training.settings import TrainingSettings
 
 STATISTICS_PHOTOS = 64
@@ -117,3 +117,30 @@ def unusable_checkpoint(error: Exception) -> UsageError:
         f"The run's checkpoint.pt is of another version or network ({type(error).__name__}:"
         f" {shown(str(error)[:100])}). Begin another RUN."
     )
+
+
+def check_cars(pairs: Sequence[Pair], checked: Sequence[CheckedPair], purpose: str) -> str:
+    """Check that the masks show cars, because a network that learns from empty ones finds none.
+
+    Args:
+        pairs: the pairs of one side of the split.
+        checked: what their check has found out, in the same order.
+        purpose: what the pairs are for, such as "to train on".
+
+    Returns:
+        A warning with the number of empty masks and some of their names; "" if none is empty.
+
+    Raises:
+        UsageError: all masks are empty.
+    """
+    empty = [shown(pair.id) for pair, found in zip(pairs, checked, strict=True) if not found.has_car]
+    if not empty:
+        return ""
+    if len(empty) == len(pairs):
+        raise UsageError(
+            f"No mask {purpose} shows a car: all pixels of {counted(len(pairs), 'mask')} are background."
+            " Check that these are the right masks, or choose other photos."
+        )
+    more = f" and {len(empty) - NAMED:,} more" if len(empty) > NAMED else ""
+    names = ", ".join(empty[:NAMED]) + more
+    return f"Warning: no car in {len(empty):,} of {counted(len(pairs), 'mask')} {purpose}: {names}"

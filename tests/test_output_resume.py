@@ -65,6 +65,22 @@ def test_an_incomplete_mask_is_missing(paths, photo):
     assert missing(paths, entries, photo) == []
 
 
+def test_a_photo_without_its_extra_files_is_missing(paths, photo):
+    entries = write_mask(paths, photo)
+    kinds = ("overlay", "prob")
+    assert list(find_missing(PhotoList.of([photo]), entries, paths, kinds)) == [photo]
+    for kind in kinds:
+        extra = paths.extra(kind, "a/b")
+        extra.parent.mkdir(parents=True)
+        extra.write_bytes(b"extra")
+    assert not find_missing(PhotoList.of([photo]), entries, paths, kinds)
+    paths.extra("prob", "a/b").write_bytes(b"")
+    assert list(find_missing(PhotoList.of([photo]), entries, paths, kinds)) == [photo]
+    paths.extra("prob", "a/b").unlink()
+    assert list(find_missing(PhotoList.of([photo]), entries, paths, kinds)) == [photo]
+    assert not find_missing(PhotoList.of([photo]), entries, paths, ("overlay",))
+
+
 def test_the_mask_of_a_changed_photo_is_missing(paths, photo):
     entries = write_mask(paths, photo)
     status = photo.path.stat()

@@ -116,7 +116,7 @@ class OutFolder:
                 self.read_settings(skipped)
             return photos
         entries = read_entries(self.paths.state)
-        missing = find_missing(photos, entries, self.paths)
+        missing = find_missing(photos, entries, self.paths, self.settings.get("save", ()))
         self._retried_keys = {ref.key for ref in missing if ref.key in entries}
         return missing
 

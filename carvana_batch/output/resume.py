@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
@@ -13,19 +13,22 @@ from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
 
-def find_missing(photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths) -> PhotoList:
-    """The photos without a complete mask of their present state.
+def find_missing(
+    photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths, extras: Collection[str] = ()
+) -> PhotoList:
+    """The photos without a complete mask of their present state, or without an extra file.
 
     Args:
         photos: the photos of this run.
         entries: what the journals say, by key.
         paths: the out folder.
+        extras: kinds of extra files that each photo has to have.
 
     Raises:
         UsageError: the mask of another photo would be replaced.
     """
     missing = photos.select(
-        index for index, ref in enumerate(photos) if not _is_done(ref, entries.get(ref.key), paths)
+        index for index, ref in enumerate(photos) if not _is_done(ref, entries.get(ref.key), paths, extras)
     )
     for ref in missing:
         if ref.key in entries:
@@ -33,16 +36,18 @@ def find_missing(photos: PhotoList, entries: Mapping[str, Entry], paths: OutPath
     return missing
 
 
-def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths) -> bool:
-    """Whether the photo has not changed since it was masked, and its mask is complete."""
+def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths, extras: Collection[str]) -> bool:
+    """Whether the photo has not changed since it was masked, and its mask and extra files are complete."""
     if entry is None or entry.failed:
         return False
     try:
         source, mask = ref.path.stat(), paths.mask(ref.key).stat()
+        extra_bytes = [paths.extra(kind, ref.key).stat().st_size for kind in extras]
     except OSError:
         return False
     unchanged = (source.st_size, source.st_mtime_ns) == (entry.source_bytes, entry.source_time)
-    return unchanged and mask.st_size == entry.mask_bytes
+    # The sizes of extra files are not known, but a power cut leaves some of them empty.
+    return unchanged and mask.st_size == entry.mask_bytes and all(extra_bytes)
 
 
 def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:

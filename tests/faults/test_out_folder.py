@@ -70,6 +70,25 @@ def test_only_what_was_damaged_is_made_again(zygote, here, damage, count_faults)
     count_faults("an out folder is damaged between two runs", 1)
 
 
+@pytest.mark.parametrize("lost", ["_prob", "_prob/car1.tif", "_overlay"])
+def test_lost_extra_files_are_made_again(zygote, here, lost, count_faults):
+    command = (*PREDICT, "--save", "prob", "--save", "overlay", "--json")
+    assert zygote.run(here, *command).code == 0
+    expected = results_in(here / "out")
+    path = here / "out" / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    finished = zygote.run(here, *command)
+    assert finished.code == 0, finished
+    number = 1 if path.suffix else 4
+    counts = json.loads(finished.stdout)
+    assert (counts["done"], counts["already_done"]) == (number, 4 - number)
+    assert results_in(here / "out") == expected
+    count_faults("an out folder is damaged between two runs", 1)
+
+
 def test_other_settings_are_refused_with_the_difference(zygote, here, count_faults):
     assert zygote.run(here, *PREDICT).code == 0
     expected = results_in(here / "out")

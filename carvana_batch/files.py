@@ -25,6 +25,16 @@ TEMPORARY_SUFFIX = ".tmp"
 
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
+SINGLE_FILE_ERRORS = {
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+}
+"""Errors caused by the name of one file or by what already exists there; other files may still succeed."""
+
 CANNOT_SYNC_FOLDER = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
@@ -52,7 +62,7 @@ def check_target(path: Path) -> None:
         else:
             return
     except OSError as error:
-        problem = f"{error.strerror}."
+        raise UsageError(f"Cannot write {shown(path)}: {error.strerror}.") from error
     raise UsageError(f"Cannot write {shown(path)}: {problem}")
 
 
@@ -127,6 +137,11 @@ def write_error(path: Path, error: OSError) -> CarvanaBatchError:
             f"No space left for {shown(path)}. Free some space and run the same command again."
         )
     return WriteError(f"Cannot write {shown(path)}: {error.strerror or error}")
+
+
+def concerns_one_file(error: CarvanaBatchError) -> bool:
+    """Whether a file could not be written for a reason that leaves other files unaffected."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in SINGLE_FILE_ERRORS
 
 
 def read_error(path: Path, error: OSError) -> CarvanaBatchError:

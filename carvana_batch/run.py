@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
-from carvana_batch.errors import ImageError
-from carvana_batch.files import check_target
+from carvana_batch.errors import CarvanaBatchError, ImageError
+from carvana_batch.files import check_target, concerns_one_file
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inputs.find import take_shard
@@ -277,7 +277,9 @@ class Run:
         try:
             with self._stopwatch.measure("write"):
                 written = future.result()
-        except ImageError as error:
+        except CarvanaBatchError as error:
+            if not (isinstance(error, ImageError) or concerns_one_file(error)):
+                raise
             self._commit_failure(Failure.of(ref, "write", str(error)))
             return
         if self._spool is not None and written.runs is not None:

@@ -671,3 +671,25 @@ subprocess.run([sys.executable, "-c", {child!r}], check=True)
     before, after = (int(word) for word in printed.split())
     assert after < 1_000_000_000
     assert 150_000_000 < after - before < 250_000_000
+
+
+@pytest.mark.parametrize("extras", [(), ("overlay",)])
+def test_a_path_that_is_too_long_fails_one_photo(predict, photos, tmp_path, extras):
+    """The system allows paths of 4,095 bytes: that of the photo has 3,980, that of its mask 150 more."""
+    out = tmp_path / ("o" * 152)
+    deep = photos
+    while len(os.fsencode(deep)) < 3980 - 260:
+        deep /= "d" * 200
+    deep /= "e" * (3980 - len("//deep.jpg") - len(os.fsencode(deep)))
+    deep.mkdir(parents=True)
+    shutil.copy2(photos / "0.jpg", deep / "deep.jpg")
+    with pytest.raises(OSError, match="too long"):
+        (out / deep.relative_to(photos) / "deep.png").exists()
+    for done, already_done in ((9, 0), (0, 9)):
+        report = predict(photos, out, extras=extras)
+        assert (report.done, report.already_done, report.exit_code) == (done, already_done, 3)
+        (failure,) = report.failures
+        assert (failure.key.endswith("/deep"), failure.stage) == (True, "write")
+        assert "File name too long" in failure.reason
+    assert len(report_rows(out)) == 10
+    assert len(find_masks(out)) == 9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
-from carvana_batch.files import WriteError, check_out_folder, write_file
+from carvana_batch.files import WriteError, check_out_folder, concerns_one_file, write_file
 from carvana_batch.inputs.keys import (
     fold_key,
     mask_id,
@@ -38,16 +37,6 @@ LONGEST_SAMPLE = 200_000
 
 MAX_NAME_CHARACTERS = 80
 """Longer names are cut short in the ids of failures."""
-
-SINGLE_FILE_ERRORS = {
-    errno.EEXIST,
-    errno.EILSEQ,
-    errno.EISDIR,
-    errno.EINVAL,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-}
-"""Errors caused by the name of one file or by what already exists there; other files may still succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +258,7 @@ def _write_mask(
     except UsageError as error:
         return fail("write", str(error))
     except WriteError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in SINGLE_FILE_ERRORS:
+        if concerns_one_file(error):
             return fail("write", str(error))
         raise
     return bool(row.runs.strip())

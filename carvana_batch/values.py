@@ -119,9 +119,18 @@ class PackedMask:
         """The (H, W) bool array."""
         return np.unpackbits(self.rows, axis=1, count=self.width).view(np.bool_)
 
+    def ignored_to_bool(self) -> NDArray[np.bool_]:
+        """The (H, W) bool array of ignored pixels."""
+        if self.ignored is None:
+            return np.zeros((self.height, self.width), np.bool_)
+        return PackedMask(self.ignored, self.width).to_bool()
+
     def turned(self, orientation: int) -> PackedMask:
         """The mask turned upright, if it is stored with an EXIF orientation."""
-        return self if orientation == UPRIGHT else PackedMask.from_bool(turn(self.to_bool(), orientation))
+        if orientation == UPRIGHT:
+            return self
+        ignored = None if self.ignored is None else turn(self.ignored_to_bool(), orientation)
+        return PackedMask.from_bool(turn(self.to_bool(), orientation), ignored)
 
 
 @dataclass(frozen=True, slots=True)

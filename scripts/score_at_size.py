@@ -41,7 +41,7 @@ def main() -> None:
 @torch.inference_mode()
 def count_at_size(network: torch.nn.Module, model: Model, pair: Pair) -> Counts:
     """Compare the mask of a photo with the true one at the size of the model."""
-    photo, true_mask = (np.asarray(image) for image in load_pair(pair, model.size))
+    photo, true_mask, _ = (np.asarray(image) for image in load_pair(pair, model.size))
     normalised = (photo / 255 - model.mean) / model.deviation
     logits = network(torch.from_numpy(normalised).permute(2, 0, 1)[None].float())
     return count(PackedMask.from_bool(logits[0, 0].numpy() > 0), PackedMask.from_bool(true_mask > 127))

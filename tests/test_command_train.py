@@ -23,7 +23,7 @@ from PIL import Image
 from carvana_batch.commands.train import command
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.network.checkpoints import load_model
-from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
+from carvana_batch.training.settings import PRESETS, AugmentationLimits, TrainingSettings, read_settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = ["--size", "64x32", "--batch", "2", "--precision", "fp32", "--workers", "0", "--val-fraction", "0.4"]
@@ -112,10 +112,68 @@ def test_options_take_precedence_over_the_config_file(tmp_path: Path, data: Path
     assert log_of(tmp_path / "again") == log_of(tmp_path / "run")
 
 
+def limits_of(run: Path) -> dict[str, Any]:
+    values = read_settings(run / "config.toml")
+    return {name: value for name, value in values.items() if name in vars(AugmentationLimits())}
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "preset", "other"),
+    [
+        ("", [], "studio", {}),
+        ("", ["--augment", "photos"], "photos", {}),
+        ("", ["--augment", "photos", "--noise", "3"], "photos", {"noise": 3.0}),
+        ('augment = "photos"\nblur = 1.5\n', [], "photos", {"blur": 1.5}),
+        ('augment = "photos"\nblur = 1.5\n', ["--blur", "2"], "photos", {"blur": 2.0}),
+        ("blur = 1.5\nshift = 0.3\n", [], "studio", {"blur": 1.5, "shift": 0.3}),
+        ("blur = 1.5\nshift = 0.3\n", ["--augment", "photos", "--jpeg", "0"], "photos", {"jpeg": 0.0}),
+        ('augment = "photos"\n', ["--augment", "studio"], "studio", {}),
+    ],
+)
+def test_a_preset_sets_limits_that_nothing_else_sets(
+    tmp_path: Path, data: Path, file: str, arguments: list[str], preset: str, other: dict[str, float]
+) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text(file + "epochs = 0.1\n")
+    run = tmp_path / "run"
+    assert invoke(data, run, *SMALL, "--config", config, *arguments).exit_code == 0
+    assert limits_of(run) == vars(PRESETS[preset]) | other
+    assert read_settings(run / "config.toml")["epochs"] == 0.1
+
+
+def test_a_run_with_the_strongest_augmentation_resumes(tmp_path: Path, data: Path) -> None:
+    write_pairs(tmp_path / "backgrounds")
+    options = [*SMALL, "--epochs", 1, "--augment", "photos", "--backgrounds", tmp_path / "backgrounds/images"]
+    assert invoke(data, tmp_path / "run", *options).exit_code == 0
+    assert invoke(data, tmp_path / "run", *options, "--resume").exit_code == 0
+    assert invoke(data, tmp_path / "run", "--resume", "--workers", 0).exit_code == 0
+
+
+def test_a_run_of_an_older_version_resumes(tmp_path: Path, data: Path) -> None:
+    """Its config.toml has no value for the newer settings."""
+    assert invoke(data, tmp_path / "run", *SMALL, "--epochs", 1).exit_code == 0
+    config = tmp_path / "run" / "config.toml"
+    newer = ("noise", "jpeg", "zoom-out", "degrade-share", "background-share")
+    lines = config.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(newer)]
+    assert len(kept) == len(lines) - len(newer)
+    config.write_text("".join(kept))
+    assert invoke(data, tmp_path / "run", "--resume", "--workers", 0).exit_code == 0
+    with pytest.raises(UsageError, match=r"noise: 0\.0 before, 5\.0 now"):
+        invoke(data, tmp_path / "run", "--resume", "--workers", 0, "--noise", 5)
+
+
+def test_a_folder_of_backgrounds_without_photos_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="--backgrounds: No photos"):
+        invoke(data, tmp_path / "run", *SMALL, "--backgrounds", tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "batch = 3.5",
+        'augment = "street"',
         'loss = "mse"',
         "crop-share = 2",
         'size = "big"',

@@ -32,8 +32,10 @@ from carvana_batch.training.loop import Training
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.training.run_folder import RunFolder
+from carvana_batch.training.samples import Samples
 from carvana_batch.training.settings import NO_AUGMENTATION, TrainingSettings
 from carvana_batch.training.starting import input_statistics
+from carvana_batch.training.validation import predict_pairs, validate
 
 CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(
@@ -240,6 +242,43 @@ def test_validation_scores_the_masks_of_predict(tmp_path: Path, pairs: list[Pair
     assert 0.01 < outcome.best.dice < 0.999
 
 
+def test_validation_ignores_unknown_pixels(tmp_path: Path, pairs: list[Pair]) -> None:
+    """If only the pixels where a mask is right are known, its Dice is 1."""
+    run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=1))
+    model = load_model(tmp_path / "run")
+    wrong = {
+        pair.id: prediction.mask.to_bool() != pair.read_mask(128, 64).to_bool()
+        for pair, prediction in predict_pairs(model, pairs, CPU, "fp32")
+    }
+    assert all(errors.any() for errors in wrong.values())
+    ignoring = []
+    for pair in pairs:
+        path = tmp_path / f"{pair.id}.png"
+        Image.fromarray(wrong[pair.id].astype(np.uint8) * 255).save(path)
+        ignoring.append(replace(pair, ignore=path))
+    for score in validate(model, ignoring, CPU, "fp32"):
+        assert score.dice == score.pixel_accuracy == 1
+    assert all(score.dice < 1 for score in validate(model, pairs, CPU, "fp32"))
+
+
+def test_unknown_pixels_do_not_affect_training(tmp_path: Path, pairs: list[Pair]) -> None:
+    """Masks that differ only where they are unknown lead to the same losses."""
+    logs = []
+    for name, value in (("empty", 0), ("full", 255)):
+        changed = []
+        for pair in pairs:
+            unknown = np.zeros((64, 128), np.uint8)
+            unknown[10:30, 20:70] = 255
+            mask = np.where(unknown > 0, np.uint8(value), pair.read_mask(128, 64).to_bool() * np.uint8(255))
+            paths = [tmp_path / f"{name}_{kind}_{pair.id}.png" for kind in ("mask", "ignore")]
+            for path, pixels in zip(paths, (mask, unknown), strict=True):
+                Image.fromarray(pixels).save(path)
+            changed.append(replace(pair, mask=paths[0], ignore=paths[1]))
+        run_training(tmp_path / name, changed, replace(SETTINGS, size=None, epochs=1))
+        logs.append(log_of(tmp_path / name))
+    assert logs[0] == logs[1]
+
+
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path: Path, pairs: list[Pair]) -> None:
     """Neither the initial weights nor the input statistics are needed again."""
     run_training(tmp_path / "init", pairs, replace(SETTINGS, epochs=1))
@@ -364,14 +403,14 @@ def test_a_loss_of_nan_names_photos_and_keeps_the_checkpoint(
     run_training(tmp_path / "run", pairs, stop_at=4)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     seen: list[str] = []
-    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: logits.sum() * float("nan"))
-    get = loop.Samples.__getitem__
+    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, *_: logits.sum() * float("nan"))
+    get = Samples.__getitem__
 
     def note(samples: Any, draw: Any) -> Any:
         seen.append(pairs[draw.index].id)
         return get(samples, draw)
 
-    monkeypatch.setattr(loop.Samples, "__getitem__", note)
+    monkeypatch.setattr(Samples, "__getitem__", note)
     with pytest.raises(CarvanaBatchError, match="step 5 the loss is not finite") as caught:
         run_training(tmp_path / "run", pairs)
     assert ", ".join(seen[:2]) in str(caught.value)
@@ -383,7 +422,7 @@ def test_a_non_finite_gradient_stops_the_run(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     # At 0, the square root has a finite value but an infinite gradient.
-    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, targets: (logits * 0).abs().sqrt().sum())
+    monkeypatch.setitem(LOSSES, "bce+dice", lambda logits, *_: (logits * 0).abs().sqrt().sum())
     with pytest.raises(CarvanaBatchError, match="a gradient is not finite"):
         run_training(tmp_path / "run", pairs, replace(SETTINGS, precision=precision, epochs=30))
 
@@ -391,7 +430,7 @@ def test_a_non_finite_gradient_stops_the_run(
 def test_out_of_memory_suggests_options(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(_logits: Tensor, _targets: Tensor) -> Tensor:
+    def run_out(*_: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setitem(LOSSES, "bce+dice", run_out)

@@ -393,12 +393,14 @@ def test_a_caller_who_stops_leaves_no_threads(data: Path) -> None:
 
 def test_pairs_are_loaded_whole_or_area_averaged(data: Path) -> None:
     pair = find_pairs(data)[1]
-    image, mask = load_pair(pair, None)
+    image, mask, known = load_pair(pair, None)
+    assert known.size == mask.size
+    assert known.getextrema() == (255, 255)
     assert (image.mode, mask.mode) == ("RGB", "L")
     with Image.open(pair.image) as photo:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(photo))
     np.testing.assert_array_equal(np.asarray(mask), car_of(1) * 255)
-    small, soft = load_pair(pair, (WIDTH // 4, HEIGHT // 2))
+    small, soft, _ = load_pair(pair, (WIDTH // 4, HEIGHT // 2))
     assert small.size == soft.size == (6, 8)
     for whole, reduced in [(np.asarray(mask)[..., None], np.asarray(soft)[..., None]), (image, small)]:
         pixels = np.asarray(whole, np.float64).reshape(8, 2, 6, 4, -1)
@@ -433,7 +435,7 @@ def test_photos_and_masks_are_turned_upright(tmp_path: Path, orientation: int, m
         assert checked.fit == (Fit.TURNED if mask_is_upright else Fit.SAME)
     else:
         assert checked.fit == (Fit.UNCLEAR if orientation > 1 else Fit.SAME)
-    image, mask = load_pair(pairs[0], None)
+    image, mask, _ = load_pair(pairs[0], None)
     np.testing.assert_array_equal(np.asarray(image), upright)
     np.testing.assert_array_equal(np.asarray(mask), upright[..., 0])
 
@@ -479,3 +481,40 @@ def test_rows_count_the_pixels_of_the_stored_photo(tmp_path: Path) -> None:
     (tmp_path / "masks.csv").write_text(f"img,rle_mask\na_01.png,{runs_of(stored)}\n")
     np.testing.assert_array_equal(np.asarray(load_pair(find_pairs(tmp_path)[0], None)[1]), upright[..., 0])
     assert check_pairs(find_pairs(tmp_path))[0].fit == Fit.UNCLEAR
+
+
+def write_ignored(folder: Path, unknown: NDArray[np.bool_]) -> None:
+    """Write a photo whose mask is 0 and 1, and 255 where it is unknown."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    height, width = unknown.shape
+    values = np.zeros(unknown.shape, np.uint8)
+    values[: height // 2] = 1
+    values[unknown] = 255
+    Image.new("RGB", (width, height)).save(folder / "images" / "a_01.png")
+    Image.fromarray(values).save(folder / "masks" / "a_01.png")
+
+
+def test_ignored_pixels_of_a_pair_are_not_known(tmp_path: Path) -> None:
+    unknown = np.zeros((HEIGHT, WIDTH), bool)
+    unknown[5, 7] = True
+    unknown[8:, 12:] = True
+    write_ignored(tmp_path, unknown)
+    (pair,) = find_pairs(tmp_path, ignored_values=(255,))
+    _, mask, known = load_pair(pair, None)
+    np.testing.assert_array_equal(np.asarray(known) == 255, ~unknown)
+    np.testing.assert_array_equal(
+        np.asarray(mask)[~unknown] == 255, (np.mgrid[:HEIGHT, :WIDTH][0] < 8)[~unknown]
+    )
+    reduced = np.asarray(load_pair(pair, (WIDTH // 4, HEIGHT // 4))[2])
+    expected = ~unknown.reshape(HEIGHT // 4, 4, WIDTH // 4, 4).any(axis=(1, 3))
+    np.testing.assert_array_equal(reduced == 255, expected)
+
+
+def test_a_single_ignored_pixel_survives_any_reduction(tmp_path: Path) -> None:
+    """It is 1 of 2,500, which 8 bits cannot express."""
+    unknown = np.zeros((100, 150), bool)
+    unknown[70, 20] = True
+    write_ignored(tmp_path, unknown)
+    known = load_pair(find_pairs(tmp_path, ignored_values=(255,))[0], (3, 2))[2]
+    assert np.asarray(known).tolist() == [[255, 255, 255], [0, 255, 255]]

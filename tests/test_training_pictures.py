@@ -17,6 +17,7 @@ from carvana_batch.training.pictures import (
     LINE_HEIGHT,
     OUTLINE_COLOUR,
     TINT_STRENGTH,
+    UNKNOWN_COLOUR,
     Panel,
     draw_panels,
     draw_samples,
@@ -35,13 +36,20 @@ def masks(true, predicted) -> tuple[PackedMask, PackedMask]:
     return PackedMask.from_bool(np.asarray(true, bool)), PackedMask.from_bool(np.asarray(predicted, bool))
 
 
+def known_all(mask):
+    return np.full_like(mask, 255)
+
+
 # Samples
 
 
 def test_samples_of_different_shapes_form_a_grid():
     """At width 40, 80x40 becomes 40x20 and 20x30 becomes 40x60; a row is as high as its highest cell."""
     empty = [np.zeros(shape, np.uint8) for shape in ((40, 80), (40, 40), (30, 20))]
-    samples = [(flat(*mask.shape, c), mask) for mask, c in zip(empty, (RED, GREEN, BLUE), strict=True)]
+    samples = [
+        (flat(*mask.shape, c), mask, known_all(mask))
+        for mask, c in zip(empty, (RED, GREEN, BLUE), strict=True)
+    ]
     sheet = draw_samples(samples, columns=2, width=40)
     assert sheet.size == (40 + GAP + 40, 40 + GAP + 60)
     expected = np.full((sheet.height, sheet.width, 3), BACKGROUND_COLOUR, np.uint8)
@@ -54,7 +62,7 @@ def test_samples_of_different_shapes_form_a_grid():
 def test_the_car_is_tinted_and_outlined():
     mask = np.zeros((20, 30), np.uint8)
     mask[5:15, 8:22] = 255
-    picture = np.asarray(draw_samples([(flat(20, 30, (100, 100, 100)), mask)], width=30))
+    picture = np.asarray(draw_samples([(flat(20, 30, (100, 100, 100)), mask, known_all(mask))], width=30))
     tinted = [round(100 + TINT_STRENGTH * (channel - 100)) for channel in OUTLINE_COLOUR]
     expected = flat(20, 30, (100, 100, 100))
     expected[5:15, 8:22] = OUTLINE_COLOUR
@@ -64,20 +72,29 @@ def test_the_car_is_tinted_and_outlined():
 
 def test_the_outline_is_where_the_soft_mask_crosses_half():
     mask = np.tile(np.array([0, 60, 127, 128, 200, 255, 255], np.uint8), (5, 1))
-    picture = draw_samples([(flat(5, 7, (90, 90, 90)), mask)], width=7)
+    picture = draw_samples([(flat(5, 7, (90, 90, 90)), mask, known_all(mask))], width=7)
     np.testing.assert_array_equal(is_colour(picture, OUTLINE_COLOUR), np.tile(np.arange(7) == 3, (5, 1)))
 
 
 def test_a_car_has_no_outline_at_the_edge_of_the_crop():
-    picture = draw_samples([(flat(8, 8, (90, 90, 90)), np.full((8, 8), 255, np.uint8))], width=8)
+    full = np.full((8, 8), 255, np.uint8)
+    picture = draw_samples([(flat(8, 8, (90, 90, 90)), full, full)], width=8)
     assert not is_colour(picture, OUTLINE_COLOUR).any()
+
+
+def test_unknown_pixels_have_their_own_colour():
+    known = np.full((8, 8), 255, np.uint8)
+    known[2:4, 3:7] = 0
+    picture = draw_samples([(flat(8, 8, (90, 90, 90)), known, known)], width=8)
+    np.testing.assert_array_equal(is_colour(picture, UNKNOWN_COLOUR), known == 0)
 
 
 def test_a_thin_antenna_stays_visible():
     """It is one pixel wide, and the photo is eight times as wide as its cell."""
     mask = np.zeros((240, 320), np.uint8)
     mask[80:160, 101] = 255
-    outline = is_colour(draw_samples([(flat(240, 320, (90, 90, 90)), mask)], width=40), OUTLINE_COLOUR)
+    sample = flat(240, 320, (90, 90, 90)), mask, known_all(mask)
+    outline = is_colour(draw_samples([sample], width=40), OUTLINE_COLOUR)
     expected = np.zeros((30, 40), bool)
     expected[10:20, 12] = True  # 101 // 8
     np.testing.assert_array_equal(outline, expected)
@@ -172,7 +189,7 @@ def test_photos_of_any_shape_can_be_drawn(shape, width):
     photo = flat(shape[0], shape[1], (50, 50, 50))
     full = np.full(shape, 255, np.uint8)
     height = max(1, round(shape[0] * width / shape[1]))
-    assert draw_samples([(photo, full)], width=width).size == (width, height)
+    assert draw_samples([(photo, full, full)], width=width).size == (width, height)
     picture = draw_panels([Panel("car", photo, *masks(full, full == 0), dice=0.0)], width=width)
     _, marked, enlarged = columns_of(picture, width, height)
     assert is_colour(marked, MISSED_COLOUR).all()

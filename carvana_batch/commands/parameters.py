@@ -119,9 +119,10 @@ class MaskValue(click.ParamType[Any]):
         return tuple(range(first, last + 1))
 
 
-def _join_values(
+def join_values(
     _context: click.Context, _parameter: click.Parameter, values: tuple[tuple[int, ...], ...]
 ) -> tuple[int, ...]:
+    """Join the values of an option that was given several times."""
     return tuple(sorted({value for group in values for value in group}))
 
 
@@ -132,7 +133,7 @@ def car_value_option(masks: str) -> Callable[[Callable[..., Any]], Callable[...,
         "car_values",
         type=MaskValue(),
         multiple=True,
-        callback=_join_values,
+        callback=join_values,
         metavar="N|N-M",
         help=f"Grey value or palette index that is car in {masks}; all others are background. Can be"
         " repeated.  [default: the higher of two]",
@@ -146,7 +147,7 @@ def ignore_value_option(masks: str) -> Callable[[Callable[..., Any]], Callable[.
         "ignored_values",
         type=MaskValue(),
         multiple=True,
-        callback=_join_values,
+        callback=join_values,
         metavar="N|N-M",
         help=f"Value of pixels of {masks} that are neither car nor background, and count nowhere. Can be"
         " repeated.",

@@ -6,13 +6,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from carvana_batch.commands.parameters import Finite, NetworkName, PhotoSize
+from carvana_batch.commands.parameters import Finite, MaskValue, NetworkName, PhotoSize, join_values
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_progress import TrainingReporter, describe_best
 from carvana_batch.errors import UsageError
@@ -21,6 +22,7 @@ from carvana_batch.text import shown
 from carvana_batch.training.settings import (
     LOSS_NAMES,
     OPTIMIZER_NAMES,
+    PRESETS,
     SCHEDULE_NAMES,
     AugmentationLimits,
     TrainingSettings,
@@ -74,6 +76,22 @@ AT_LEAST_ZERO = Finite(min=0)
     "Otherwise: measure on this part of the cars of DATA, chosen by --seed.",
 )
 @_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
+@_setting(
+    "car-value",
+    MaskValue(),
+    "Grey value or palette index that is car in the masks; all others are background. Can be repeated.",
+    metavar="N|N-M",
+    multiple=True,
+    callback=join_values,
+)
+@_setting(
+    "ignore-value",
+    MaskValue(),
+    "Value of pixels of the masks that are neither, and are left out. Can be repeated.",
+    metavar="N|N-M",
+    multiple=True,
+    callback=join_values,
+)
 @_setting("model", NetworkName(), "The network; `carvana-batch models` lists them.")
 @_setting("init", str, "Weights to start from  [default: random ones]", metavar="NAME|FILE|RUN")
 @_setting("size", PhotoSize(), "Size that photos and masks are averaged down to.")
@@ -104,14 +122,48 @@ AT_LEAST_ZERO = Finite(min=0)
     Finite(0, 1, max_open=True),
     "Decay per step of the moving average of the weights, which is what is measured and kept; 0 for none.",
 )
+@click.option(
+    "--augment",
+    type=click.Choice(list(PRESETS)),
+    default="studio",
+    show_default=True,
+    help="Limits of the augmentation as a group, of which the options below replace single ones: photos makes"
+    " a network for photos from anywhere.",
+)
 @_setting("shift", Finite(0, 0.5), "Augmentation: farthest shift, as part of width and height.")
 @_setting("scale", SHARE, "Augmentation: largest relative change of size.")
+@_setting("zoom-out", Finite(0, 15), "Augmentation: like --scale, for smaller sizes only; 3 is a quarter.")
 @_setting("rotation", Finite(0, 180), "Augmentation: widest rotation, in degrees.")
+@_setting(
+    "perspective", Finite(0, 0.3), "Augmentation: farthest shift of a corner, as part of width and height."
+)
 @_setting("flip", SHARE, "Augmentation: probability of a mirror image.")
+@_setting(
+    "backgrounds",
+    str,
+    "Augmentation: a folder of photos without cars, over which cars are put.",
+    metavar="DIR",
+)
+@_setting("background-share", SHARE, "Augmentation: part of the samples that get one of --backgrounds.")
 @_setting("brightness", SHARE, "Augmentation: largest relative change.")
 @_setting("contrast", SHARE, "Augmentation: largest relative change.")
 @_setting("saturation", SHARE, "Augmentation: largest relative change.")
 @_setting("grey", SHARE, "Augmentation: probability of a grey photo.")
+@_setting(
+    "degrade-share",
+    SHARE,
+    "Augmentation: part of the samples that the options from here to --jpeg may change; each changes a third"
+    " of them.",
+)
+@_setting("darken", Finite(0, 1, max_open=True), "Augmentation: largest relative loss of brightness.")
+@_setting("gamma", Finite(0, 3), "Augmentation: largest relative change of the exponent of the tone curve.")
+@_setting("tint", Finite(0, 3), "Augmentation: largest relative change of each colour channel.")
+@_setting("shadow", SHARE, "Augmentation: largest relative loss of brightness in a shadow.")
+@_setting("blur", Finite(0, 8), "Augmentation: largest radius of defocus, in pixels.")
+@_setting("motion", Finite(0, 50), "Augmentation: longest motion blur, in pixels.")
+@_setting("resample", Finite(0, 15), "Augmentation: largest relative loss of resolution; 3 is to a quarter.")
+@_setting("noise", Finite(0, 255), "Augmentation: largest standard deviation of noise, in levels of 255.")
+@_setting("jpeg", Finite(0, 99), "Augmentation: strongest JPEG compression, as 100 - quality.")
 @_setting(
     "precision",
     click.Choice(PRECISION_NAMES),
@@ -143,6 +195,7 @@ def command(
     config: Path | None,
     resume: bool,
     dry_run: bool,
+    augment: str,
     device: str,
     workers: int,
     tensorboard: bool,
@@ -166,9 +219,7 @@ def command(
         )
     if resume and config is None and (run / "config.toml").exists():
         config = run / "config.toml"
-    if config is not None:
-        values = _with_config(context, values, config)
-    settings = make_settings(values)
+    settings = make_settings(_collect_values(context, {**values, "augment": augment}, config))
     if settings.val is not None and settings.val_cars is not None:
         raise UsageError("--val and --val-cars both say what to measure on. Leave one out.")
 
@@ -220,22 +271,46 @@ def _resume_command() -> list[str]:
     return ["torchrun", "--nproc-per-node", processes, "-m", "carvana_batch", *arguments]
 
 
-def _with_config(context: click.Context, values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fill in the settings of a file that are not given on the command line.
+def _collect_values(context: click.Context, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """Return the values of all settings, from the command line, the file, the preset and the defaults.
+
+    The first of these that has a value provides it. A preset on the command line replaces limits in the file.
 
     Args:
         context: the context of the command.
         values: the values of all options.
-        path: the TOML file.
+        config: the TOML file.
 
     Raises:
         UsageError: the file cannot be read, or an option does not accept its value in the file.
     """
-    given = read_settings(path)
-    filled = dict(values)
+    limits = [item.name for item in fields(AugmentationLimits)]
+    in_file = {} if config is None else read_settings(config)
+    if _is_given(context, "augment"):
+        in_file = {name: value for name, value in in_file.items() if name not in limits}
+    collected = {**values, **({} if config is None else _parse_file(context, in_file, config))}
+    preset = PRESETS[collected.pop("augment")]
+    for name in limits:
+        if name not in in_file and not _is_given(context, name):
+            collected[name] = getattr(preset, name)
+    return collected
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _parse_file(context: click.Context, given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Parse the settings of a file that are not given on the command line.
+
+    Raises:
+        UsageError: an option does not accept its value in the file.
+    """
+    parsed = {}
     for parameter in context.command.params:
         name = str(parameter.name)
-        if name not in given or context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name not in given or _is_given(context, name):
             continue
         value = given[name]
         if isinstance(value, dict) or isinstance(value, list) != bool(getattr(parameter, "multiple", False)):
@@ -243,7 +318,7 @@ def _with_config(context: click.Context, values: dict[str, Any], path: Path) -> 
         try:
             # As text, it is checked like a value of an option; click would convert 3.5 to a count of 3.
             text = [str(one) for one in value] if isinstance(value, list) else str(value)
-            filled[name] = parameter.process_value(context, text)
+            parsed[name] = parameter.process_value(context, text)
         except click.BadParameter as error:
             raise UsageError(f"{shown(path)}: {name.replace('_', '-')}: {error.message}") from error
-    return filled
+    return parsed

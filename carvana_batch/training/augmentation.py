@@ -1,74 +1,56 @@
-"""Random changes applied to an image and its mask together."""
+"""Random changes applied to an image and its masks together."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from carvana_batch.training.backgrounds import Backgrounds, mean_border_colour, put_over
+from carvana_batch.training.degradation import degrade
+from carvana_batch.training.geometry import draw_transformation
 from carvana_batch.training.settings import AugmentationLimits
 
 
 def augment(
     image: Image.Image,
     mask: Image.Image,
+    known: Image.Image,
     limits: AugmentationLimits,
     generator: np.random.Generator,
-) -> tuple[Image.Image, Image.Image]:
-    """Apply the same random affine transformation and flip to an image and its mask.
+    backgrounds: Backgrounds | None = None,
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Apply the same random transformation and flip to an image and its masks.
 
-    Colours change in the image only. A third of the samples are not transformed, so that the network also
-    sees outlines that are not blurred by interpolation.
+    Backgrounds, colours and degradation change the image only. A third of the samples are not transformed, so
+    that the network also sees outlines that are not blurred by interpolation.
 
     Args:
         image: RGB.
         mask: L, of the same size.
+        known: L, of the same size, 255 where the mask is known, else 0.
         limits: how far each change may go.
         generator: source of all random numbers.
+        backgrounds: photos over which cars may be put.
+
+    Raises:
+        ImageError: a background cannot be read.
     """
     if generator.random() < limits.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if generator.random() < 2 / 3:
-        coefficients, margin = _random_affine(image.size, limits, generator)
-        image = _transform(image, coefficients, margin)
-        mask = _transform(mask, coefficients, margin)
-    return _change_colours(image, limits, generator), mask
-
-
-def _random_affine(
-    size: tuple[int, int], limits: AugmentationLimits, generator: np.random.Generator
-) -> tuple[tuple[float, ...], int]:
-    """Draw output-to-input coefficients for Pillow; also how many pixels they reach beyond the image."""
-    width, height = size
-    zoom = math.exp(generator.uniform(-1, 1) * math.log1p(limits.scale))
-    angle = math.radians(generator.uniform(-1, 1) * limits.rotation)
-    shift_x = generator.uniform(-1, 1) * limits.shift * width
-    shift_y = generator.uniform(-1, 1) * limits.shift * height
-    a, b = math.cos(angle) / zoom, math.sin(angle) / zoom
-    center_x, center_y = width / 2, height / 2
-    c = center_x + shift_x - a * center_x - b * center_y
-    f = center_y + shift_y + b * center_x - a * center_y
-    corners = [(x, y) for x in (0, width) for y in (0, height)]
-    reach_x = [a * x + b * y + c for x, y in corners]
-    reach_y = [-b * x + a * y + f for x, y in corners]
-    outside = max(0.0, -min(reach_x), max(reach_x) - width, -min(reach_y), max(reach_y) - height)
-    return (a, b, c, -b, a, f), math.ceil(outside) + 1
-
-
-def _transform(picture: Image.Image, coefficients: tuple[float, ...], margin: int) -> Image.Image:
-    """Apply an affine transformation with bilinear sampling; the picture is mirrored beyond its edges."""
-    array = np.asarray(picture)
-    margins = [(margin, margin), (margin, margin)] + [(0, 0)] * (array.ndim - 2)
-    a, b, c, d, e, f = coefficients
-    padded = Image.fromarray(np.pad(array, margins, mode="reflect"))
-    return padded.transform(
-        picture.size,
-        Image.Transform.AFFINE,
-        (a, b, c + margin, d, e, f + margin),
-        resample=Image.Resampling.BILINEAR,
-    )
+        image, mask, known = (
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (image, mask, known)
+        )
+    transformed = generator.random() < 2 / 3
+    transformation = draw_transformation(image.size, limits, generator) if transformed else None
+    # Mirrored cars would be cut off where the mirrored part ends.
+    cut_out = backgrounds is not None and generator.random() < limits.background_share
+    if transformation is not None:
+        image = transformation.apply(image, mean_border_colour(image), mirrored=not cut_out)
+        mask = transformation.apply(mask, 0, mirrored=not cut_out)
+        known = transformation.apply_to_known(known, mirrored=not cut_out)
+    if cut_out and backgrounds is not None:
+        image = put_over(backgrounds.draw(image.size, generator), image, mask, generator)
+    image = _change_colours(image, limits, generator)
+    return degrade(image, limits, generator), mask, known
 
 
 def _change_colours(

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.masks.counts import count
+from carvana_batch.masks.counts import clear_ignored, count
 from carvana_batch.network.checkpoints import load_model
-from carvana_batch.orientation import Layout, turn
+from carvana_batch.orientation import turn
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import shown
 from carvana_batch.training.curves import plot_curves
@@ -32,12 +32,12 @@ from carvana_batch.training.pairs import (
 from carvana_batch.training.pictures import Panel, draw_panels, draw_samples, write_picture
 from carvana_batch.training.processes import Processes, join_processes
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import Samples, draw_batches
+from carvana_batch.training.samples import draw_batches, make_samples
 from carvana_batch.training.settings import TrainingSettings
 from carvana_batch.training.split import find_split
 from carvana_batch.training.starting import check_batch, check_cars, load_initial
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
-from carvana_batch.training.validation import predict_pairs
+from carvana_batch.training.validation import predict_pairs, read_true
 
 SAMPLES_SHOWN = 12
 """Number of samples in samples.jpg."""
@@ -216,7 +216,7 @@ def _prepare(
         if warning:
             listener.on_say(warning)
     check_sizes(split.train, [found.size for found in of_train], settings)
-    samples = Samples(split.train, settings.size, settings.augmentation, settings.seed)
+    samples = make_samples(split.train, settings)
     draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
     shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
     write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))
@@ -239,10 +239,11 @@ def _draw_results(
     for pair, prediction in predict_pairs(
         load_model(run.best), pairs, training.device, training.state.precision
     ):
-        mask, orientation = prediction.mask, prediction.photo.orientation
-        true = pair.read_mask(Layout(mask.width, mask.height, orientation)).mask
-        pixels, dice = turn(prediction.photo.pixels, orientation), count(mask, true).dice
-        panels.append(Panel(pair.id, pixels, true.turned(orientation), mask.turned(orientation), dice))
+        orientation = prediction.photo.orientation
+        true = read_true(pair, prediction)
+        dice = count(prediction.mask, true).dice
+        pixels, predicted = turn(prediction.photo.pixels, orientation), clear_ignored(prediction.mask, true)
+        panels.append(Panel(pair.id, pixels, true.turned(orientation), predicted.turned(orientation), dice))
     picture = draw_panels(sorted(panels, key=lambda panel: panel.dice))
     write_picture(run.panels, picture)
     if log is not None:

@@ -25,7 +25,7 @@ from carvana_batch.training.pairs import Pair
 from carvana_batch.training.passes import passes_of_steps
 from carvana_batch.training.processes import Processes
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import Samples
+from carvana_batch.training.samples import make_samples
 from carvana_batch.training.settings import TrainingSettings, describe_settings
 from carvana_batch.training.starting import check_batch, start_from_checkpoint, start_model, start_precision
 from carvana_batch.training.state import TrainingState
@@ -95,7 +95,7 @@ class Training:
             self.state = TrainingState(model, precision, settings, device)
             self.state.restore(checkpoint)
         self.step_runner = StepRunner(self.state, self.steps, pairs, run, settings, device, self.processes)
-        self.samples = Samples(pairs, settings.size, settings.augmentation, settings.seed)
+        self.samples = make_samples(pairs, settings)
 
     def run_to_end(self) -> Outcome:
         """Train from the current step to the last one, with the validations in between.

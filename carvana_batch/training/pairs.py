@@ -26,6 +26,7 @@ from carvana_batch.orientation import UPRIGHT, Layout, turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
 from carvana_batch.text import counted, shown
+from carvana_batch.training.known import is_all_known, resample_known
 from carvana_batch.values import Failure
 
 PHOTO_FOLDERS = ("images", "train")
@@ -164,23 +165,33 @@ def find_pairs(
     return pairs
 
 
-def load_pair(pair: Pair, size: tuple[int, int] | None) -> tuple[Image.Image, Image.Image]:
-    """Load the RGB photo and its L mask (0 to 255), upright, area-averaged to ``size`` if given.
+def load_pair(pair: Pair, size: tuple[int, int] | None) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Load the RGB photo and its L masks, upright, reduced to ``size`` if given.
 
     Args:
         pair: the pair.
         size: (width, height), or None for the photo's own.
+
+    Returns:
+        The photo and its mask (0 to 255), both area-averaged, and the mask of known pixels: 0 if the mask
+        ignores some part of the pixel, else 255.
 
     Raises:
         ImageError: one of them cannot be read, or their sizes differ.
     """
     decoded, fitted = _read_pair(pair)
     image = Image.fromarray(turn(decoded.pixels, decoded.orientation))
-    mask = Image.fromarray(fitted.mask.turned(decoded.orientation).to_bool().astype(np.uint8) * 255)
+    upright = fitted.mask.turned(decoded.orientation)
+    mask = Image.fromarray(upright.to_bool().astype(np.uint8) * 255)
+    known = Image.fromarray((~upright.ignored_to_bool()).astype(np.uint8) * 255)
     if size is not None:
         image = image.resize(size, Image.Resampling.BOX)
         mask = mask.resize(size, Image.Resampling.BOX)
-    return image, mask
+        if is_all_known(known):
+            known = Image.new("L", size, 255)
+        else:
+            known = resample_known(known, lambda picture: picture.resize(size, Image.Resampling.BOX))
+    return image, mask, known
 
 
 def check_pairs(

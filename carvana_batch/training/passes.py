@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from carvana_batch.decode.workers import begin_worker, is_lost_worker, workers_starting
 from carvana_batch.errors import CarvanaBatchError, ImageError
 from carvana_batch.training.processes import Processes
-from carvana_batch.training.samples import Draw, Samples, collate, draw_batches, take_passes
+from carvana_batch.training.samples import Draw, Sample, Samples, collate, draw_batches, take_passes
 from carvana_batch.training.settings import TrainingSettings
 from carvana_batch.values import Failure
 
@@ -26,11 +26,13 @@ class Pass:
         draws: the draws of the samples.
         images: (n, 3, h, w) uint8.
         masks: (n, 1, h, w) uint8 soft masks, 0 to 255.
+        known: (n, 1, h, w) uint8, 255 where the mask is known, else 0.
     """
 
     draws: list[Draw]
     images: Tensor
     masks: Tensor
+    known: Tensor
 
 
 def passes_of_steps(
@@ -91,7 +93,7 @@ def is_shared_memory_full(error: RuntimeError) -> bool:
     return any(text in str(error) for text in ("shared memory", "No space left on device"))
 
 
-def _make_pass(draws: list[Draw], tensors: tuple[Tensor, Tensor] | Failure) -> Pass:
+def _make_pass(draws: list[Draw], tensors: Sample | Failure) -> Pass:
     if isinstance(tensors, Failure):
         raise ImageError(tensors.reason)
     return Pass(draws, *tensors)

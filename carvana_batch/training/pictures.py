@@ -28,6 +28,8 @@ TEXT_COLOUR = (30, 30, 30)
 
 OUTLINE_COLOUR = (255, 0, 170)
 
+UNKNOWN_COLOUR = (255, 200, 0)
+
 TINT_STRENGTH = 0.12
 
 FRAME_GREY = 0
@@ -46,31 +48,37 @@ JPEG_LONGEST_SIDE = 65500
 
 
 def draw_samples(
-    samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], columns: int = 4, width: int = 400
+    samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]],
+    columns: int = 4,
+    width: int = 400,
 ) -> Image.Image:
     """Draw a contact sheet of training samples.
 
-    The car is tinted, and its outline is drawn where the soft mask crosses one half.
+    The car is tinted, its outline is drawn where the soft mask crosses one half, and unknown pixels are flat.
 
     Args:
-        samples: (H, W, 3) uint8 photos and their (H, W) uint8 soft masks, 0 to 255. Their sizes may differ.
+        samples: (H, W, 3) uint8 photos and their (H, W) uint8 masks: the soft ones, 0 to 255, and
+            those of known pixels, 255 or 0. The sizes of samples may differ.
         columns: number of samples side by side.
         width: of each sample in the sheet, in pixels.
 
     Raises:
         ValueError: there are no samples.
     """
-    cells = [_draw_sample(photo, mask, width) for photo, mask in samples]
+    cells = [_draw_sample(*sample, width) for sample in samples]
     return _stack([_join(cells[first : first + columns]) for first in range(0, len(cells), columns)])
 
 
-def _draw_sample(photo: NDArray[np.uint8], mask: NDArray[np.uint8], width: int) -> Image.Image:
+def _draw_sample(
+    photo: NDArray[np.uint8], mask: NDArray[np.uint8], known: NDArray[np.uint8], width: int
+) -> Image.Image:
     size = _scaled_size(photo, width)
     pixels = _shrink(photo, size).astype(np.float32)
     cover = _shrink(mask, size)[:, :, None] * np.float32(TINT_STRENGTH / 255)
     pixels += (np.array(OUTLINE_COLOUR, np.float32) - pixels) * cover
     drawn = pixels.round().astype(np.uint8)
     drawn[_count_in_cells(_outline(mask >= 128), size) > 0] = OUTLINE_COLOUR
+    drawn[_shrink(known, size) < 128] = UNKNOWN_COLOUR
     return Image.fromarray(drawn)
 
 

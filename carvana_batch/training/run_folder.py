@@ -155,7 +155,9 @@ class RunFolder:
                 else "leave the option out to begin one"
             )
             raise UsageError(f"--resume: {shown(self.root)} holds no run with a checkpoint; {advice}.")
-        earlier = _normalised_settings(read_settings(self.config))
+        # A run of an older version has no value for a setting that did not exist then.
+        defaults = _normalised_settings(describe_settings(TrainingSettings()))
+        earlier = defaults | _normalised_settings(read_settings(self.config))
         now = _normalised_settings(describe_settings(settings))
         differences = [
             f"{name}: {earlier.get(name)!r} before, {now.get(name)!r} now"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from carvana_batch.errors import ImageError
 from carvana_batch.inference.memory import free_memory
 from carvana_batch.parallel import map_in_order
 from carvana_batch.training.augmentation import augment
+from carvana_batch.training.backgrounds import Backgrounds
 from carvana_batch.training.pairs import Pair, load_pair
 from carvana_batch.training.settings import AugmentationLimits, TrainingSettings
 from carvana_batch.values import Failure
@@ -22,8 +24,8 @@ from carvana_batch.values import Failure
 KEPT_SHARE = 0.25
 """Share of the free memory in which reduced photos may be kept, so that they are decoded only once."""
 
-KEPT_BYTES_PER_PIXEL = 5
-"""Pillow stores RGB in four bytes, and the mask takes one."""
+KEPT_BYTES_PER_PIXEL = 6
+"""Pillow stores RGB in four bytes, and each of the two masks takes one."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,21 @@ class Draw:
     crop: tuple[int, int] | None
 
 
-Sample = tuple[torch.Tensor, torch.Tensor]
+Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Samples(Dataset[Sample | Failure]):
     """Augmented samples, indexed by :class:`Draw`.
 
-    A sample is a (3, h, w) uint8 image with its (1, h, w) uint8 soft mask, 0 to 255, or a Failure if it
-    cannot be read.
+    A sample is a (3, h, w) uint8 image with its (1, h, w) uint8 soft mask, 0 to 255, and a (1, h, w) uint8
+    mask that is 255 where the soft mask is known, else 0; or a Failure if it cannot be read.
 
     Args:
         pairs: photos with their masks.
         size: (width, height) that they are reduced to, or None for their own size.
         limits: how far augmentation may go.
         seed: seed of the augmentation.
+        backgrounds: photos over which augmentation may put cars.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class Samples(Dataset[Sample | Failure]):
         size: tuple[int, int] | None,
         limits: AugmentationLimits,
         seed: int,
+        backgrounds: Backgrounds | None = None,
     ) -> None:
         self.pairs, self.size, self.limits, self.seed = pairs, size, limits, seed
-        self._kept: list[tuple[Image.Image, Image.Image]] | None = None
+        self.backgrounds = backgrounds
+        self._kept: list[tuple[Image.Image, Image.Image, Image.Image]] | None = None
 
     def keep_in_memory(
         self, processes: int = 1, on_progress: Callable[[int, int], object] = lambda *_: None
@@ -93,38 +98,51 @@ class Samples(Dataset[Sample | Failure]):
 
     def __getitem__(self, draw: Draw) -> Sample | Failure:
         try:
-            image, mask = self.make(draw)
+            image, *masks = self.make(draw)
         except ImageError as error:  # raised in a worker, it would include a traceback
             return Failure(self.pairs[draw.index].id, "read", str(error))
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)[None]
+        mask, known = (torch.from_numpy(array)[None] for array in masks)
+        return torch.from_numpy(image).permute(2, 0, 1), mask, known
 
-    def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Make the (h, w, 3) uint8 image and its (h, w) uint8 soft mask, 0 to 255.
+    def make(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Make the (h, w, 3) uint8 image and its (h, w) uint8 masks: the soft one and that of known pixels.
 
         Raises:
-            ImageError: the photo or mask cannot be read.
+            ImageError: the photo, a mask or a background cannot be read.
         """
         generator = np.random.default_rng((self.seed, draw.number))
-        image, mask = self._kept[draw.index] if self._kept else load_pair(self.pairs[draw.index], self.size)
-        image, mask = augment(image, mask, self.limits, generator)
+        loaded = self._kept[draw.index] if self._kept else load_pair(self.pairs[draw.index], self.size)
+        pictures = augment(*loaded, self.limits, generator, self.backgrounds)
         if draw.crop is not None:
             width, height = draw.crop
-            left = int(generator.integers(0, image.width - width + 1))
-            top = int(generator.integers(0, image.height - height + 1))
-            image = image.crop((left, top, left + width, top + height))
-            mask = mask.crop((left, top, left + width, top + height))
-        return np.array(image), np.array(mask)
+            left = int(generator.integers(0, pictures[0].width - width + 1))
+            top = int(generator.integers(0, pictures[0].height - height + 1))
+            box = (left, top, left + width, top + height)
+            image, mask, known = (np.array(picture.crop(box)) for picture in pictures)
+        else:
+            image, mask, known = (np.array(picture) for picture in pictures)
+        return image, mask, known
 
 
-def collate(samples: Sequence[Sample | Failure]) -> tuple[torch.Tensor, torch.Tensor] | Failure:
+def make_samples(pairs: Sequence[Pair], settings: TrainingSettings) -> Samples:
+    """Make the samples of a run.
+
+    Raises:
+        UsageError: there are no photos in the folder of backgrounds.
+    """
+    backgrounds = None if settings.backgrounds is None else Backgrounds(Path(settings.backgrounds))
+    return Samples(pairs, settings.size, settings.augmentation, settings.seed, backgrounds)
+
+
+def collate(samples: Sequence[Sample | Failure]) -> Sample | Failure:
     """Stack n samples to (n, 3, h, w) images and (n, 1, h, w) masks, or return the first failure."""
-    images, masks = [], []
+    made: list[Sample] = []
     for sample in samples:
         if isinstance(sample, Failure):
             return sample
-        images.append(sample[0])
-        masks.append(sample[1])
-    return torch.stack(images), torch.stack(masks)
+        made.append(sample)
+    images, masks, known = (torch.stack(tensors) for tensors in zip(*made, strict=True))
+    return images, masks, known
 
 
 def draw_batches(count: int, settings: TrainingSettings, steps: range) -> Iterator[list[Draw]]:

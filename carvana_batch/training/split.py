@@ -50,9 +50,13 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
         UsageError: a folder does not hold training data, photos or masks are unpaired, or no car is left to
             train or validate on.
     """
-    pairs = find_pairs(data)
+
+    def find(folder: Path) -> list[Pair]:
+        return find_pairs(folder, settings.car_value, settings.ignore_value)
+
+    pairs = find(data)
     if settings.val is not None:
-        split = Split(pairs, find_pairs(Path(settings.val)))
+        split = Split(pairs, find(Path(settings.val)))
     else:
         chosen = (
             read_cars(Path(settings.val_cars))
@@ -61,7 +65,7 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
         )
         split = Split(*split_by_car(pairs, chosen))
     for folder in settings.also:
-        split.train.extend(find_pairs(Path(folder)))
+        split.train.extend(find(Path(folder)))
     check_no_shared_cars(split.train, split.val)
     return split
 

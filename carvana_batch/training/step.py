@@ -117,11 +117,12 @@ class StepRunner:
         self.freed_memory.prepare_for(tuple(one.images.shape))
         images = one.images.to(self.device, non_blocking=True)
         masks = one.masks.to(self.device, non_blocking=True)
+        known = one.known.to(self.device, non_blocking=True)
         precision = self.state.precision
         half = precision != "fp32"
         with torch.autocast(self.device.type, PRECISIONS[precision] if half else None, enabled=half):
             logits = self.wrapped(self._normalised(images))
-        loss: Tensor = LOSSES[self.settings.loss](logits.float(), masks.float() / 255)
+        loss: Tensor = LOSSES[self.settings.loss](logits.float(), masks.float() / 255, known.float() / 255)
         value = loss.item()
         if not math.isfinite(value):
             raise self._not_finite("the loss", [one])

@@ -15,7 +15,7 @@ from carvana_batch.options import DEFAULT_PIXEL_LIMIT, Options
 from carvana_batch.orientation import Layout
 from carvana_batch.scoring.scores import Score, score_mask
 from carvana_batch.training.pairs import Pair
-from carvana_batch.values import Failure, ImageRef, Prediction
+from carvana_batch.values import Failure, ImageRef, PackedMask, Prediction
 
 
 def validate(
@@ -24,7 +24,7 @@ def validate(
     device: torch.device,
     precision: str,
 ) -> Generator[Score]:
-    """Yield the scores of each pair's hard mask at full resolution.
+    """Yield the scores of each pair's hard mask at full resolution, in the pixels whose true mask is known.
 
     Args:
         model: the model to validate.
@@ -37,9 +37,17 @@ def validate(
     """
     with contextlib.closing(predict_pairs(model, pairs, device, precision)) as predicted:
         for pair, prediction in predicted:
-            mask, photo = prediction.mask, prediction.photo
-            true = pair.read_mask(Layout(mask.width, mask.height, photo.orientation)).mask
-            yield score_mask(pair.id, mask, true)
+            yield score_mask(pair.id, prediction.mask, read_true(pair, prediction))
+
+
+def read_true(pair: Pair, prediction: Prediction) -> PackedMask:
+    """Read the true mask of a pair, on the grid of the predicted one.
+
+    Raises:
+        ImageError: it cannot be read, or has another size.
+    """
+    mask, photo = prediction.mask, prediction.photo
+    return pair.read_mask(Layout(mask.width, mask.height, photo.orientation)).mask
 
 
 def predict_pairs(

@@ -163,6 +163,13 @@ def test_a_run_of_an_older_version_resumes(tmp_path: Path, data: Path) -> None:
         invoke(data, tmp_path / "run", "--resume", "--workers", 0, "--noise", 5)
 
 
+def test_a_run_among_the_backgrounds_is_refused(tmp_path: Path, data: Path) -> None:
+    folder = write_pairs(tmp_path / "backgrounds") / "images"
+    with pytest.raises(UsageError, match="lies among the photos of --backgrounds"):
+        invoke(data, folder / "run", *SMALL, "--backgrounds", folder)
+    assert not (folder / "run").exists()
+
+
 def test_a_folder_of_backgrounds_without_photos_is_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="--backgrounds: No photos"):

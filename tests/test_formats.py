@@ -36,8 +36,8 @@ DEEP = SMOOTH.astype(np.uint16) * 257
 RAW12 = SMOOTH.astype(np.uint16) << 4
 
 EXACT, ROUNDED, LOSSY = "exact", "to within 1 of 255", "as compressed"
-"""How the pixels agree with those that the file was made of: they differ by 0, by at most 1, or by less than 4 on
-average."""
+"""How the pixels agree with those that the file was made of: they differ by 0, by at most 1, or by less than
+4 on average."""
 
 
 ORDER = ("JPEG", "PNG", "TIFF", "WebP", "HEIC", "AVIF", "JPEG XL", "JPEG 2000", "GIF", "BMP", "others")

@@ -205,6 +205,25 @@ def test_a_car_is_put_over_other_backgrounds(tmp_path: Path) -> None:
     assert seen == {(255, 0, 0), (0, 0, 255)}
 
 
+def test_unknown_pixels_are_cut_out_with_the_car(tmp_path: Path) -> None:
+    """They may be a part of it."""
+    shape, _ = shape_and_image()
+    known = np.full_like(shape, 255)
+    known[45:60, 5:60] = 0
+    changed, _, still_known = augment(
+        Image.new("RGB", SIZE, (0, 255, 0)),
+        Image.fromarray(shape),
+        Image.fromarray(known),
+        replace(NO_AUGMENTATION, background_share=1.0),
+        np.random.default_rng(7),
+        write_backgrounds(tmp_path / "backgrounds"),
+    )
+    pixels = np.asarray(changed)
+    assert (pixels[50:55, 10:55] == (0, 255, 0)).all()
+    assert (pixels[45:, 75:, 1] == 0).all()
+    np.testing.assert_array_equal(np.asarray(still_known), known)
+
+
 def test_cars_over_other_backgrounds_are_not_mirrored(tmp_path: Path) -> None:
     """A car at the edge, zoomed out, would otherwise appear twice."""
     shape = np.zeros(SIZE[::-1], np.uint8)
@@ -221,6 +240,16 @@ def test_cars_over_other_backgrounds_are_not_mirrored(tmp_path: Path) -> None:
             backgrounds,
         )
         assert np.asarray(mask).sum() <= shape.sum() * 1.1
+
+
+def test_damaged_backgrounds_are_all_named(tmp_path: Path) -> None:
+    backgrounds = write_backgrounds(tmp_path / "backgrounds")
+    backgrounds.check()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "backgrounds" / name).write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"2 of 2 photos") as caught:
+        backgrounds.check()
+    assert all(name in str(caught.value) for name in ("0.png", "1.png"))
 
 
 def test_a_folder_without_backgrounds_is_refused(tmp_path: Path) -> None:

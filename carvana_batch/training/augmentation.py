@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageChops, ImageEnhance
 
 from carvana_batch.training.backgrounds import Backgrounds, mean_border_colour, put_over
 from carvana_batch.training.degradation import degrade
@@ -48,7 +48,9 @@ def augment(
         mask = transformation.apply(mask, 0, mirrored=not cut_out)
         known = transformation.apply_to_known(known, mirrored=not cut_out)
     if cut_out and backgrounds is not None:
-        image = put_over(backgrounds.draw(image.size, generator), image, mask, generator)
+        # What is unknown may be a part of the car, such as its roof.
+        cover = ImageChops.lighter(mask, ImageChops.invert(known))
+        image = put_over(backgrounds.draw(image.size, generator), image, cover, generator)
     image = _change_colours(image, limits, generator)
     return degrade(image, limits, generator), mask, known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from carvana_batch.decode.photo import read_image
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.find import find_images
+from carvana_batch.parallel import map_in_order
+from carvana_batch.training.pairs import list_lines
 
 WIDEST_FEATHER = 1.5
 """Largest radius in pixels by which the edge of a cut-out is blurred."""
@@ -35,6 +38,20 @@ class Backgrounds:
         except UsageError as error:
             raise UsageError(f"--backgrounds: {error}") from error
 
+    def check(self) -> None:
+        """Decode every photo.
+
+        Raises:
+            UsageError: some cannot be read. The message lists all of them with the reasons.
+        """
+        with contextlib.closing(map_in_order(_fault_of, self.paths)) as results:
+            faults = [fault for fault in results if fault]
+        if faults:
+            raise UsageError(
+                f"--backgrounds: {len(faults)} of {len(self.paths)} photos cannot be used. Repair or remove"
+                " them:" + list_lines(faults)
+            )
+
     def draw(self, size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
         """Draw a random crop of a random photo, scaled to ``size`` (width, height); half are mirror images.
 
@@ -52,18 +69,26 @@ class Backgrounds:
 
 
 def put_over(
-    background: Image.Image, image: Image.Image, mask: Image.Image, generator: np.random.Generator
+    background: Image.Image, image: Image.Image, cover: Image.Image, generator: np.random.Generator
 ) -> Image.Image:
-    """Put the car of an image over a background of the same size; the edge is feathered at random.
+    """Put a part of an image over a background of the same size; its edge is feathered at random.
 
     Args:
         background: RGB.
         image: RGB.
-        mask: L, the soft mask of the car.
+        cover: L, how much of the background each pixel covers, 0 to 255.
         generator: source of all random numbers.
     """
     feather = generator.random() * WIDEST_FEATHER
-    return Image.composite(image, background, mask.filter(ImageFilter.GaussianBlur(feather)))
+    return Image.composite(image, background, cover.filter(ImageFilter.GaussianBlur(feather)))
+
+
+def _fault_of(path: Path) -> str:
+    try:
+        read_image(path)
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def mean_border_colour(image: Image.Image) -> tuple[int, int, int]:

@@ -173,6 +173,8 @@ def check_run_folder(root: Path, data: Path, settings: TrainingSettings) -> None
             raise UsageError(
                 f"RUN {shown(root)} lies among the photos of {shown(folder)}. Choose another RUN."
             )
+    if settings.backgrounds is not None and run.is_relative_to(Path(settings.backgrounds).resolve()):
+        raise UsageError(f"RUN {shown(root)} lies among the photos of --backgrounds. Choose another RUN.")
 
 
 def _prepare(
@@ -205,6 +207,7 @@ def _prepare(
         )
     if settings.init is not None:
         load_initial(settings)
+    samples = make_samples(split.train, settings)
     checked = check_pairs([*split.train, *split.val], on_progress=report)
     if line := describe_orientations(checked):
         listener.on_say(line)
@@ -216,7 +219,8 @@ def _prepare(
         if warning:
             listener.on_say(warning)
     check_sizes(split.train, [found.size for found in of_train], settings)
-    samples = make_samples(split.train, settings)
+    if samples.backgrounds is not None:
+        samples.backgrounds.check()
     draws = itertools.chain.from_iterable(draw_batches(len(split.train), settings, range(SAMPLES_SHOWN)))
     shown_draws = itertools.islice(draws, SAMPLES_SHOWN)
     write_picture(run.samples, draw_samples([samples.make(draw) for draw in shown_draws]))

@@ -39,6 +39,17 @@ def test_the_band_lies_along_the_outline() -> None:
     assert band[..., 28:36, :].max() == 0
 
 
+def test_the_edge_of_what_is_known_is_no_outline() -> None:
+    """A car whose middle is unknown has a band along its outline only."""
+    targets = torch.zeros((1, 1, 64, 64))
+    targets[..., 8:56, 8:56] = 1
+    known = torch.ones_like(targets)
+    known[..., 22:42, 22:42] = 0
+    for unknown in (0.0, 1.0):
+        band = outline_band(torch.where(known > 0, targets, unknown), known)
+        assert band.equal(outline_band(targets, ALL))
+
+
 def test_boundary_loss_weights_errors_at_the_outline_more() -> None:
     targets = torch.zeros((1, 1, 64, 64))
     targets[..., 16:48, :] = 1

@@ -17,6 +17,7 @@ from PIL import Image
 
 from carvana_batch import Masker
 from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.masks.fit import Fit
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.network.segunet import SegUNet
@@ -285,7 +286,7 @@ def test_masks_without_a_car_are_counted(tmp_path: Path, data: Path, dry_run: bo
 
 def test_only_some_of_many_empty_masks_are_named() -> None:
     pairs = [Pair(f"a_{number}", Path("a.jpg"), Path("a.png")) for number in range(8)]
-    checked = [CheckedPair((2, 1), number == 3) for number in range(8)]
+    checked = [CheckedPair((2, 1), number == 3, False, Fit.SAME) for number in range(8)]
     line = "Warning: no car in 7 of 8 masks to train on: a_0, a_1, a_2, a_4, a_5 and 2 more"
     assert check_cars(pairs, checked, "to train on") == line
 

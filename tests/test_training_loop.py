@@ -20,10 +20,12 @@ from torch import Tensor
 from carvana_batch import run as pipeline
 from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.inputs.find import find_images
+from carvana_batch.masks.values import MaskValues
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model, weights_digest
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
+from carvana_batch.orientation import Layout
 from carvana_batch.scoring.scores import Score
 from carvana_batch.stopping import StopFlag
 from carvana_batch.training import loop, starting
@@ -242,41 +244,38 @@ def test_validation_scores_the_masks_of_predict(tmp_path: Path, pairs: list[Pair
     assert 0.01 < outcome.best.dice < 0.999
 
 
+def with_ignored(path: Path, pair: Pair, ignored: NDArray[np.bool_], value: int) -> Pair:
+    """Return the pair with a mask file that has ``value`` in the ignored pixels."""
+    car = pair.read_mask(Layout(128, 64)).mask.to_bool()
+    Image.fromarray(np.where(ignored, value, np.where(car, 255, 0)).astype(np.uint8)).save(path)
+    return replace(pair, mask=path, values=MaskValues(ignored_codes=frozenset({100, 200})))
+
+
 def test_validation_ignores_unknown_pixels(tmp_path: Path, pairs: list[Pair]) -> None:
     """If only the pixels where a mask is right are known, its Dice is 1."""
     run_training(tmp_path / "run", pairs, replace(SETTINGS, epochs=1))
     model = load_model(tmp_path / "run")
     wrong = {
-        pair.id: prediction.mask.to_bool() != pair.read_mask(128, 64).to_bool()
+        pair.id: prediction.mask.to_bool() != pair.read_mask(Layout(128, 64)).mask.to_bool()
         for pair, prediction in predict_pairs(model, pairs, CPU, "fp32")
     }
     assert all(errors.any() for errors in wrong.values())
-    ignoring = []
-    for pair in pairs:
-        path = tmp_path / f"{pair.id}.png"
-        Image.fromarray(wrong[pair.id].astype(np.uint8) * 255).save(path)
-        ignoring.append(replace(pair, ignore=path))
+    ignoring = [with_ignored(tmp_path / f"{pair.id}.png", pair, wrong[pair.id], 100) for pair in pairs]
     for score in validate(model, ignoring, CPU, "fp32"):
         assert score.dice == score.pixel_accuracy == 1
     assert all(score.dice < 1 for score in validate(model, pairs, CPU, "fp32"))
 
 
 def test_unknown_pixels_do_not_affect_training(tmp_path: Path, pairs: list[Pair]) -> None:
-    """Masks that differ only where they are unknown lead to the same losses."""
+    """Masks that differ only where they are unknown lead to the same losses, and to others than known ones."""
+    ignored = np.zeros((64, 128), bool)
+    ignored[10:30, 20:70] = True
     logs = []
-    for name, value in (("empty", 0), ("full", 255)):
-        changed = []
-        for pair in pairs:
-            unknown = np.zeros((64, 128), np.uint8)
-            unknown[10:30, 20:70] = 255
-            mask = np.where(unknown > 0, np.uint8(value), pair.read_mask(128, 64).to_bool() * np.uint8(255))
-            paths = [tmp_path / f"{name}_{kind}_{pair.id}.png" for kind in ("mask", "ignore")]
-            for path, pixels in zip(paths, (mask, unknown), strict=True):
-                Image.fromarray(pixels).save(path)
-            changed.append(replace(pair, mask=paths[0], ignore=paths[1]))
-        run_training(tmp_path / name, changed, replace(SETTINGS, size=None, epochs=1))
-        logs.append(log_of(tmp_path / name))
-    assert logs[0] == logs[1]
+    for value in (100, 200, 255):
+        changed = [with_ignored(tmp_path / f"{value}_{pair.id}.png", pair, ignored, value) for pair in pairs]
+        run_training(tmp_path / str(value), changed, replace(SETTINGS, size=None, epochs=1))
+        logs.append(log_of(tmp_path / str(value)))
+    assert logs[0] == logs[1] != logs[2]
 
 
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path: Path, pairs: list[Pair]) -> None:

@@ -18,6 +18,7 @@ from carvana_batch.training.settings import (
 UNUSUAL = TrainingSettings(
     model="unet",
     also=("a", "b c"),
+    car_value=(7, 8),
     val="other",
     size=(240, 160),
     crop=(64, 32),
@@ -30,12 +31,13 @@ def test_every_setting_except_none_is_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(format_settings(UNUSUAL))
     values = read_settings(path)
-    assert values["also"] == ["a", "b c"]
+    assert (values["also"], values["car_value"]) == (["a", "b c"], [7, 8])
     assert values["size"] == "240x160"
     assert values["crop"] == "64x32"
     assert (values["warm_up"], values["shift"], values["grey"]) == (7, 0.3, 0.0)
     assert "val_cars" not in values
-    values |= {"size": (240, 160), "crop": (64, 32), "also": tuple(values["also"])}
+    values |= {"size": (240, 160), "crop": (64, 32)}
+    values |= {name: tuple(values[name]) for name in ("also", "car_value", "ignore_value")}
     assert make_settings({**values, "init": None, "val_cars": None}) == UNUSUAL
 
 

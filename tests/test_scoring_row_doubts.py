@@ -86,9 +86,7 @@ def test_photos_as_wide_as_the_assumed_height(tmp_path):
     rows = write_all(tmp_path / "rows.csv", {"a": car(1280, 720)})
     scores = compare_masks(rows, rows)
     assert scores.notes[0] == ASSUMED
-    assert all(
-        "if the photos are 1280 pixels wide, give --size 1280xHEIGHT" in note for note in scores.notes[1:]
-    )
+    assert all("if photos are 1280 pixels wide, give --size 1280xHEIGHT" in note for note in scores.notes[1:])
     assert len(scores.notes) == 3
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from helpers import write_pairs
 from PIL import Image
 from torch import Tensor
@@ -267,7 +268,7 @@ def test_validation_ignores_unknown_pixels(tmp_path: Path, pairs: list[Pair]) ->
 
 
 def test_unknown_pixels_do_not_affect_training(tmp_path: Path, pairs: list[Pair]) -> None:
-    """Masks that differ only where they are unknown lead to the same losses, and to others than known ones."""
+    """Masks that differ only where they are unknown lead to the same losses, known ones to others."""
     ignored = np.zeros((64, 128), bool)
     ignored[10:30, 20:70] = True
     logs = []

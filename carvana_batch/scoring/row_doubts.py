@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from carvana_batch.errors import ImageError, UsageError
@@ -18,7 +19,20 @@ from carvana_batch.values import PackedMask
 CLEARLY_BETTER = 0.2
 """If the mean Dice is so much higher for the other order of pixels, that order is probably right."""
 
+SOUND = 0.7
+"""A lower mean Dice does not show that the other order is right."""
+
 Sources = tuple[MaskFolder | MaskRows, MaskFolder | MaskRows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A run-length row, its (width, height), and its Dice if read along the rows and down the columns."""
+
+    text: str
+    size: tuple[int, int]
+    dice: float
+    dice_columns: float
 
 
 def describe_rows(sources: Sources, ids: Mapping[str, str], size: tuple[int, int] | None) -> tuple[str, ...]:
@@ -46,22 +60,15 @@ def describe_rows(sources: Sources, ids: Mapping[str, str], size: tuple[int, int
     pairs = list(ids.items())
     sample = pairs[:: -(-len(pairs) // SAMPLE)]
     for side, source in sides:
-        rows, dice, dice_columns = [], [], []
-        for pair in sample:
-            text = source.rows[pair[side]]
-            masks = _read_masks(sources, pair, size or COMPETITION_SIZE) if _has_enough_runs(text) else None
-            if masks is None:
-                continue
-            mask = masks[side]
-            rows.append((text, (mask.width, mask.height)))
-            dice.append(count(*masks).dice)
-            other_order = rle.decode_packed(text, mask.height, mask.width, "columns")
-            dice_columns.append(count(other_order, masks[1 - side]).dice)
-        misfit = find_misfit(rows)
-        is_better = bool(rows) and fmean(dice_columns) >= fmean(dice) + CLEARLY_BETTER
+        rows = list(_read_sample(sources, side, source, sample, size or COMPETITION_SIZE))
+        misfit = find_misfit((row.text, row.size) for row in rows)
+        if not rows:
+            continue
+        dice, dice_columns = fmean(row.dice for row in rows), fmean(row.dice_columns for row in rows)
+        is_better = dice_columns >= max(dice + CLEARLY_BETTER, SOUND)
         if is_better or (misfit is not None and misfit.columns):
-            both = f"{fmean(dice):.2f} as read, {fmean(dice_columns):.2f} column-major" if is_better else ""
-            notes.append(_describe_columns(source, both, rows[0][1], assumed))
+            both = f"{dice:.2f} as read, {dice_columns:.2f} column-major" if is_better else ""
+            notes.append(_describe_columns(source, both, rows[0].size, assumed))
         elif misfit is not None and assumed:
             advice = f"Give the photos' size by --size {misfit.line}xHEIGHT."
             raise UsageError(f"The {_describe_size(source, misfit)} {advice}")
@@ -70,8 +77,21 @@ def describe_rows(sources: Sources, ids: Mapping[str, str], size: tuple[int, int
     return tuple(notes)
 
 
-def _has_enough_runs(text: str) -> bool:
-    return text.count(" ") + 1 >= 2 * MIN_RUNS
+def _read_sample(
+    sources: Sources, side: int, source: MaskRows, pairs: Sequence[tuple[str, str]], size: tuple[int, int]
+) -> Iterator[_Row]:
+    """Yield those rows of one side that have enough runs, and whose masks can be compared."""
+    for pair in pairs:
+        text = source.rows[pair[side]]
+        if text.count(" ") + 1 < 2 * MIN_RUNS:
+            continue
+        masks = _read_masks(sources, pair, size)
+        if masks is None:
+            continue
+        mask, other = masks[side], masks[1 - side]
+        down_columns = rle.decode_packed(text, mask.height, mask.width, "columns")
+        dice, dice_columns = count(mask, other).dice, count(down_columns, other).dice
+        yield _Row(text, (mask.width, mask.height), dice, dice_columns)
 
 
 def _read_masks(
@@ -110,9 +130,7 @@ def _describe_columns(source: MaskRows, dice: str, size: tuple[int, int], assume
     width, height = size
     path = shown(source.path)
     sample = f" Mean Dice of a sample: {dice}." if dice else ""
-    otherwise = (
-        f" Or, if the photos are {height} pixels wide, give --size {height}xHEIGHT." if assumed else ""
-    )
+    otherwise = f" Or, if photos are {height} pixels wide, give --size {height}xHEIGHT." if assumed else ""
     return (
         f"Warning: the rows of {path} look column-major (top to bottom, then left to right), but Carvana's"
         f" are row-major.{sample} To score them, make masks of them first: `carvana-batch decode {path} OUT"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from helpers import write_pairs
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 

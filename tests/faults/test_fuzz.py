@@ -31,6 +31,7 @@ from carvana_batch.masks.png import encode_mask
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import FORMAT, load_model, save_model
 from carvana_batch.network.segunet import SegUNet
+from carvana_batch.notes import Note
 from carvana_batch.options import Choice
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
@@ -315,6 +316,7 @@ TYPES = {
     "str": lambda value: isinstance(value, str),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float | None": lambda value: value is None or (isinstance(value, float) and math.isfinite(value)),
+    "tuple[Note, ...]": lambda value: isinstance(value, tuple) and all(isinstance(n, Note) for n in value),
 }
 
 

@@ -19,6 +19,15 @@ class Note(StrEnum):
     SCALED_12 = "scaled from 12 bits"
     SCALED_13 = "scaled from 13 bits"
     SCALED_14 = "scaled from 14 bits"
+    TRUE_MASK_TURNED = "true mask turned"
+    TRUE_MASK_UNCLEAR = "true mask upright or as stored"
+
+
+TURNED = frozenset({Note.TURNED, Note.TURNED_WITH_MASK})
+"""Notes on photos with an EXIF orientation other than upright."""
+
+TRUE_MASK = frozenset({Note.TRUE_MASK_TURNED, Note.TRUE_MASK_UNCLEAR})
+"""Notes on the comparison with a true mask."""
 
 
 SUMMARIES = {
@@ -33,5 +42,8 @@ SUMMARIES = {
         ): f"Scaled from {bits} bits, into which all 16-bit values fit: {{photos}}"
         for bits in range(8, 15)
     },
+    Note.TRUE_MASK_TURNED: "True masks turned by the EXIF orientation, to compare with the masks: {photos}",
+    Note.TRUE_MASK_UNCLEAR: "True masks compared as they are, because their size does not tell whether they"
+    " are upright or as the photo is stored: {photos}",
 }
 """The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``."""

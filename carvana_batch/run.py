@@ -24,7 +24,7 @@ from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
-from carvana_batch.notes import Note
+from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.options import Choice, Options
 from carvana_batch.output.checks import check_request
 from carvana_batch.output.folder import OutFolder
@@ -296,18 +296,18 @@ class Run:
 
     def _compare_again(self, truth: MaskFolder) -> None:
         """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
-        keys = {ref.key for ref in self.own} - {ref.key for ref in self.todo}
-        entries = [entry for key, entry in sorted(read_entries(self.out.paths.state).items()) if key in keys]
+        todo = {ref.key for ref in self.todo}
+        refs = {ref.key: ref for ref in self.own if ref.key not in todo}
+        entries = [entry for key, entry in sorted(read_entries(self.out.paths.state).items()) if key in refs]
 
         def compare_file(entry: Entry) -> Entry:
             try:
                 mask = read_mask(self.out.paths.mask(entry.key))
             except ImageError as error:  # damaged since, but still of the size in the journal
                 return replace(entry, dice=None, reason=str(error))
-            dice = compare(entry.key, mask, truth)
-            if isinstance(dice, Failure):
-                return replace(entry, dice=None, reason=dice.reason)
-            return replace(entry, dice=dice, reason="")
+            notes = tuple(note for note in entry.notes if note not in TRUE_MASK)
+            compared = compare(refs[entry.key], mask, notes, truth)
+            return replace(entry, dice=compared.dice, reason=compared.reason, notes=notes + compared.notes)
 
         for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
             if self.stop.signal is not None:

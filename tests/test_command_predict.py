@@ -519,8 +519,46 @@ def test_exif_orientations(run, here, tile):
                 row = next(row for row in csv.DictReader(file) if row["image"] == str(orientation))
             dice.add(row["dice"])
             note = {"as_stored": "turned upright for the network", "applied": "turned upright with its mask"}
-            assert row["notes"] == ("" if orientation == 1 else note[folder])
+            unclear = "; true mask upright or as stored" if orientation < 5 else ""
+            assert row["notes"] == ("" if orientation == 1 else note[folder] + unclear)
     assert len(dice) == 1
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_true_masks_of_either_grid_are_compared(run, here, exif):
+    """Masks lie on one grid, and the true ones on the other."""
+    for folder in ("phone", "true"):
+        (here / folder).mkdir()
+    write_photo(here / "upright.png", here / "upright.gif", seed=1)
+    with Image.open(here / "upright.png") as photo, Image.open(here / "upright.gif") as true:
+        for orientation in (1, 3, 5, 6, 7, 8):
+            tagged = with_orientation(photo, orientation).getexif()
+            store(photo, orientation).save(here / "phone" / f"{orientation}.png", exif=tagged)
+            # The size does not tell how the mask of a photo that is upside down lies.
+            is_upright = exif == ("apply" if orientation == 3 else "ignore")
+            mask = true if is_upright else store(true, orientation)
+            mask.convert("1").save(here / "true" / f"{orientation}.png")
+    for again in range(2):  # the second run only compares again
+        result = run("phone", "out", "--exif", exif, "--gt", "true")
+        assert result.exit_code == 0, result.output
+        for line in (
+            "True masks turned by the EXIF orientation, to compare with the masks: 4 photos",
+            "True masks compared as they are, because their size does not tell whether they are upright or as"
+            " the photo is stored: 1 photo",
+        ):
+            assert line in result.stdout.splitlines()
+        with (here / "out" / "report.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len({row["dice"] for row in rows}) == 1, rows
+        assert "" not in {row["dice"] for row in rows}
+        if again == 0:
+            first = rows
+    assert rows == first
+    for mask in (here / "true").iterdir():
+        Image.new("1", (7, 7)).save(mask)
+    result = run("phone", "out", "--exif", exif, "--gt", "true")
+    assert result.exit_code == 3
+    assert "True masks" not in result.stdout
 
 
 def test_other_settings_need_overwrite(run, here):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from pathlib import Path
 from typing import NamedTuple
 
+from carvana_batch.decode.photo import read_layout
+from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.orientation import UPRIGHT, Layout, inverse, swaps_sides
 from carvana_batch.values import PackedMask
 
@@ -48,3 +51,12 @@ def turn_to_fit(mask: PackedMask, size: tuple[int, int], photo: Layout) -> Fitte
     elif photo.orientation != UPRIGHT and given == size == stored:
         return FittedMask(mask, Fit.UNCLEAR)
     return FittedMask(mask, Fit.SAME)
+
+
+def turn_to_fit_file(mask: PackedMask, size: tuple[int, int], photo: Path) -> FittedMask:
+    """The same, for the file of a photo, of which only the header is needed.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return turn_to_fit(mask, size, read_layout(photo, pixel_limit=MASK_PIXEL_LIMIT))

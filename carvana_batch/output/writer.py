@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +14,21 @@ from carvana_batch.files import write_file
 from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.masks import rle
 from carvana_batch.masks.counts import SizeError, count
+from carvana_batch.masks.fit import Fit, turn_to_fit_file
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.png import encode_mask
+from carvana_batch.notes import TURNED, Note
 from carvana_batch.options import DEFAULT_THRESHOLD
 from carvana_batch.output.extras import encode_extra
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
-from carvana_batch.values import Failure, PackedMask, Prediction
+from carvana_batch.values import ImageRef, PackedMask, Prediction
+
+NOTES_OF_FIT: dict[Fit, tuple[Note, ...]] = {
+    Fit.SAME: (),
+    Fit.TURNED: (Note.TRUE_MASK_TURNED,),
+    Fit.UNCLEAR: (Note.TRUE_MASK_UNCLEAR,),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class MaskWriter:
         key = photo.ref.key
         for kind in self.extras:
             write_file(self.paths.extra(kind, key), encode_extra(kind, prediction, self.threshold))
-        dice = None if self.truth is None else compare(key, mask, self.truth)
+        compared = Compared() if self.truth is None else compare(photo.ref, mask, photo.notes, self.truth)
         content = encode_mask(mask, self.mask_bits)
         write_file(self.paths.mask(key), content)
         entry = Entry(
@@ -85,27 +94,49 @@ class MaskWriter:
             height=mask.height,
             car_share=int(np.bitwise_count(mask.rows).sum()) / (mask.width * mask.height),
             expected_dice=prediction.expected_dice,
-            dice=None if isinstance(dice, Failure) else dice,
+            dice=compared.dice,
             mask_bytes=len(content),
-            reason=dice.reason if isinstance(dice, Failure) else "",
-            notes=photo.notes,
+            reason=compared.reason,
+            notes=photo.notes + compared.notes,
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)
 
 
-def compare(key: str, mask: PackedMask, truth: MaskFolder) -> float | Failure:
+class Compared(NamedTuple):
+    """What came of a comparison with a true mask.
+
+    Attributes:
+        dice: the Dice; None if there is none.
+        reason: why there is none, although it was asked for.
+        notes: what the user should know about the true mask.
+    """
+
+    dice: float | None = None
+    reason: str = ""
+    notes: tuple[Note, ...] = ()
+
+
+def compare(ref: ImageRef, mask: PackedMask, notes: Collection[Note], truth: MaskFolder) -> Compared:
     """The Dice of a mask with the true mask of the same photo.
 
+    If the photo has an EXIF orientation, one of the masks may be upright, and the other as the photo is
+    stored. The true mask is then turned.
+
     Args:
-        key: key of the photo.
+        ref: the photo.
         mask: the predicted mask.
+        notes: those on the photo.
         truth: the true masks by the ``pairing_name`` of their id.
     """
-    image = pairing_name(mask_id(key))
+    image = pairing_name(mask_id(ref.key))
     if image not in truth.ids:
-        return Failure(key, "score", "no true mask of this name")
+        return Compared(reason="no true mask of this name")
+    fit = Fit.SAME
     try:
-        return count(mask, truth.read(image)).dice
+        true = truth.read(image)
+        if not TURNED.isdisjoint(notes):
+            true, fit = turn_to_fit_file(true, (mask.width, mask.height), ref.path)
+        return Compared(count(mask, true).dice, notes=NOTES_OF_FIT[fit])
     except (ImageError, SizeError) as error:
-        return Failure(key, "score", str(error), str(truth.files[image]))
+        return Compared(reason=str(error))

@@ -59,8 +59,9 @@ class Masker:
 
         Yields:
             For each photo a :class:`Prediction`, which holds the photo, its packed mask (``.mask.to_bool()``
-            gives (H, W) bool) and the expected Dice, or a :class:`Failure` with the reason. They come in the
-            order of their keys if all photos have the same size.
+            gives (H, W) bool, on the pixel grid of ``.photo.pixels``) and the expected Dice, or a
+            :class:`Failure` with the reason. They come in the order of their keys if all photos have the same
+            size.
 
         Raises:
             UsageError: the folder cannot be read or holds no photos.

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import store
+from PIL import Image
 
 from carvana_batch.demo import draw_photo
 from carvana_batch.inference.planning import make_predictor
@@ -12,6 +14,7 @@ from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inference.transfer import Download, upload
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
+from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.values import ImageRef, Photo, Prediction
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -80,3 +83,18 @@ def test_six_gigabytes_suffice_for_full_size_photos():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+def test_gpu_turns_photos_of_any_orientation():
+    (upright,) = drawn_photos(1, (480, 320))
+    photos = [
+        Photo(ImageRef(str(orientation), "a.jpg"), np.array(store(picture, orientation)), orientation)
+        for picture in [Image.fromarray(upright.pixels)]
+        for orientation in ORIENTATIONS
+    ]
+    predictor, _ = make_predictor(load_model("segunet-s"), Options("cuda", "fp32", batch=1))
+    expected, *results = predict([upright, *photos], predictor)
+    mask = Image.fromarray(expected.mask.to_bool())
+    for result in results:
+        stored = np.asarray(store(mask, result.photo.orientation))
+        np.testing.assert_array_equal(result.mask.to_bool(), stored)

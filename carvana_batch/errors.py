@@ -6,6 +6,7 @@ CarvanaBatchError            exit code 1
 ├── ModelError               weights or a network that cannot be used
 ├── OutOfSpaceError          the disk of the out folder is full
 ├── QualityGateError         exit code 4: a score below the demanded one
+├── FolderChangedError       the out folder was renamed, removed or replaced during the run
 └── FolderInUseError         exit code 11: another run works on the out folder
 """
 
@@ -39,6 +40,10 @@ class OutOfSpaceError(CarvanaBatchError):
 
 class QualityGateError(CarvanaBatchError):
     exit_code = 4
+
+
+class FolderChangedError(CarvanaBatchError):
+    pass
 
 
 class FolderInUseError(CarvanaBatchError):

@@ -229,14 +229,24 @@ def remove_file(path: Path) -> None:
         raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, root: Path | None = None) -> None:
     """Write a file of an out folder, and create the folders above it.
+
+    Args:
+        path: the file.
+        content: its content.
+        root: a folder above it that has to exist, None if all may be created.
 
     Raises:
         CarvanaBatchError: see :func:`atomic_writer`.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if root is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.parent.is_dir():
+            for folder in reversed(path.parents):
+                if root in folder.parents:
+                    folder.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
     # Not synced: the size in the journal tells a resumed run which masks a power cut has shortened.

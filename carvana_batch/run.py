@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,12 +24,13 @@ from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
-from carvana_batch.notes import TRUE_MASK, Note
+from carvana_batch.notes import TRUE_MASK
 from carvana_batch.options import Choice, Options
 from carvana_batch.output.checks import check_request
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
-from carvana_batch.output.report import RunReport, rank_correlation, write_table
+from carvana_batch.output.report import RunReport, write_table
+from carvana_batch.output.resume import find_lost
 from carvana_batch.output.rle_spool import RunLengthSpool
 from carvana_batch.output.writer import MaskWriter, Written, compare
 from carvana_batch.parallel import map_in_order
@@ -202,6 +203,7 @@ class Run:
             options.rle_file is not None,
             self.truth,
             options.threshold,
+            out.check,
         )
         self._progress = Progress(total=len(self.todo))
 
@@ -250,7 +252,9 @@ class Run:
         report.peak_memory = peak_memory()
         with out.shared_files_lock():
             journal = read_entries(out.paths.state)
-            masked = self._complete_report(journal)
+            if report.stopped_by is None:
+                self._count_lost(journal)
+            masked = report.complete(journal, self.own, self.refs, self.truth is not None)
             write_table(out.paths.report, journal.values())
             report.write(out.paths.run)
         if self.options.rle_file is not None and report.stopped_by is None:
@@ -294,6 +298,15 @@ class Run:
         self._progress.failed += 1
         self.listener.on_progress(self._progress)
 
+    def _count_lost(self, journal: dict[str, Entry]) -> None:
+        """Let the photos fail whose files someone has removed since they were committed."""
+        lost = find_lost(self.own, journal, self.out.paths, self.options.extras)
+        if lost:
+            in_this_run = sum(ref.key in lost for ref in self.todo)
+            self.report.done -= in_this_run
+            self.report.already_done -= len(lost) - in_this_run
+            journal.update(lost)
+
     def _compare_again(self, truth: MaskFolder) -> None:
         """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
         todo = {ref.key for ref in self.todo}
@@ -315,25 +328,3 @@ class Run:
                 return
             if compared != entry:
                 self.out.commit(compared)
-
-    def _complete_report(self, journal: Mapping[str, Entry]) -> list[Entry]:
-        """Fill in what the journal says; the entries of this shard's masks."""
-        report = self.report
-        entries = [journal[ref.key] for ref in self.own if ref.key in journal]
-        masked = [entry for entry in entries if not entry.failed]
-        all_masks = sum(not entry.failed for entry in journal.values())
-        report.foreign = all_masks - sum(
-            not journal[ref.key].failed for ref in self.refs if ref.key in journal
-        )
-        report.failures = [entry for entry in entries if entry.failed]
-        counts = Counter(note for entry in masked for note in entry.notes)
-        report.notes = {note: counts[note] for note in Note if counts[note]}
-        report.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
-        if self.truth is not None:
-            scored = [entry for entry in masked if entry.dice is not None]
-            report.dice = [entry.dice or 0.0 for entry in scored]
-            report.correlation = rank_correlation(
-                [entry.expected_dice or 0.0 for entry in scored], report.dice
-            )
-            report.without_truth = [entry for entry in masked if entry.dice is None]
-        return masked

@@ -24,6 +24,7 @@ from carvana_batch.files import (
 )
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Choice
+from carvana_batch.output.held import HeldFolders
 from carvana_batch.output.journal import Entry, append_entry, read_entries
 from carvana_batch.output.lock import FolderLock, describe_holder, is_locked
 from carvana_batch.output.overwriting import Overwriting
@@ -54,6 +55,7 @@ class OutFolder:
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
         FolderInUseError: on entry, if another run holds the same shard, or uses another number of shards.
+        FolderChangedError: from every method that writes, the folder is no longer the one that was entered.
     """
 
     def __init__(self, root: Path, settings: dict[str, Any], shard: tuple[int, int], overwrite: bool) -> None:
@@ -65,6 +67,7 @@ class OutFolder:
         self._retried_keys: set[str] = set()  # photos that an earlier run and this one try
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._journal: IO[bytes] | None = None
+        self._held: HeldFolders | None = None
         self._started = False
 
     def __enter__(self) -> OutFolder:
@@ -76,6 +79,7 @@ class OutFolder:
             with self.shared_files_lock():
                 self._remove_leftovers()
         except BaseException:
+            self._let_go()
             self._undo()
             raise
         return self
@@ -83,10 +87,24 @@ class OutFolder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._journal is not None:
             self._journal.close()
+        self._let_go()
         if kind is not None and not self._started:
             self._undo()
         else:
             self._lock.release()
+
+    def check(self) -> None:
+        """Check that the folder is still the one that was entered; it is never made again.
+
+        Raises:
+            FolderChangedError: it was renamed, removed or replaced.
+        """
+        if self._held is not None:
+            self._held.check()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
 
     def _undo(self) -> None:
         """Give the folder up after a start that failed."""
@@ -142,6 +160,7 @@ class OutFolder:
         """Write down what was chosen, for later runs and other shards to use as well."""
         if choice == self.choice:
             return
+        self.check()
         self.choice = choice
         with atomic_writer(self.paths.settings, "w") as file:
             json.dump({"settings": self.settings, "chosen": asdict(choice)}, file, indent=2)
@@ -149,6 +168,7 @@ class OutFolder:
     @contextlib.contextmanager
     def shared_files_lock(self) -> Iterator[None]:
         """A with block during which no other shard writes files that all shards write."""
+        self.check()
         lock = filelock.FileLock(self.paths.shared_lock)
         try:
             lock.acquire()
@@ -163,6 +183,7 @@ class OutFolder:
         """Append an entry to the journal; call it after the mask has its final name."""
         if not self._lock.is_held:
             raise RuntimeError("the out folder is not open")
+        self.check()
         entry = replace(entry, committed=time.time_ns())
         try:
             if self._journal is None:
@@ -173,6 +194,7 @@ class OutFolder:
 
     def commit_failure(self, failure: Failure) -> None:
         """Record a photo that has no mask, and remove the outdated files that an earlier run made of it."""
+        self.check()
         if failure.id in self._retried_keys:
             self._remove_files(failure.id)
         try:
@@ -191,6 +213,7 @@ class OutFolder:
             for other in self.paths.other_locks():
                 if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
                     raise self._in_use(other)
+            self._held = HeldFolders([self.root, self.paths.state])
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise write_error(self.root, error) from error

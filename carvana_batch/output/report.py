@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.files import atomic_writer, defuse_formula, write_row
 from carvana_batch.notes import Note
 from carvana_batch.output.journal import Entry
+from carvana_batch.values import ImageRef
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -161,6 +163,39 @@ class RunReport:
             "settings": self.settings,
             "warnings": self.warnings,
         }
+
+    def complete(
+        self,
+        journal: Mapping[str, Entry],
+        own: Sequence[ImageRef],
+        refs: Sequence[ImageRef],
+        with_truth: bool,
+    ) -> list[Entry]:
+        """Fill in what the journal says.
+
+        Args:
+            journal: the entries of all photos by key.
+            own: the photos of this shard.
+            refs: the photos of all shards.
+            with_truth: whether masks were compared with true ones.
+
+        Returns:
+            The entries of this shard's masks.
+        """
+        entries = [journal[ref.key] for ref in own if ref.key in journal]
+        masked = [entry for entry in entries if not entry.failed]
+        all_masks = sum(not entry.failed for entry in journal.values())
+        self.foreign = all_masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
+        self.failures = [entry for entry in entries if entry.failed]
+        counts = Counter(note for entry in masked for note in entry.notes)
+        self.notes = {note: counts[note] for note in Note if counts[note]}
+        self.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
+        if with_truth:
+            scored = [entry for entry in masked if entry.dice is not None]
+            self.dice = [entry.dice or 0.0 for entry in scored]
+            self.correlation = rank_correlation([entry.expected_dice or 0.0 for entry in scored], self.dice)
+            self.without_truth = [entry for entry in masked if entry.dice is None]
+        return masked
 
     def write(self, path: Path) -> None:
         """Write ``run.json``, completely or not at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
@@ -36,18 +37,45 @@ def find_missing(
     return missing
 
 
+def find_lost(
+    photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths, extras: Collection[str] = ()
+) -> dict[str, Entry]:
+    """Failures of the photos that were masked, but whose mask or extra file is no longer there.
+
+    Args:
+        photos, entries, paths, extras: see :func:`find_missing`.
+    """
+    lost = {}
+    for ref in photos:
+        entry = entries.get(ref.key)
+        if entry is not None and not entry.failed and not _has_files(entry, paths, extras):
+            reason = "its files were removed or changed during the run; the same command makes them again"
+            lost[ref.key] = replace(entry, expected_dice=None, dice=None, stage="write", reason=reason)
+    return lost
+
+
 def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths, extras: Collection[str]) -> bool:
     """Whether the photo has not changed since it was masked, and its mask and extra files are complete."""
     if entry is None or entry.failed:
         return False
     try:
-        source, mask = ref.path.stat(), paths.mask(ref.key).stat()
-        extra_bytes = [paths.extra(kind, ref.key).stat().st_size for kind in extras]
+        source = ref.path.stat()
     except OSError:
         return False
     unchanged = (source.st_size, source.st_mtime_ns) == (entry.source_bytes, entry.source_time)
-    # The sizes of extra files are not known, but a power cut leaves some of them empty.
-    return unchanged and mask.st_size == entry.mask_bytes and all(extra_bytes)
+    return unchanged and _has_files(entry, paths, extras)
+
+
+def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
+    """Whether the mask and the extra files of a photo are complete."""
+    try:
+        mask_bytes = paths.mask(entry.key).stat().st_size
+        # The sizes of extra files are not known, but a power cut leaves some of them empty.
+        return mask_bytes == entry.mask_bytes and all(
+            paths.extra(kind, entry.key).stat().st_size for kind in extras
+        )
+    except OSError:
+        return False
 
 
 def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:

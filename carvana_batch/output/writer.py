@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ class MaskWriter:
         encode_runs: whether to make the run-length row of each mask.
         truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
         threshold: probability above which a pixel of the masks is car.
+        check: called before the files of a photo are written.
     """
 
     def __init__(
@@ -66,25 +67,28 @@ class MaskWriter:
         encode_runs: bool = False,
         truth: MaskFolder | None = None,
         threshold: float = DEFAULT_THRESHOLD,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
         self.encode_runs, self.truth, self.threshold = encode_runs, truth, threshold
+        self.check = check
 
     def write(self, prediction: Prediction) -> Written:
         """Write all files of a prediction, the mask last: once it is there, the photo is done.
 
         Raises:
             ImageError: the format of an extra file cannot hold this photo.
-            CarvanaBatchError: see :func:`write_file`.
+            CarvanaBatchError: see :func:`write_file`, or raised by ``check``.
         """
         start = time.perf_counter()
         photo, mask = prediction.photo, prediction.mask
-        key = photo.ref.key
+        key, root = photo.ref.key, self.paths.root
+        self.check()
         for kind in self.extras:
-            write_file(self.paths.extra(kind, key), encode_extra(kind, prediction, self.threshold))
+            write_file(self.paths.extra(kind, key), encode_extra(kind, prediction, self.threshold), root)
         compared = Compared() if self.truth is None else compare(photo.ref, mask, photo.notes, self.truth)
         content = encode_mask(mask, self.mask_bits)
-        write_file(self.paths.mask(key), content)
+        write_file(self.paths.mask(key), content, root)
         entry = Entry(
             key=key,
             source=photo.ref.path_text,

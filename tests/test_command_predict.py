@@ -383,7 +383,8 @@ def test_quiet_prints_failures_only(run, here):
     result = run("in", "out", "--quiet")
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
-        "failed: in/bad.jpg (decode): is not an image in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF)"
+        "failed: in/bad.jpg (decode): is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC,"
+        " AVIF, JPEG XL, JPEG 2000, GIF, BMP)"
     ]
 
 

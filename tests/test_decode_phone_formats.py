@@ -18,6 +18,7 @@ from carvana_batch.decode import image_file
 from carvana_batch.decode.jpeg_xl import JpegXlHeader, read_jpeg_xl_header
 from carvana_batch.decode.photo import decode_image, read_image
 from carvana_batch.errors import ImageError
+from carvana_batch.notes import Note
 
 pillow_heif = pytest.importorskip("pillow_heif")
 
@@ -141,6 +142,22 @@ def test_phone_formats_are_upright_with_and_without_exif(tmp_path: Path, orienta
             assert np.abs(pixels.astype(int) - expected).mean() < LOSSY, (name, apply_exif)
 
 
+def test_further_frames_of_phone_formats_are_noted(tmp_path: Path) -> None:
+    frames = [Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[::-1])]
+    burst = pillow_heif.from_pillow(frames[0])
+    burst.add_from_pillow(frames[1])
+    burst.save(tmp_path / "heic", quality=95)
+    frames[0].save(tmp_path / "avif", "AVIF", save_all=True, append_images=frames[1:], quality=95)
+    animation = imagecodecs.jpegxl_encode(np.stack(list(map(np.asarray, frames))), distance=1)
+    (tmp_path / "jxl").write_bytes(animation)
+    for name in ("heic", "avif", "jxl"):
+        decoded = decode_image(tmp_path / name)
+        assert np.abs(decoded.pixels.astype(int) - SMOOTH).mean() < LOSSY, name
+        assert decoded.notes == (Note.FIRST_PAGE,), name
+        (tmp_path / "one").write_bytes(ENCODERS[name](SMOOTH))
+        assert decode_image(tmp_path / "one").notes == ()
+
+
 # ---- JPEG XL headers
 
 
@@ -159,7 +176,7 @@ def test_jpeg_xl_headers_have_size_and_depth() -> None:
         )
         assert read_jpeg_xl_header(bytes(content)) == JpegXlHeader(width, height, bits)
     animation = imagecodecs.jpegxl_encode(np.zeros((3, 20, 30, 3), np.uint8))
-    assert read_jpeg_xl_header(bytes(animation)) == JpegXlHeader(30, 20, 8)
+    assert read_jpeg_xl_header(bytes(animation)) == JpegXlHeader(30, 20, 8, True)
     floating = imagecodecs.jpegxl_encode(np.zeros((20, 30, 3), np.float32), lossless=True)
     assert read_jpeg_xl_header(bytes(floating)) == JpegXlHeader(30, 20, 0)
 

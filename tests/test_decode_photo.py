@@ -544,6 +544,14 @@ def test_declared_bits_of_tiffs_are_used(tmp_path: Path) -> None:
             assert decoded.notes == (() if bits == 16 else (f"scaled from {bits} bits",))
 
 
+def test_nonsense_in_the_largest_value_does_not_cost_the_picture(tmp_path: Path) -> None:
+    for kind, count, value in (("s", 0, "many"), ("f", 1, 4095.0), ("H", 0, []), ("h", 1, -1), ("H", 1, 0)):
+        tifffile.imwrite(
+            tmp_path / "a.tif", FULL << 2, photometric="rgb", extratags=[(281, kind, count, value, True)]
+        )
+        assert decode_image(tmp_path / "a.tif").notes == ("scaled from 10 bits",)
+
+
 def test_declared_bits_of_pngs_are_used_if_not_scaled(tmp_path: Path) -> None:
     dark = FULL << 2 | FULL >> 6  # 10 bits
     scaled = np.rint(dark // 20 * (65535 / 4095)).astype(np.uint16)  # 12 bits, by the standard

@@ -36,8 +36,7 @@ DEEP = SMOOTH.astype(np.uint16) * 257
 RAW12 = SMOOTH.astype(np.uint16) << 4
 
 EXACT, ROUNDED, LOSSY = "exact", "to within 1 of 255", "as compressed"
-"""How the pixels agree with those that the file was made of: they differ by 0, by at most 1, or by less than
-4 on average."""
+"""How closely the pixels agree: they differ by 0, by 1 at most, or by less than 4 on average."""
 
 
 ORDER = ("JPEG", "PNG", "TIFF", "WebP", "HEIC", "AVIF", "JPEG XL", "JPEG 2000", "GIF", "BMP", "others")
@@ -66,8 +65,9 @@ that; a file can forbid it with the tag MaxSampleValue 65535 or the chunk sBIT 1
 TURNS = """
 ### Orientation
 
-How a picture is read that is stored lying on its side, with the orientation 6. In HEIC, AVIF and JPEG XL,
-the turn belongs to the picture, and every program shows it turned; EXIF is ignored there.
+On which grid the mask of a photo lies that is stored on its side, with the orientation 6; the network sees it
+upright in any case. In HEIC, AVIF and JPEG XL, the turn belongs to the picture, and every program shows it
+turned; EXIF is ignored there.
 
 | format | `--exif ignore` | `--exif apply` |
 |---|---|---|

@@ -39,6 +39,10 @@ from carvana_batch.stopping import StopFlag
 from carvana_batch.submission.write import write_submission
 from carvana_batch.values import ImageRef
 
+NO_IMAGE = (
+    "is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG XL, JPEG 2000, GIF, BMP)"
+)
+
 
 @pytest.fixture
 def predict(model):
@@ -159,8 +163,7 @@ def test_bad_photos_are_reported_and_odd_ones_masked(predict, odd_photos, tmp_pa
         "bad/=cut": "is cut short: the file ends before the picture does",
         "bad/empty": "is empty (0 bytes)",
         "bad/link": "is a link to a file that does not exist",
-        "bad/text": "is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC,"
-        " AVIF, JPEG XL, JPEG 2000, GIF, BMP)",
+        "bad/text": NO_IMAGE,
     }
     rows = report_rows(out)
     assert {key for key, row in rows.items() if row["status"] == "failed"} == {
@@ -441,8 +444,7 @@ def test_photos_without_a_true_mask_are_reported(predict, drawn, tmp_path, out):
     assert report.exit_code == 3
     assert {entry.key: entry.reason.rpartition("/")[2] for entry in report.without_truth} == {
         "car1": "no true mask of this name",
-        "car2": "car2_mask.gif is not an image in a supported format (JPEG, PNG, TIFF, WebP, HEIC,"
-        " AVIF, JPEG XL, JPEG 2000, GIF, BMP)",
+        "car2": f"car2_mask.gif {NO_IMAGE}",
     }
     assert len(report.dice) == 2
     assert {row["status"] for row in report_rows(out).values()} == {"done"}

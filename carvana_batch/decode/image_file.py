@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from carvana_batch.decode.jpeg_markers import has_end
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
-from carvana_batch.decode.pixels import check_size
+from carvana_batch.decode.pixels import PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
 from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import ImageError
@@ -114,8 +114,8 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
         pixel_limit: most pixels that the image may have.
 
     Returns:
-        The first page or frame, with its orientation tag. TIFF and JPEG XL are decoded already; pass other
-        formats to :func:`decode_pixels`.
+        The first page or frame, with its orientation tag. TIFF, AVIF and JPEG XL are decoded already; pass
+        other formats to :func:`decode_pixels`.
 
     Raises:
         ImageError: the format is not supported, the file is damaged, or it has more than ``pixel_limit``
@@ -140,7 +140,7 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
             return decode_jpeg_xl(file, pixel_limit)
         image = _open_header(file, image_format)
         check_size(image.width, image.height, pixel_limit)
-        return image
+        return _decode_turned(image) if image_format == "AVIF" else image
 
 
 def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
@@ -154,6 +154,20 @@ def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
     with without_metadata_warnings():
         content = without_metadata(file) if image_format == "PNG" else file
         return Image.open(content, formats=[image_format])
+
+
+def _decode_turned(image: Image.Image) -> Image.Image:
+    """Decode an image whose turn belongs to the picture, so that masks must lie on the turned grid.
+
+    Pillow gives the turn of AVIF as an orientation tag. The decoders of HEIC and JPEG XL, of which the same
+    holds, turn the pixels.
+    """
+    image.load()
+    pages = getattr(image, "n_frames", 1)
+    with without_metadata_warnings():
+        turned = ImageOps.exif_transpose(image)
+    turned.info[PAGES] = pages
+    return turned
 
 
 def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import imagecodecs
 from PIL import Image
 
-from carvana_batch.decode.pixels import check_size, scale_to_eight_bits, to_image
+from carvana_batch.decode.pixels import PAGES, check_size, scale_to_eight_bits, to_image
 from carvana_batch.errors import ImageError
 
 CONTAINER = b"\0\0\0\x0cJXL "
@@ -30,11 +30,13 @@ class JpegXlHeader(NamedTuple):
         width: in pixels, as stored.
         height: in pixels, as stored.
         bits: of a sample; 0 for floating-point values.
+        is_animated: whether it may have several frames.
     """
 
     width: int
     height: int
     bits: int
+    is_animated: bool = False
 
 
 def decode_jpeg_xl(file: BinaryIO, pixel_limit: int) -> Image.Image:
@@ -59,7 +61,9 @@ def decode_jpeg_xl(file: BinaryIO, pixel_limit: int) -> Image.Image:
         )
     scaled = scale_to_eight_bits(values, header.bits)
     channels = 1 if scaled.shape[2] < 3 else 3
-    return to_image(scaled[..., :channels], scaled[..., channels] if scaled.shape[2] > channels else None)
+    image = to_image(scaled[..., :channels], scaled[..., channels] if scaled.shape[2] > channels else None)
+    image.info[PAGES] = 1 + header.is_animated
+    return image
 
 
 def read_jpeg_xl_header(content: bytes) -> JpegXlHeader:
@@ -72,7 +76,7 @@ def read_jpeg_xl_header(content: bytes) -> JpegXlHeader:
     if bits.read(16) != 0x0AFF:
         raise ImageError("is damaged or cut short: its header cannot be read")
     width, height = _read_size(bits)
-    return JpegXlHeader(width, height, _read_depth(bits))
+    return JpegXlHeader(width, height, *_read_depth(bits))
 
 
 def _find_codestream(content: bytes) -> bytes:
@@ -158,18 +162,24 @@ def _skip_animation(bits: _Bits) -> None:
     bits.read(1)
 
 
-def _read_depth(bits: _Bits) -> int:
-    """Read ImageMetadata up to the depth; return the bits of a sample, 0 if it is floating-point."""
+def _read_depth(bits: _Bits) -> tuple[int, bool]:
+    """Read ImageMetadata up to the depth.
+
+    Returns:
+        The bits of a sample, 0 if it is floating-point, and whether it is an animation.
+    """
     if bits.read(1):  # all values are defaults
-        return 8
+        return 8, False
+    is_animated = False
     if bits.read(1):  # there are extra fields
         bits.read(3)  # orientation
         if bits.read(1):
             _read_size(bits)  # the size at which it is meant to be shown
         if bits.read(1):
             _skip_preview(bits)
-        if bits.read(1):
+        is_animated = bool(bits.read(1))
+        if is_animated:
             _skip_animation(bits)
     if bits.read(1):
-        return 0
-    return bits.choose([(8, 0), (10, 0), (12, 0), (1, 6)])
+        return 0, is_animated
+    return bits.choose([(8, 0), (10, 0), (12, 0), (1, 6)]), is_animated

@@ -20,26 +20,17 @@ from carvana_batch.decode.image_file import (
     without_metadata_warnings,
 )
 from carvana_batch.decode.jpeg_markers import has_end
-from carvana_batch.decode.pixels import NOTES, ORIENTATION, SIGNIFICANT_BITS, scale_to_eight_bits
+from carvana_batch.decode.pixels import NOTES, ORIENTATION, PAGES, SIGNIFICANT_BITS, scale_to_eight_bits
 from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_by_libpng
-from carvana_batch.decode.tiff import PAGES
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
-from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, swaps_sides, turn
+from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, turn
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
-
-
-TURNED_FORMATS = {"AVIF"}
-"""Pillow's names of formats whose stored pixel grid is not meant to be seen.
-
-Readers have to turn these images, so that masks must lie on the turned grid. Pillow gives the turn as an
-orientation tag. The decoders of HEIC and JPEG XL, of which this holds as well, turn them.
-"""
 
 
 class DecodedImage(NamedTuple):
@@ -103,11 +94,9 @@ def decode_image(
         pixels = _decode_colour_jpeg(image, file, find_room)
         if pixels is None:
             decoded = _decode_difficult_png(image, file) or decode_pixels(image, file)
-            notes += decoded.info.get(NOTES, ())
+            notes.extend(decoded.info.get(NOTES, ()))
             pixels = _to_rgb(decoded)
         orientation = _orientation(image)
-        if image.format in TURNED_FORMATS:
-            pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
         if orientation != UPRIGHT:
             notes.append(Note.TURNED_WITH_MASK if apply_exif else Note.TURNED)
         if _has_further_pages(image):
@@ -118,18 +107,14 @@ def decode_image(
 
 
 def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout:
-    """Read how a photo is stored. Only of a TIFF are the pixels decoded.
+    """Read how a photo is stored. Only of TIFF, AVIF and JPEG XL are the pixels decoded.
 
     Raises:
         ImageError: the header cannot be read, or the photo has more than ``pixel_limit`` pixels.
     """
     with open_image_file(path) as file:
         image = read_header(file, pixel_limit)
-        orientation = _orientation(image)
-        if image.format in TURNED_FORMATS:
-            size = image.size[::-1] if swaps_sides(orientation) else image.size
-            return Layout(*size)
-        return Layout(image.width, image.height, orientation)
+        return Layout(image.width, image.height, _orientation(image))
 
 
 def _decode_colour_jpeg(

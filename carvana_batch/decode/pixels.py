@@ -14,6 +14,9 @@ from carvana_batch.notes import Note
 ORIENTATION = 0x0112
 """The number of the orientation tag, in EXIF and in TIFF."""
 
+PAGES = "pages"
+"""Key in the ``info`` of an image that is decoded already: the number of its pages or frames."""
+
 NOTES = "notes"
 """Key in the ``info`` of an image: a tuple of notes about how it was decoded."""
 

@@ -18,6 +18,7 @@ from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import (
     NOTES,
     ORIENTATION,
+    PAGES,
     SIGNIFICANT_BITS,
     check_size,
     notes_on_bits,
@@ -41,8 +42,8 @@ from carvana_batch.notes import Note
 # tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
-PAGES, DIFFERING_SAMPLES = "pages", "differing samples"
-"""Keys in the ``info`` of an image from a TIFF: its number of pages, and whether ignored samples differ."""
+DIFFERING_SAMPLES = "differing samples"
+"""Key in the ``info`` of an image from a TIFF: whether ignored samples differ."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,

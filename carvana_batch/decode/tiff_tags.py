@@ -65,8 +65,11 @@ def extra_sample(page: tifffile.TiffPage, channels: int) -> int:
 
 def declared_bits(page: tifffile.TiffPage) -> int | None:
     """Return the bits of the values according to the tag MaxSampleValue, or None if it does not tell."""
-    largest = np.max(page.tags.valueof(MAX_SAMPLE_VALUE, default=0))
-    bits = int(largest).bit_length()
+    values = np.asarray(page.tags.valueof(MAX_SAMPLE_VALUE, default=0))
+    if values.dtype.kind not in "iu" or not values.size:  # the pixels are not affected
+        return None
+    largest = int(values.max())
+    bits = largest.bit_length()
     return bits if largest == 2**bits - 1 else None  # others are the largest value in the picture
 
 

@@ -14,7 +14,8 @@ from carvana_batch.decode.image_file import (
     open_image_file,
     read_header,
 )
-from carvana_batch.decode.tiff import DIFFERING_SAMPLES, PAGES
+from carvana_batch.decode.pixels import PAGES
+from carvana_batch.decode.tiff import DIFFERING_SAMPLES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.masks.values import (

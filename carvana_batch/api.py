@@ -66,6 +66,8 @@ class Masker:
         Raises:
             UsageError: the folder cannot be read or holds no photos.
         """
-        options = DecodeOptions(self.options.pixel_limit, self.options.apply_exif)
+        options = DecodeOptions(
+            self.options.pixel_limit, self.options.apply_exif, accept_damage=self.options.accept_damage
+        )
         loader = PhotoLoader(find_images(Path(folder)).refs, options, self.options.workers or 0)
         yield from self._predictor.predict(loader)

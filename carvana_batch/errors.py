@@ -3,6 +3,7 @@
 CarvanaBatchError            exit code 1
 ├── UsageError               exit code 2: options or folders that do not fit together
 ├── ImageError               one file that cannot be used; in a run it becomes a Failure
+│   └── DamageError          its data are damaged, but pixels could be decoded
 ├── ModelError               weights or a network that cannot be used
 ├── OutOfSpaceError          the disk of the out folder is full
 ├── QualityGateError         exit code 4: a score below the demanded one
@@ -27,6 +28,10 @@ class UsageError(CarvanaBatchError):
 
 
 class ImageError(CarvanaBatchError):
+    pass
+
+
+class DamageError(ImageError):
     pass
 
 

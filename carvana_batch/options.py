@@ -53,6 +53,7 @@ class Options:
     extras: tuple[str, ...] = ()
     mask_bits: int = 1
     apply_exif: bool = False
+    accept_damage: bool = False
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
     workers: int | None = None
     decode_timeout: float = DEFAULT_DECODE_TIMEOUT
@@ -66,7 +67,8 @@ class Options:
     def settings(self, model: str) -> dict[str, Any]:
         """What all runs of one job must have in common, as it is compared and shown to the user.
 
-        Options that only affect speed are left out.
+        Options that only affect speed are left out, and so is ``accept_damage``: it changes no mask, and
+        photos that were refused can be masked later.
 
         Args:
             model: name and digest of the weights.

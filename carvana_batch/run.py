@@ -191,7 +191,9 @@ class Run:
         self._chosen = out.start(choice)
         if self._chosen != choice:  # another shard has begun in the meantime
             self._predictor = self._make_predictor(self._chosen)
-        decode_options = DecodeOptions(options.pixel_limit, options.apply_exif, options.decode_timeout)
+        decode_options = DecodeOptions(
+            options.pixel_limit, options.apply_exif, options.decode_timeout, options.accept_damage
+        )
         workers = options.workers
         if workers is None:
             workers = default_workers(self._predictor.device, len(self.todo))

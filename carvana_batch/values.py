@@ -48,6 +48,7 @@ class Photo:
         file_bytes: size of the file before it was read.
         file_time: time of the file's last change before it was read, in ns.
         notes: what the user should know about it.
+        damage: why it is damaged; "" if it is not.
     """
 
     ref: ImageRef
@@ -56,6 +57,7 @@ class Photo:
     file_bytes: int = 0
     file_time: int = 0
     notes: tuple[Note, ...] = ()
+    damage: str = ""
 
     @property
     def upright_shape(self) -> tuple[int, int]:

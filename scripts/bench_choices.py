@@ -9,7 +9,7 @@ turns, with the minimum and the maximum in brackets; above 1, the alternative is
 describe a machine if nothing else runs on it, so its load is printed first.
 
 It is meant for a CPU and for Linux, where decoder processes are forked and therefore see what is patched
-here. simplejpeg has to be installed. OpenVINO is tried if it is installed: pip install openvino.
+here. OpenVINO is tried if it is installed: pip install openvino.
 torch.compile needs a C++ compiler; its cache is in a new folder, so its start takes as long as it does for
 the first time.
 """
@@ -23,7 +23,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from carvana_batch import run as predict_run
+from carvana_batch.decode import image_file
 from carvana_batch.decode import photo as photo_decoder
 from carvana_batch.decode.photo import read_image
 from carvana_batch.demo import write_photos
@@ -131,10 +132,16 @@ def return_freed_memory() -> None:
     mock.patch.object(memory, "keep_freed_memory", lambda keep: None).start()
 
 
-def without_simplejpeg() -> contextlib.AbstractContextManager[object]:
-    if importlib.util.find_spec("simplejpeg") is None:
-        raise UsageError("simplejpeg is not installed")
-    return mock.patch.object(photo_decoder, "simplejpeg", None)
+@contextlib.contextmanager
+def without_simplejpeg() -> Iterator[None]:
+    def decode(*arguments: object) -> None:
+        """Leave the file to Pillow."""
+
+    with (
+        mock.patch.object(photo_decoder, "decode_jpeg", decode),
+        mock.patch.object(image_file, "decode_jpeg", decode),
+    ):
+        yield
 
 
 def decode_with_pillow() -> None:

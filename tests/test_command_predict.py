@@ -292,7 +292,7 @@ def test_options_reach_the_run(monkeypatch):
     arguments = (
         "--model m --device cpu --precision bf16 --memory 1GB --tile 64x32 --overlap 8 --batch 3 --tta flip"
         " --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv --gt truth"
-        " --exif apply --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
+        " --exif apply --damaged accept --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
     )
     result = CliRunner().invoke(group, ["predict", "in", "out", *arguments.split()])
     assert str(result.exception) == "recorded", result.output
@@ -303,6 +303,7 @@ def test_options_reach_the_run(monkeypatch):
     assert (options.threshold, options.mask_bits, options.extras) == (0.25, 8, ("overlay", "prob"))
     assert (str(options.rle_file), str(options.truth)) == ("r.csv", "truth")
     assert (options.apply_exif, options.pixel_limit, options.workers) == (True, 99, 5)
+    assert options.accept_damage
     assert (options.shard, options.overwrite) == ((1, 2), False)
 
 
@@ -560,6 +561,30 @@ def test_true_masks_of_either_grid_are_compared(run, here, exif):
     result = run("phone", "out", "--exif", exif, "--gt", "true")
     assert result.exit_code == 3
     assert "True masks" not in result.stdout
+
+
+def test_damaged_photos_are_refused_and_can_be_masked_later(run, here):
+    sound = run("in", "out")
+    assert sound.exit_code == 0
+    masks = {name: content for name, content in results_in(here / "out").items() if name.endswith(".png")}
+    whole = (here / "in" / "car0.jpg").read_bytes()
+    middle = len(whole) // 2
+    (here / "in" / "damaged.jpg").write_bytes(whole[:middle] + bytes(300) + whole[middle + 300 :])
+    result = run("in", "out")
+    assert result.exit_code == 3
+    assert "damaged.jpg (decode): is damaged: its picture data are corrupt" in result.stderr
+    assert "--damaged accept" in result.stderr
+    assert "damaged.png" not in results_in(here / "out")
+
+    result = run("in", "out", "--damaged", "accept")
+    assert result.exit_code == 0
+    assert "Masked although damaged (--damaged accept): 1 photo" in result.stdout
+    assert results_in(here / "out").items() >= masks.items()
+    assert read_mask(here / "out" / "damaged.png").width == 96
+    with (here / "out" / "report.csv").open(newline="") as file:
+        notes = {row["image"]: row["notes"] for row in csv.DictReader(file)}
+    assert notes.pop("damaged").startswith("damaged: its picture data are corrupt or incomplete (")
+    assert set(notes.values()) == {""}
 
 
 def test_other_settings_need_overwrite(run, here):

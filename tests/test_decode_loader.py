@@ -15,16 +15,17 @@ import warnings
 import numpy as np
 import psutil
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
 from carvana_batch.decode import loader
-from carvana_batch.decode import photo as images
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
 from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
 from carvana_batch.decode.workers import memory_shared_with_workers
+from carvana_batch.notes import Note
 from carvana_batch.values import Failure, ImageRef, Photo
 
 OPTIONS = DecodeOptions(pixel_limit=10_000, apply_exif=False)
@@ -121,8 +122,7 @@ class FullMemory(SharedMemory):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_formats_pass_through_shared_memory(tmp_path, workers):
-    """JPEGs are decoded into it; other photos are copied, and so are JPEGs that only Pillow can decode."""
-    pytest.importorskip("simplejpeg")
+    """JPEGs are decoded into it, damaged ones too; other photos are copied."""
     refs = []
     for number, side in enumerate(
         [9, 40, 11, 30, 35, 10, 33, 34, 8, 35, 31, 9, 20, 36, 29, 12, 35, 35, 35, 4]
@@ -134,19 +134,21 @@ def test_all_formats_pass_through_shared_memory(tmp_path, workers):
     content[-40:-2] = b"\xff\xd0" * 19
     damaged.write_bytes(content)
     with pytest.raises(ValueError, match="JPEG"):
-        images.simplejpeg.decode_jpeg(damaged.read_bytes())
+        simplejpeg.decode_jpeg(damaged.read_bytes())
     memory = RecordingMemory(tmp_path / "memory")
-    options = DecodeOptions(pixel_limit=10_000, apply_exif=True)
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=True, accept_damage=True)
     photo_loader = make_loader(refs, options, workers, memory=memory)
     for ref, result in zip(refs, photo_loader, strict=True):
-        np.testing.assert_array_equal(result.pixels, read_image(ref.path, apply_exif=True))
+        image = decode_image(ref.path, apply_exif=True, accept_damage=True)
+        np.testing.assert_array_equal(result.pixels, image.pixels)
+        assert (result.notes, result.damage) == (image.notes, image.damage)
+        assert (Note.DAMAGED in result.notes) == (ref is refs[14])
     assert photo_loader.warnings == []
     assert len(memory.lines("decoded")) >= 5
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_slots_are_opened_once_and_decoded_into(tmp_path, workers):
-    pytest.importorskip("simplejpeg")
     refs = [write_noise(tmp_path / f"{number:02}.jpg", 30, 20) for number in range(12)]
     memory = RecordingMemory(tmp_path / "memory")
     for result in make_loader(refs, OPTIONS, workers, memory=memory):
@@ -157,11 +159,7 @@ def test_slots_are_opened_once_and_decoded_into(tmp_path, workers):
 
 
 def test_a_slot_only_grows_for_a_photo_that_was_decoded(tmp_path):
-    """Not for the 120 MB of a header that claims 40 megapixels, which simplejpeg then does not find.
-
-    Pillow does decode this file, and fills what is missing, so it gets its memory after all.
-    """
-    pytest.importorskip("simplejpeg")
+    """Not for the 120 MB of a header that claims 40 megapixels, which are not there."""
     refs = [write_noise(tmp_path / f"{number}.jpg", 30, 20) for number in range(5)]
     content = bytearray(refs[4].path.read_bytes())
     size_offset = content.index(b"\xff\xc0") + 5
@@ -169,11 +167,11 @@ def test_a_slot_only_grows_for_a_photo_that_was_decoded(tmp_path):
     refs[4].path.write_bytes(content)
     memory = RecordingMemory(tmp_path / "memory")
     options = DecodeOptions(pixel_limit=50_000_000, apply_exif=False)
-    results = make_loader(refs, options, 1, memory=memory)
-    assert [result.pixels.size for result in results] == [1800] * 4 + [120_000_000]
-    lines = memory.path.read_text().splitlines()
-    assert lines[-4:] == ["room 120000000 0", "room 120000000 0", "copied", "sent 120000000"]
-    assert memory.lines("sent")[:-1] == ["sent 1800"] * SLOTS
+    results = list(make_loader(refs, options, 1, memory=memory))
+    assert [result.pixels.size for result in results[:4]] == [1800] * 4
+    assert results[4].reason.startswith("is damaged: its picture data are corrupt or incomplete")
+    assert results[4].reason.endswith("; --damaged accept masks what can be decoded")
+    assert memory.lines("sent") == ["sent 1800"] * SLOTS
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from carvana_batch.decode import image_file
-from carvana_batch.decode import photo as images
 from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.read import read_mask
@@ -124,22 +123,6 @@ def decoded_or_reason(path: Path) -> bytes | str:
         return str(error)
 
 
-@pytest.fixture
-def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The outcome of each call: "ok" or the name of the error."""
-    calls = []
-    decode = pytest.importorskip("simplejpeg").decode_jpeg
-
-    def recorded(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
-        calls.append("ValueError")
-        pixels = decode(*arguments, **options)
-        calls[-1] = "ok"
-        return pixels
-
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", recorded)
-    return calls
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -154,50 +137,22 @@ def decoded_by_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 @pytest.mark.parametrize("size", [(97, 61), (1, 1), (16, 9)])
 def test_simplejpeg_gives_the_pixels_of_pillow(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    decoded_by_simplejpeg: list[str],
-    options: dict[str, Any],
-    size: tuple[int, int],
+    tmp_path: Path, options: dict[str, Any], size: tuple[int, int]
 ) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(RGB).resize(size, Image.Resampling.BICUBIC).save(path, **options)
     pixels = read_image(path)
-    assert decoded_by_simplejpeg == ["ok"]
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
     with Image.open(path) as image:
         np.testing.assert_array_equal(pixels, np.asarray(image))
-    monkeypatch.setattr(images, "simplejpeg", None)
-    np.testing.assert_array_equal(read_image(path), pixels)
-    assert decoded_by_simplejpeg == ["ok"]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_simplejpeg_only_decodes_colour(tmp_path: Path, decoded_by_simplejpeg: list[str], mode: str) -> None:
+def test_grey_and_cmyk_jpegs_give_the_pixels_of_pillow(tmp_path: Path, mode: str) -> None:
     Image.fromarray(RGB).convert(mode).save(tmp_path / "a.jpg")
-    assert read_image(tmp_path / "a.jpg").shape == RGB.shape
-    assert decoded_by_simplejpeg == []
-
-
-def test_damaged_jpegs_give_the_same_with_simplejpeg(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_by_simplejpeg: list[str]
-) -> None:
-    path, random = tmp_path / "a.jpg", np.random.default_rng(0)
-    Image.fromarray(RGB).save(path)
-    data = path.read_bytes()
-    for _ in range(300):
-        damaged = bytearray(data)
-        for position in random.integers(0, len(data), random.integers(1, 4)):
-            damaged[position] = random.integers(256)
-        path.write_bytes(
-            damaged[: random.choice([len(data), int(random.integers(1, len(data)))], p=[0.9, 0.1])]
-        )
-        with_simplejpeg = decoded_or_reason(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(images, "simplejpeg", None)
-            assert decoded_or_reason(path) == with_simplejpeg
-    assert {"ok", "ValueError"} == set(decoded_by_simplejpeg)
+    with Image.open(tmp_path / "a.jpg") as image:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), np.asarray(image.convert("RGB")))
 
 
 def test_the_format_depends_on_content_not_suffix(tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_table_joins_the_notes_of_a_photo(tmp_path):
     assert row[header.index("notes")] == "only the first page or frame; only the first page or frame"
 
 
+def test_table_tells_how_a_photo_is_damaged(tmp_path):
+    noted = dataclasses.replace(done("a"), notes=(Note.DAMAGED,), damage="each \\n has become \\r\\n")
+    write_table(tmp_path / "report.csv", [noted])
+    header, row = read_table(tmp_path / "report.csv")
+    assert row[header.index("notes")] == "damaged: each \\n has become \\r\\n"
+
+
 def test_each_note_has_a_summary_with_a_number():
     assert SUMMARIES.keys() == set(Note)
     assert all("7 photos" in line.format(photos="7 photos") for line in SUMMARIES.values())

@@ -299,6 +299,16 @@ def test_a_truncated_photo_is_named(data: Path) -> None:
     assert fault(data).startswith(f"  {photo} is cut short")
 
 
+def test_a_photo_with_damaged_picture_data_is_named(data: Path) -> None:
+    photo = data / "images" / "a_02.jpg"
+    content = photo.read_bytes()
+    middle = (content.index(b"\xff\xda") + len(content)) // 2
+    photo.write_bytes(content[:middle] + b"\xff\xd9")
+    with Image.open(photo) as image:
+        image.load()  # fills the rest with grey
+    assert fault(data).startswith(f"  {photo} is damaged: its picture data are corrupt")
+
+
 def test_a_mask_with_grey_pixels_is_named(data: Path) -> None:
     values = car_of(0).astype(np.uint8) * 255
     values[5, 3:7] = 128

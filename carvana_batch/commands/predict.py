@@ -153,6 +153,13 @@ if TYPE_CHECKING:
     " photos upright in either case.",
 )
 @click.option(
+    "--damaged",
+    type=click.Choice(["refuse", "accept"]),
+    default="refuse",
+    show_default=True,
+    help="Photos with damaged picture data fail, or are masked as far as they can be decoded, with a note.",
+)
+@click.option(
     "--pixel-limit",
     type=click.IntRange(min=1),
     default=DEFAULT_PIXEL_LIMIT,
@@ -213,6 +220,7 @@ def command(
     car_values: tuple[int, ...],
     ignored_values: tuple[int, ...],
     exif: str,
+    damaged: str,
     pixel_limit: int,
     workers: int | None,
     decode_timeout: float,
@@ -248,6 +256,7 @@ def command(
         extras=tuple(sorted(set(extras))),
         mask_bits=int(mask_bits),
         apply_exif=exif == "apply",
+        accept_damage=damaged == "accept",
         pixel_limit=pixel_limit,
         workers=workers,
         decode_timeout=decode_timeout,

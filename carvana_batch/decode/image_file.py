@@ -1,7 +1,7 @@
 """Open image files of all supported formats as Pillow images; a bad file raises ImageError.
 
-TIFF is decoded by tifffile, JPEG XL by imagecodecs, HEIC by pillow-heif, everything else by Pillow. Only the
-first page or frame of a file is decoded, and embedded colour profiles are ignored.
+JPEG is decoded by simplejpeg, TIFF by tifffile, JPEG XL by imagecodecs, HEIC by pillow-heif, everything else
+by Pillow. Only the first page or frame of a file is decoded, and embedded colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from carvana_batch.decode.jpeg_markers import has_end
+from carvana_batch.decode.damage import find_bmp_damage, find_gif_damage, find_png_damage, find_webp_damage
+from carvana_batch.decode.jpeg import CUT_SHORT, decode_jpeg
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
 from carvana_batch.decode.tiff import decode_tiff
-from carvana_batch.errors import ImageError
+from carvana_batch.errors import DamageError, ImageError
 from carvana_batch.inputs.formats import HEAD_BYTES, format_of, unreadable_image
 from carvana_batch.text import shown
 
@@ -44,8 +47,6 @@ JPEG_FORMATS = {"JPEG", "MPO"}
 
 PILLOW_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 """What Pillow, which may be built without it, needs to read a format."""
-
-CUT_SHORT = "is cut short: the file ends before the picture does"
 
 DECODER_ERRORS = (
     ArithmeticError,
@@ -76,7 +77,7 @@ def open_image_file(path: Path) -> Iterator[BinaryIO]:
         with _open_regular_file(path) as file:
             yield file
     except ImageError as error:
-        raise ImageError(f"{shown(path)} {error}") from error
+        raise type(error)(f"{shown(path)} {error}") from error
     except FileNotFoundError as error:
         reason = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
         raise ImageError(f"{shown(path)} {reason}") from error
@@ -106,12 +107,24 @@ def _open_regular_file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
+def refuse_damage(reason: str) -> None:
+    """Refuse a damaged image although pixels can be decoded; the other choice is to take note of the reason.
+
+    Raises:
+        DamageError: always.
+    """
+    raise DamageError(reason)
+
+
+def read_header(
+    file: BinaryIO, pixel_limit: int, on_damage: Callable[[str], None] = refuse_damage
+) -> Image.Image:
     """Read the header of an image, and check the size in it.
 
     Args:
         file: an open image file, at its start.
         pixel_limit: most pixels that the image may have.
+        on_damage: called with the reason if a TIFF is damaged, but pixels can be decoded.
 
     Returns:
         The first page or frame, with its orientation tag. TIFF, AVIF and JPEG XL are decoded already; pass
@@ -135,7 +148,7 @@ def read_header(file: BinaryIO, pixel_limit: int) -> Image.Image:
         )
     with damage_as_image_error():
         if image_format == "TIFF":
-            return decode_tiff(file, pixel_limit)
+            return decode_tiff(file, pixel_limit, on_damage)
         if image_format == "JPEGXL":
             return decode_jpeg_xl(file, pixel_limit)
         image = _open_header(file, image_format)
@@ -170,18 +183,54 @@ def _decode_turned(image: Image.Image) -> Image.Image:
     return turned
 
 
-def decode_pixels(image: Image.Image, file: BinaryIO) -> Image.Image:
+FIND_DAMAGE = {
+    "BMP": find_bmp_damage,
+    "GIF": find_gif_damage,
+    "PNG": find_png_damage,
+    "WEBP": find_webp_damage,
+}
+"""Damage that Pillow does not notice, by its names of the formats."""
+
+
+def decode_pixels(
+    image: Image.Image, file: BinaryIO, on_damage: Callable[[str], None] = refuse_damage
+) -> Image.Image:
     """Decode the pixels of an image that :func:`read_header` has returned.
+
+    Args:
+        image: the header.
+        file: its file.
+        on_damage: called with the reason if the file is damaged, but pixels can be decoded.
 
     Raises:
         ImageError: the file is damaged.
     """
     with damage_as_image_error():
-        image.load()
-        if image.format in JPEG_FORMATS:  # Pillow notices most missing ends, but not all
+        if image.format in JPEG_FORMATS:
             file.seek(0)
-            if not has_end(file.read()):
-                raise ImageError(CUT_SHORT)
+            pixels = decode_jpeg(file.read(), image.mode, None, on_damage)
+            if pixels is not None:
+                return _as_image(pixels, image)
+        image.load()
+        report_damage(image, file, on_damage)
+    return image
+
+
+def report_damage(image: Image.Image, file: BinaryIO, on_damage: Callable[[str], None]) -> None:
+    """Call ``on_damage`` if there is damage of which the decoder of an image says nothing."""
+    if image.format in FIND_DAMAGE:
+        file.seek(0)
+        damage = FIND_DAMAGE[image.format](file)
+        if damage is not None:
+            on_damage(damage)
+
+
+def _as_image(pixels: NDArray[np.uint8], header: Image.Image) -> Image.Image:
+    """Make an image of the pixels of a JPEG and its header."""
+    if header.mode == "CMYK":  # inverted, as Adobe writes it
+        pixels = 255 - pixels
+    image = Image.fromarray(pixels[..., 0] if header.mode == "L" else pixels, header.mode)
+    image.format, image.info = header.format, header.info
     return image
 
 

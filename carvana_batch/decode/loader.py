@@ -22,7 +22,7 @@ from carvana_batch.decode.workers import (
     is_lost_worker,
     workers_starting,
 )
-from carvana_batch.errors import ImageError
+from carvana_batch.errors import DamageError, ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -35,6 +35,8 @@ FULL_SHARED_MEMORY = (
     " through a pipe, which is slower; give a container more of it (--shm-size), or use fewer --workers"
 )
 
+ACCEPT_DAMAGE = "; --damaged accept masks what can be decoded"
+
 NO_MEMORY = "does not fit into the memory that is free"
 
 
@@ -46,11 +48,13 @@ class DecodeOptions:
         pixel_limit: most pixels of a photo.
         apply_exif: turn photos upright by their EXIF orientation, so that their masks are upright, too.
         timeout: kill a worker that spends longer than this on one photo, in seconds.
+        accept_damage: decode damaged photos as far as possible, and note it, instead of refusing them.
     """
 
     pixel_limit: int
     apply_exif: bool
     timeout: float = DEFAULT_DECODE_TIMEOUT
+    accept_damage: bool = False
 
 
 class _Decoded(NamedTuple):
@@ -64,6 +68,7 @@ class _Decoded(NamedTuple):
         seconds: time that decoding took.
         orientation: the EXIF orientation of the pixels, 1 to 8.
         notes: what the user should know about the photo.
+        damage: why the photo is damaged; "" if it is not, or is refused.
     """
 
     photo_index: int
@@ -73,6 +78,7 @@ class _Decoded(NamedTuple):
     seconds: float
     orientation: int
     notes: tuple[Note, ...]
+    damage: str
 
 
 class _Decoding(Dataset[_Decoded]):
@@ -98,21 +104,26 @@ class _Decoding(Dataset[_Decoded]):
         result: InSlot | NDArray[np.uint8] | Failure
         orientation = UPRIGHT
         notes: tuple[Note, ...] = ()
+        damage = ""
         try:
             image = decode_image(
                 path,
                 pixel_limit=self.options.pixel_limit,
                 apply_exif=self.options.apply_exif,
                 find_room=self.memory.find_room,
+                accept_damage=self.options.accept_damage,
             )
             result, orientation, notes = self.memory.put(image.pixels), image.orientation, image.notes
+            damage = image.damage
         except ImageError as error:
             reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
+            if isinstance(error, DamageError):
+                reason += ACCEPT_DAMAGE
             result = Failure.of(ref, "decode", reason)
         except MemoryError:
             result = Failure.of(ref, "decode", NO_MEMORY)
         seconds = time.perf_counter() - start
-        return _Decoded(index, result, size, changed, seconds, orientation, notes)
+        return _Decoded(index, result, size, changed, seconds, orientation, notes, damage)
 
 
 def _unchanged(decoded: Any) -> Any:
@@ -242,4 +253,12 @@ class PhotoLoader:
                 return Failure.of(ref, "decode", NO_MEMORY)
         elif self.workers and not self.warnings:
             self.warnings.append(FULL_SHARED_MEMORY)
-        return Photo(ref, pixels, decoded.orientation, decoded.file_bytes, decoded.file_time, decoded.notes)
+        return Photo(
+            ref,
+            pixels,
+            decoded.orientation,
+            decoded.file_bytes,
+            decoded.file_time,
+            decoded.notes,
+            decoded.damage,
+        )

@@ -17,20 +17,17 @@ from carvana_batch.decode.image_file import (
     decode_pixels,
     open_image_file,
     read_header,
+    refuse_damage,
+    report_damage,
     without_metadata_warnings,
 )
-from carvana_batch.decode.jpeg_markers import has_end
+from carvana_batch.decode.jpeg import decode_jpeg
 from carvana_batch.decode.pixels import NOTES, ORIENTATION, PAGES, SIGNIFICANT_BITS, scale_to_eight_bits
 from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_by_libpng
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
 from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, turn
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
 
 
 class DecodedImage(NamedTuple):
@@ -40,11 +37,13 @@ class DecodedImage(NamedTuple):
         pixels: (H, W, 3) uint8, RGB, C-contiguous and writable.
         orientation: the EXIF orientation of the pixels, 1 to 8.
         notes: what the user should know about it.
+        damage: why the photo is damaged; "" if it is not.
     """
 
     pixels: NDArray[np.uint8]
     orientation: int = UPRIGHT
     notes: tuple[Note, ...] = ()
+    damage: str = ""
 
     @property
     def layout(self) -> Layout:
@@ -66,6 +65,7 @@ def decode_image(
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
     apply_exif: bool = False,
     find_room: Callable[[int], NDArray[np.uint8] | None] | None = None,
+    accept_damage: bool = False,
 ) -> DecodedImage:
     """Decode a photo.
 
@@ -75,25 +75,26 @@ def decode_image(
     if all fit into 14. Floating-point TIFFs must contain values from 0 to 1. The pictures of HEIC, AVIF and
     JPEG XL are turned as they are meant to be seen in any case.
 
-    Colour JPEGs are decoded by simplejpeg if it is installed, which gives the same pixels as Pillow in half
-    the time.
-
     Args:
         path: the file.
         pixel_limit: most pixels that the photo may have.
         apply_exif: turn the photo upright by its orientation, instead of keeping the stored pixel grid.
         find_room: returns uint8 memory for a number of bytes, or None. It may be overwritten, and the
             result may be a view of it.
+        accept_damage: return the pixels of a damaged photo that can be decoded, and the damage.
 
     Raises:
         ImageError: the file cannot be decoded, or has more than ``pixel_limit`` pixels.
+        DamageError: the photo is damaged, although pixels can be decoded, and ``accept_damage`` is false.
     """
+    damage: list[str] = []
+    on_damage = damage.append if accept_damage else refuse_damage
     with open_image_file(path) as file:
-        image = read_header(file, pixel_limit)
+        image = read_header(file, pixel_limit, on_damage)
         notes: list[Note] = []
-        pixels = _decode_colour_jpeg(image, file, find_room)
+        pixels = _decode_colour_jpeg(image, file, find_room, on_damage)
         if pixels is None:
-            decoded = _decode_difficult_png(image, file) or decode_pixels(image, file)
+            decoded = _decode_difficult_png(image, file, on_damage) or decode_pixels(image, file, on_damage)
             notes.extend(decoded.info.get(NOTES, ()))
             pixels = _to_rgb(decoded)
         orientation = _orientation(image)
@@ -101,9 +102,12 @@ def decode_image(
             notes.append(Note.TURNED_WITH_MASK if apply_exif else Note.TURNED)
         if _has_further_pages(image):
             notes.append(Note.FIRST_PAGE)
+        if damage:
+            notes.append(Note.DAMAGED)
         if apply_exif:
             pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
-        return DecodedImage(pixels, orientation, tuple(notes))
+        reason = damage[0].removeprefix("is ").removeprefix("damaged: ") if damage else ""
+        return DecodedImage(pixels, orientation, tuple(notes), reason)
 
 
 def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout:
@@ -118,25 +122,22 @@ def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout
 
 
 def _decode_colour_jpeg(
-    image: Image.Image, file: BinaryIO, find_room: Callable[[int], NDArray[np.uint8] | None] | None
+    image: Image.Image,
+    file: BinaryIO,
+    find_room: Callable[[int], NDArray[np.uint8] | None] | None,
+    on_damage: Callable[[str], None],
 ) -> NDArray[np.uint8] | None:
-    """Decode a colour JPEG with simplejpeg; None if Pillow has to decode the file or report its damage."""
-    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
+    """Decode a colour JPEG without the detour of a Pillow image; None if it is something else."""
+    if image.format not in JPEG_FORMATS or image.mode != "RGB":
         return None
     file.seek(0)
-    content = file.read()
-    if not has_end(content):
-        return None
     room = None if find_room is None else find_room(3 * image.width * image.height)
-    try:
-        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
-            content, colorspace="RGB", strict=True, buffer=room
-        )
-    except (RuntimeError, ValueError):
-        return None
+    return decode_jpeg(file.read(), image.mode, room, on_damage)
 
 
-def _decode_difficult_png(image: Image.Image, file: BinaryIO) -> Image.Image | None:
+def _decode_difficult_png(
+    image: Image.Image, file: BinaryIO, on_damage: Callable[[str], None]
+) -> Image.Image | None:
     """Decode a PNG with 16 bits or with a transparent colour; None for all other images."""
     if image.format != "PNG" or image.mode == "P":
         return None
@@ -144,7 +145,9 @@ def _decode_difficult_png(image: Image.Image, file: BinaryIO) -> Image.Image | N
     if file.read(1) != b"\x10" and "transparency" not in image.info:
         return None
     with damage_as_image_error():
-        return decode_by_libpng(file)
+        decoded = decode_by_libpng(file)
+    report_damage(image, file, on_damage)
+    return decoded
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, PREDICTOR
 
+from carvana_batch.decode.jpeg import CUT_SHORT
 from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import (
     NOTES,
@@ -27,6 +29,7 @@ from carvana_batch.decode.pixels import (
     significant_bits,
     to_image,
 )
+from carvana_batch.decode.tiff_damage import find_damage, is_cut_short, join_tables, read_segments
 from carvana_batch.decode.tiff_tags import (
     JPEG_IN_TIFF,
     PHOTOMETRIC_TAG,
@@ -80,12 +83,13 @@ LZW_OFFSETS = np.cumsum(LZW_WIDTHS) - LZW_WIDTHS
 """Bit offsets of these codes."""
 
 
-def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
+def decode_tiff(file: BinaryIO, pixel_limit: int, on_damage: Callable[[str], None]) -> Image.Image:
     """Decode the first page.
 
     Args:
         file: an open TIFF.
         pixel_limit: most pixels that the page may have.
+        on_damage: called with the reason if the page is damaged, but pixels can be decoded.
 
     Returns:
         An image of mode L, I;16, P, RGB, RGBA, RGBa or CMYK, with its orientation tag, and with ``PAGES`` and
@@ -101,11 +105,15 @@ def decode_tiff(file: BinaryIO, pixel_limit: int) -> Image.Image:
         page.photometric = colour_model(page)
         if page.compression not in PREDICTED:  # as in libtiff
             page.predictor = PREDICTOR.NONE
-        _check_tiff(page, os.fstat(file.fileno()).st_size, pixel_limit)
+        file_size = os.fstat(file.fileno()).st_size
+        _check_tiff(page, file_size, pixel_limit)
         if page.compression == COMPRESSION.LZW:
             _check_lzw(page, file)
         if page.compression in JPEG_IN_TIFF:
             _check_jpeg(page, file)
+        damage = find_damage(page, file, file_size)
+        if damage is not None:
+            on_damage(damage)
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, H, W, samples)
         colormap = page.colormap
         orientation = page.tags.valueof(ORIENTATION, default=1)
@@ -160,8 +168,8 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
         raise ImageError("is damaged: parts of the picture are missing")
-    if any(offset + count > file_size for offset, count in segments):
-        raise ImageError("is cut short: the file ends before the picture does")
+    if is_cut_short(page, file_size):
+        raise ImageError(CUT_SHORT)
 
 
 def _check_jpeg(page: tifffile.TiffPage, file: BinaryIO) -> None:
@@ -173,9 +181,8 @@ def _check_jpeg(page: tifffile.TiffPage, file: BinaryIO) -> None:
     max_width, max_height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
     if page.is_tiled:
         max_width, max_height = page.tilewidth, page.tilelength
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-        file.seek(offset)
-        size = jpeg_size((page.jpegheader or b"") + file.read(count))
+    for data in read_segments(page, file):
+        size = jpeg_size(join_tables(page, data))
         if size is None:
             raise ImageError("is damaged or cut short: a part of it has no size")
         if size[0] > max_width or size[1] > max_height:
@@ -191,12 +198,9 @@ def _check_lzw(page: tifffile.TiffPage, file: BinaryIO) -> None:
     Raises:
         ImageError: a strip or tile contains such data.
     """
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-        file.seek(offset)
-        data = file.read(count)
-        if page.fillorder == 2:
-            data = bytes(imagecodecs.bitorder_decode(data))
-        if _crashes_imagecodecs(data):
+    for data in read_segments(page, file):
+        codes = bytes(imagecodecs.bitorder_decode(data)) if page.fillorder == 2 else data
+        if _crashes_imagecodecs(codes):
             raise ImageError("is damaged, or has LZW compression of a kind that is no longer used")
 
 

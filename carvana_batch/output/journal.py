@@ -32,6 +32,7 @@ class Entry:
         stage: what failed, "" if nothing did.
         reason: of the failure, or why there is no Dice.
         notes: on the photo, if it was masked.
+        damage: how the photo is damaged, if it was masked nevertheless.
         committed: when the line was written in ns, which gives the order of lines in several journals.
     """
 
@@ -48,6 +49,7 @@ class Entry:
     stage: str = ""
     reason: str = ""
     notes: tuple[Note, ...] = ()
+    damage: str = ""
     committed: int = field(default=0, compare=False)
 
     @property
@@ -106,7 +108,7 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
 
 def _is_sound(entry: Entry) -> bool:
     """Whether all values have the right types and ranges; another program may have written anything."""
-    texts = (entry.key, entry.source, entry.stage, entry.reason)
+    texts = (entry.key, entry.source, entry.stage, entry.reason, entry.damage)
     sizes = (entry.source_bytes, entry.width, entry.height, entry.mask_bytes)
     times = (entry.source_time, entry.committed)
     shares = (entry.car_share, entry.expected_dice, entry.dice)

@@ -207,6 +207,10 @@ class RunReport:
             json.dump(self.describe(), file, indent=2)
 
 
+def _describe(note: Note, entry: Entry) -> str:
+    return f"{note}: {entry.damage}" if note is Note.DAMAGED and entry.damage else note
+
+
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
@@ -232,7 +236,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
                     entry.height or "",
                     entry.stage,
                     defuse_formula(entry.reason),
-                    "; ".join(entry.notes),
+                    "; ".join(_describe(note, entry) for note in entry.notes),
                 ),
             )
 

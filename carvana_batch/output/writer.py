@@ -102,6 +102,7 @@ class MaskWriter:
             mask_bytes=len(content),
             reason=compared.reason,
             notes=photo.notes + compared.notes,
+            damage=photo.damage,
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)

@@ -1,0 +1,126 @@
+"""Find damage in PNG, WebP, GIF and BMP files that Pillow passes over without an error.
+
+The files are open, at their start.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import imagecodecs
+from PIL import Image
+
+CRITICAL_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT"}
+
+LEFT_OVER = "is damaged: its picture data are corrupt, as the picture is whole before they end"
+
+CUT_OFF = 6
+"""Bytes that are taken from the end of compressed data, to see whether they are needed."""
+
+
+def find_png_damage(file: BinaryIO) -> str | None:
+    """Return why a PNG is damaged, or None; Pillow only checks some of the checksums."""
+    content = file.read()
+    offset = 8
+    while offset + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, offset)
+        if kind == b"IEND":
+            break
+        end = offset + 8 + length
+        if (
+            kind in CRITICAL_PNG_CHUNKS
+            and zlib.crc32(content[offset + 4 : end]).to_bytes(4) != content[end : end + 4]
+        ):
+            return "is damaged: a checksum of its picture data is wrong"
+        offset = end + 4
+    return None
+
+
+def find_webp_damage(file: BinaryIO) -> str | None:
+    """Return why a WebP is damaged, or None.
+
+    The coded data of damaged pictures usually end too late, which libwebp does not report: it then decodes
+    them even without their last bytes. Animations are not checked.
+    """
+    for kind, data in _riff_chunks(file.read()):
+        if kind in {b"VP8 ", b"VP8L"}:
+            shortened = _webp(kind, data[:-CUT_OFF])
+            try:
+                imagecodecs.webp_decode(shortened)
+            except RuntimeError:
+                return None
+            return LEFT_OVER
+    return None
+
+
+def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    offset = 12
+    while offset + 8 <= len(content):
+        kind, length = struct.unpack_from("<4sI", content, offset)
+        yield kind, content[offset + 8 : offset + 8 + length]
+        offset += 8 + length + (length & 1)
+
+
+def _webp(kind: bytes, data: bytes) -> bytes:
+    padded = data + bytes(len(data) & 1)
+    return b"RIFF" + struct.pack("<I4s4sI", 12 + len(padded), b"WEBP", kind, len(data)) + padded
+
+
+def find_bmp_damage(file: BinaryIO) -> str | None:
+    """Return why an uncompressed BMP is damaged, or None: its pixels have a known size."""
+    start, header, width, height, _, bits, compression = struct.unpack("<10xIIiiHHI", file.read(34))
+    if header < 40 or compression not in {0, 3}:
+        return None
+    file.seek(start + (width * bits + 31) // 32 * 4 * abs(height))
+    rest = file.read()
+    if rest.strip(b"\0"):
+        return f"is damaged: it has {len(rest):,} bytes more than its header says"
+    return None
+
+
+def find_gif_damage(file: BinaryIO) -> str | None:
+    """Return why the first frame of a GIF is damaged, or None: it must not decode without its last codes."""
+    content = file.read()
+    data = _find_gif_data(content)
+    if data is None:
+        return None
+    start, blocks = data
+    codes = b"".join(blocks)[:-CUT_OFF]
+    parts = [codes[offset : offset + 255] for offset in range(0, len(codes), 255)]
+    shortened = content[:start] + b"".join(bytes([len(part)]) + part for part in parts) + b"\0;"
+    try:
+        with Image.open(io.BytesIO(shortened), formats=["GIF"]) as image:
+            image.load()
+    except (EOFError, OSError, SyntaxError, ValueError):
+        return None
+    return LEFT_OVER
+
+
+def _find_gif_data(content: bytes) -> tuple[int, list[bytes]] | None:
+    """Return where the coded data of the first frame start, and their blocks."""
+    offset = 13 + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)
+    while offset + 10 < len(content):
+        if content[offset] == 0x21:  # an extension
+            offset = _skip_blocks(content, offset + 2, [])
+        elif content[offset] == 0x2C:
+            flags = content[offset + 9]
+            start = offset + 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+            blocks: list[bytes] = []
+            _skip_blocks(content, start, blocks)
+            return start, blocks
+        else:
+            return None
+    return None
+
+
+def _skip_blocks(content: bytes, offset: int, blocks: list[bytes]) -> int:
+    """Append the blocks from an offset on to a list, and return the offset after them."""
+    while offset < len(content) and content[offset]:
+        end = offset + 1 + content[offset]
+        blocks.append(content[offset + 1 : end])
+        offset = end
+    return offset + 1

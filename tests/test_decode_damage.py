@@ -1,0 +1,154 @@
+"""Damage of PNG, WebP, GIF, BMP and TIFF that decoders pass over is found, and sound files have none."""
+
+import io
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from carvana_batch.decode.damage import find_bmp_damage, find_gif_damage, find_png_damage, find_webp_damage
+from carvana_batch.decode.photo import decode_image, read_image
+from carvana_batch.errors import DamageError, ImageError
+from carvana_batch.masks.read import read_mask
+from carvana_batch.notes import Note
+
+COARSE = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+PHOTO = Image.fromarray(COARSE).resize((160, 120), Image.Resampling.BICUBIC)
+FLAT = Image.new("RGB", (160, 120), "white")
+NOISE = np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+
+def saved(image_format, image=PHOTO, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def damage(find, content):
+    return find(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("image", [PHOTO, FLAT, PHOTO.convert("L"), PHOTO.resize((3, 1))])
+def test_sound_files_have_no_damage(image):
+    two = {"save_all": True, "append_images": [image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]}
+    alpha = image.convert("RGBA")
+    alpha.putalpha(image.convert("L"))
+    for options in ({}, {"optimize": True}, {"compress_level": 0}, two):
+        assert damage(find_png_damage, saved("PNG", image, **options)) is None
+    for options in ({"quality": 1}, {"quality": 100, "method": 6}, {"lossless": True}, two):
+        assert damage(find_webp_damage, saved("WEBP", image, **options)) is None
+    for options in ({"quality": 80}, {"lossless": True}):
+        assert damage(find_webp_damage, saved("WEBP", alpha, **options)) is None
+    for options in ({}, {"interlace": 0}, two):
+        assert damage(find_gif_damage, saved("GIF", image, **options)) is None
+    for mode in ("RGB", "L", "1", "P", "RGBA"):
+        content = saved("BMP", image.convert(mode))
+        assert damage(find_bmp_damage, content) is None
+        assert damage(find_bmp_damage, content + bytes(2)) is None  # some programs write these
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"lossless": True}])
+def test_zeros_in_a_webp(tmp_path, options):
+    content = saved("WEBP", **options)
+    half = len(content) // 2
+    (tmp_path / "a.webp").write_bytes(content[:half] + bytes(700) + content[half + 700 :])
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(tmp_path / "a.webp")
+
+
+def test_checksums_of_a_png(tmp_path):
+    """A deflate stream whose damage is beyond the rows that Pillow reads, and one whose checksum is wrong."""
+    content = bytearray(saved("PNG"))
+    end = content.rindex(b"IEND") - 8
+    content[end] ^= 1
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DamageError, match="a checksum of its picture data is wrong"):
+        read_image(tmp_path / "a.png")
+    assert decode_image(tmp_path / "a.png", accept_damage=True).notes == (Note.DAMAGED,)
+    mask = bytearray(saved("PNG", FLAT.convert("L")))
+    mask[mask.rindex(b"IEND") - 8] ^= 1
+    (tmp_path / "mask.png").write_bytes(mask)
+    with pytest.raises(DamageError, match="a checksum"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_bytes_inserted_into_a_bmp(tmp_path):
+    content = saved("BMP")
+    (tmp_path / "a.bmp").write_bytes(content[:5000] + b"inserted" + content[5000:])
+    with pytest.raises(DamageError, match="it has 8 bytes more than its header says"):
+        read_image(tmp_path / "a.bmp")
+
+
+def test_codes_left_over_in_a_gif():
+    """A clear code in the middle makes the codes after it shorter, as another picture would."""
+    content = saved("GIF", PHOTO.convert("L"))
+    lower = bytearray(content)
+    screen = lower.index(b"\x2c", 13 + 3 * 256)
+    lower[screen + 7 : screen + 9] = (100).to_bytes(2, "little")  # 20 rows fewer than there are codes for
+    assert damage(find_gif_damage, bytes(lower)) is not None
+    assert damage(find_gif_damage, content) is None
+
+
+@pytest.mark.parametrize("compression", ["lzw", "packbits"])
+def test_tiff_strips_of_another_size_than_the_picture(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, NOISE, photometric="rgb", compression=compression, rowsperstrip=16)
+    np.testing.assert_array_equal(read_image(path), NOISE)
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages.first.dataoffsets[1], tiff.pages.first.databytecounts[1]
+    encode = {"lzw": imagecodecs.lzw_encode, "packbits": imagecodecs.packbits_encode}[compression]
+    longer = encode(bytes(16 * 64 * 3 + 100)).ljust(count, b"\0")
+    content = path.read_bytes()
+    path.write_bytes(content[:offset] + longer + content[offset + count :])
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("options", [{"tile": (64, 64)}, {"rowsperstrip": 32}])
+def test_jpeg_damage_in_a_tiff(tmp_path, options):
+    path = tmp_path / "a.tif"
+    pixels = np.asarray(PHOTO.resize((192, 128)))
+    tifffile.imwrite(path, pixels, photometric="ycbcr", compression="jpeg", **options)
+    assert decode_image(path).damage == ""
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages.first.dataoffsets[1], tiff.pages.first.databytecounts[1]
+    content = path.read_bytes()
+    middle = offset + count // 2
+    path.write_bytes(content[:middle] + bytes(300) + content[middle + 300 :])
+    with pytest.raises(DamageError, match="its picture data are corrupt"):
+        read_image(path)
+    image = decode_image(path, accept_damage=True)
+    assert image.notes == (Note.DAMAGED,)
+    assert image.pixels.shape == pixels.shape
+
+
+def test_text_mode_in_an_uncompressed_tiff(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, NOISE, photometric="rgb")
+    content = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        start = tiff.pages.first.dataoffsets[0]
+    assert b"\n" not in content[:start]  # the header stays as it is
+    path.write_bytes(content.replace(b"\n", b"\r\n"))
+    with pytest.raises(DamageError, match="text mode"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "jpeg"])
+def test_a_last_byte_count_that_is_too_large_is_harmless(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, NOISE, photometric="rgb", compression=compression)
+    expected, content = read_image(path), path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags["StripByteCounts"]
+        count, offset = tag.value[0], tag.valueoffset
+    size = {3: 2, 4: 4}[tag.dtype]
+    path.write_bytes(content[:offset] + (count + 5000).to_bytes(size, "little") + content[offset + size :])
+    np.testing.assert_array_equal(read_image(path), expected)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError, match=r"cut short|damaged"):
+        read_image(path)

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from carvana_batch.decode.jpeg import find_damage
+from carvana_batch.decode.jpeg_markers import read_segments
 from carvana_batch.decode.photo import decode_image, read_image
-from carvana_batch.errors import DamageError
+from carvana_batch.errors import DamageError, ImageError
 from carvana_batch.masks.read import read_mask
 from carvana_batch.notes import Note
 
@@ -163,3 +164,46 @@ def test_zeros_that_the_decoder_does_not_notice_are_refused():
         "is damaged: a part of its picture data has been replaced by zeros"
     )
     assert find_damage(jpeg(), is_clean=True) is None
+
+
+def with_separate_scans(horizontal):
+    """A JPEG with a scan for each component; chroma is ``horizontal`` times as coarse in x.
+
+    Neither Pillow nor simplejpeg writes such files, so it is put together from three grey ones.
+    """
+    size = (320 // horizontal, 240)
+    planes = [
+        plane if number == 0 else plane.resize(size)
+        for number, plane in enumerate(PHOTO.convert("YCbCr").split())
+    ]
+    greys = [list(read_segments(jpeg(plane))) for plane in planes]
+    parts = [b"\xff\xd8"]
+    for marker, body, _ in greys[0]:
+        if marker == 0xC0:
+            factors = [(1, 16 * horizontal + 1), (2, 0x11), (3, 0x11)]
+            body = body[:5] + b"\3" + b"".join(bytes([id_, factor, 0]) for id_, factor in factors)
+        if marker not in {0xDA, 0xD9}:
+            parts.append(segment(marker, body))
+    for id_, segments in enumerate(greys, 1):
+        (data,) = (rest for marker, _, rest in segments if marker == 0xDA)
+        parts.append(segment(0xDA, bytes([1, id_, 0, 0, 63, 0])) + data)
+    return b"".join([*parts, b"\xff\xd9"])
+
+
+@pytest.mark.parametrize("horizontal", [1, 2, 3])
+def test_scans_for_each_component(tmp_path, horizontal):
+    """libjpeg-turbo's own interface refuses a factor of 3; Pillow and the headers of the scans have to do."""
+    path = tmp_path / "a.jpg"
+    content = with_separate_scans(horizontal)
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path), np.asarray(image))
+    last = content.rindex(b"\xff\xda")
+    for damaged in (
+        content[:last] + b"\xff\xd9",
+        content[: last // 2] + bytes(900) + content[last // 2 + 900 :],
+        content[: last // 2],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError, match=r"is damaged|is cut short"):
+            read_image(path)

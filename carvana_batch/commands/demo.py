@@ -34,7 +34,7 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
     from carvana_batch.demo import iter_write_photos
 
     images, masks, out = folder / "images", folder / "masks", folder / "out"
-    _clear(folder, images, masks)
+    _clear(folder, images, masks, out)
     click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
     drawn = iter_write_photos(folder, count=photos, seed=seed)
     quiet = not sys.stderr.isatty()
@@ -64,9 +64,10 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
         click.echo(f"  {shown(path):<26} {what}")
 
 
-def _clear(folder: Path, images: Path, masks: Path) -> None:
-    """Make the folder, and remove what an earlier demo drew; nothing that lies in any other folder."""
-    from carvana_batch.files import check_out_folder
+def _clear(folder: Path, images: Path, masks: Path, out: Path) -> None:
+    """Make the folder, and remove what an earlier demo drew and masked; nothing else."""
+    from carvana_batch.files import check_out_folder, remove_file
+    from carvana_batch.output.paths import OutPaths
 
     check_out_folder(folder)
     marker = folder / MARKER
@@ -75,6 +76,7 @@ def _clear(folder: Path, images: Path, masks: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()  # it lists what is drawn from now on
     for name in marker.read_text(encoding="ascii").split():
-        (images / f"{name}.jpg").unlink(missing_ok=True)
-        (masks / f"{name}_mask.gif").unlink(missing_ok=True)
+        drawn = (images / f"{name}.jpg", masks / f"{name}_mask.gif")
+        for path in (*drawn, *OutPaths(out).of_photo(name)):  # predict --overwrite would keep these masks
+            remove_file(path)
     marker.write_text("", encoding="ascii")

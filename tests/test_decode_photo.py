@@ -798,7 +798,7 @@ def test_wrong_checksums_of_png_pixels_are_refused(tmp_path: Path) -> None:
     start = data.index(b"IDAT")
     end = start + 4 + int.from_bytes(data[start - 4 : start])
     (tmp_path / "a.png").write_bytes(data[:end] + bytes(4) + data[end + 4 :])
-    assert reason(tmp_path / "a.png") == "is damaged: its IDAT chunk has a wrong checksum"
+    assert reason(tmp_path / "a.png").startswith("is damaged: a checksum of its picture data is wrong")
     (tmp_path / "b.png").write_bytes(png_with(png_chunk(b"CgBI", bytes(4))))
     assert reason(tmp_path / "b.png") == "is damaged, or contains more than the PNG standard allows"
 

@@ -46,9 +46,10 @@ def without_metadata(file: BinaryIO) -> io.BytesIO:
     colour_type = -1
     has_pixels = False
     for kind, data, checksum in _chunks(file):
-        is_sound = zlib.crc32(data, zlib.crc32(kind)) == checksum
+        right_checksum = zlib.crc32(data, zlib.crc32(kind))
+        is_sound = right_checksum == checksum
         if kind in PICTURE_CHUNKS:
-            if not is_sound:
+            if not is_sound and kind != b"IDAT":  # find_png_damage reports wrong ones of picture data
                 raise ImageError(f"is damaged: its {kind.decode()} chunk has a wrong checksum")
             if kind == b"IHDR":
                 colour_type = data[9]
@@ -57,7 +58,7 @@ def without_metadata(file: BinaryIO) -> io.BytesIO:
             continue
         kept.write(struct.pack(">I", len(data)) + kind)
         kept.write(data)
-        kept.write(struct.pack(">I", checksum))
+        kept.write(struct.pack(">I", right_checksum))
     kept.seek(0)
     return kept
 

@@ -794,11 +794,16 @@ def test_orientations_in_any_png_chunk_are_kept(tmp_path: Path, place: str) -> N
 
 
 def test_wrong_checksums_of_png_pixels_are_refused(tmp_path: Path) -> None:
-    data = png_with()
-    start = data.index(b"IDAT")
-    end = start + 4 + int.from_bytes(data[start - 4 : start])
-    (tmp_path / "a.png").write_bytes(data[:end] + bytes(4) + data[end + 4 :])
-    assert reason(tmp_path / "a.png").startswith("is damaged: a checksum of its picture data is wrong")
+    rows = b"".join(b"\0" + row.tobytes() for row in RGB.astype(">u2") * 257)
+    for data in (png_with(), png(WIDTH, HEIGHT, 16, 2, rows)):  # decoded by Pillow and by libpng
+        for kind in (b"IHDR", b"IDAT"):
+            start = data.index(kind)
+            end = start + 4 + int.from_bytes(data[start - 4 : start])
+            (tmp_path / "a.png").write_bytes(data[:end] + bytes(4) + data[end + 4 :])
+            assert reason(tmp_path / "a.png") == "is damaged: a checksum of its picture data is wrong"
+            accepted = decode_image(tmp_path / "a.png", accept_damage=True)
+            np.testing.assert_array_equal(accepted.pixels, RGB)
+            assert accepted.notes == (Note.DAMAGED,)
     (tmp_path / "b.png").write_bytes(png_with(png_chunk(b"CgBI", bytes(4))))
     assert reason(tmp_path / "b.png") == "is damaged, or contains more than the PNG standard allows"
 

@@ -38,27 +38,27 @@ LONGEST_TEXT = 1 << 20
 def without_metadata(file: BinaryIO) -> io.BytesIO:
     """Return a PNG without all chunks that its picture and orientation do not need.
 
+    Wrong checksums of the picture are put right, so that its decoder does not stop there; whoever decodes it
+    has to look for such damage in the file itself.
+
     Raises:
-        ImageError: the file ends within a chunk, or a chunk of the picture is damaged.
+        ImageError: the file ends within a chunk, or it has unknown chunks that the picture needs.
     """
     kept = io.BytesIO()
     kept.write(SIGNATURE)
     colour_type = -1
     has_pixels = False
     for kind, data, checksum in _chunks(file):
-        right_checksum = zlib.crc32(data, zlib.crc32(kind))
-        is_sound = right_checksum == checksum
+        true_checksum = zlib.crc32(data, zlib.crc32(kind))
         if kind in PICTURE_CHUNKS:
-            if not is_sound and kind != b"IDAT":  # find_png_damage reports wrong ones of picture data
-                raise ImageError(f"is damaged: its {kind.decode()} chunk has a wrong checksum")
             if kind == b"IHDR":
                 colour_type = data[9]
             has_pixels = has_pixels or kind == b"IDAT"
-        elif not is_sound or not _is_useful(kind, data, colour_type, has_pixels):
+        elif checksum != true_checksum or not _is_useful(kind, data, colour_type, has_pixels):
             continue
         kept.write(struct.pack(">I", len(data)) + kind)
         kept.write(data)
-        kept.write(struct.pack(">I", right_checksum))
+        kept.write(struct.pack(">I", true_checksum))
     kept.seek(0)
     return kept
 

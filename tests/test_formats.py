@@ -1,4 +1,4 @@
-"""docs/formats.md: how each kind of photo is read, by reading one of each.
+"""docs/formats.md: how each kind of photo and mask is read, by reading one of each.
 
 ``python tests/test_formats.py`` writes the document; the test fails if it differs from what is written.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import imagecodecs
 import numpy as np
 import tifffile
+from mask_kinds import KINDS, check_kind, table_rows
 from numpy.typing import NDArray
 from PIL import Image
 from test_decode_phone_formats import ENCODERS, SMOOTH, deep_avif, deep_heic, exif_of, pillow_heif, saved
@@ -76,7 +77,11 @@ turned; EXIF is ignored there.
 MASKS = """
 ## Masks
 
-`submit` and `score` read masks from PNG, GIF, TIFF and JPEG files.
+`score`, `submit`, `train` and `predict --gt` read masks from PNG, GIF, TIFF and JPEG files. Which of their
+two values is car is decided for all masks of a folder, by the majority; files with other values are named.
+
+| format | contents | how it is read |
+|---|---|---|
 """
 
 
@@ -348,7 +353,10 @@ def write_document(folder: Path) -> str:
     """The document; files are made in ``folder``."""
     lines = [describe(row, folder) for row in all_rows()]
     turns = list(describe_turns(folder))
-    return "\n".join([HEAD.rstrip(), *lines, TURNS.rstrip(), *turns, MASKS])
+    for number, kind in enumerate(KINDS):
+        check_kind(kind, folder / f"masks{number}")
+    parts = [HEAD.rstrip(), *lines, TURNS.rstrip(), *turns, MASKS.rstrip(), *table_rows(), ""]
+    return "\n".join(parts)
 
 
 def test_the_document_says_how_each_format_is_read(tmp_path: Path) -> None:

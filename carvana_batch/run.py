@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
-from carvana_batch.errors import CarvanaBatchError, ImageError
+from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.files import check_target, concerns_one_file
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inference.predictor import Predictor
@@ -36,6 +36,7 @@ from carvana_batch.output.writer import MaskWriter, Written, compare
 from carvana_batch.parallel import map_in_order
 from carvana_batch.stopping import StopFlag
 from carvana_batch.submission.write import write_rows
+from carvana_batch.text import shown
 from carvana_batch.values import Failure, ImageRef, Photo
 
 WRITER_THREADS = 2
@@ -135,13 +136,16 @@ def find_truth(options: Options) -> MaskFolder | None:
     """Find the true masks by the ``pairing_name`` of their id, and decide which of their values are car.
 
     Raises:
-        UsageError: there are no masks, or their values do not tell.
+        UsageError: there are no masks, their values do not tell, or none of them has a car.
     """
     if options.truth is None:
         return None
     found = find_masks(options.truth, advice=TRUTH_ADVICE)
     folder = MaskFolder(options.truth, {pairing_name(mask): path for mask, path in found.items()})
-    return folder.decide(options.car_values, options.ignored_values)
+    decided = folder.decide(options.car_values, options.ignored_values)
+    if decided.values.empty:
+        raise UsageError(f"None of the masks in --gt {shown(options.truth)} has a car. Give other ones.")
+    return decided
 
 
 class Run:

@@ -174,3 +174,13 @@ def test_label_maps_need_a_car_value(here):
     assert not (here / "s.csv").exists()
     assert submit("--size", "any", "-o", "s.csv", "--car-value", "7").exit_code == 0
     assert (here / "s.csv").read_text() == "img,rle_mask\na.jpg,2 2\n"
+
+
+def test_masks_without_any_car_are_an_error(here):
+    for name in ("a", "b"):
+        write_mask(here / "out" / f"{name}.png", [[0, 0]])
+    result = submit("--size", "any", "-o", "s.csv")
+    assert result.exit_code == 3
+    assert result.stderr == "Error: none of the masks in out has a car.\n"
+    assert "To hand it in" not in result.stdout
+    assert (here / "s.csv").read_text() == "img,rle_mask\na.jpg,\nb.jpg,\n"

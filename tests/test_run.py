@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from helpers import names_in, results_in, write_photo
+from helpers import names_in, results_in, write_mask, write_photo
 from PIL import Image
 
 from carvana_batch.decode import loader
@@ -402,6 +402,33 @@ def test_a_stopped_run_finishes_started_photos_and_is_resumed(predict, photos, t
 
 def test_a_signal_after_the_last_photo_changes_nothing(predict, photos, out):
     assert predict(photos, out, **stop_after(9)).exit_code == 0
+
+
+def test_true_masks_without_any_car_are_refused(predict, drawn, tmp_path, out):
+    for photo in (drawn / "images").iterdir():
+        write_mask(tmp_path / "empty" / f"{photo.stem}.png", [[0, 0]])
+    with pytest.raises(UsageError, match=r"None of the masks in --gt .*empty has a car"):
+        predict(drawn / "images", out, truth=tmp_path / "empty")
+    assert not out.exists()
+
+
+def test_true_masks_of_a_label_map(predict, drawn, tmp_path, out):
+    """The car has the value 7, and where 255 stands, nothing counts."""
+    for path in find_masks(drawn / "masks").values():
+        car = read_mask(path).to_bool()
+        labels = np.where(car, 7, 3).astype(np.uint8)
+        labels[:10] = 255
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{path.stem}.png")
+    options = {"truth": tmp_path / "labels", "car_values": (7,), "ignored_values": (255,)}
+    report = predict(drawn / "images", out, **options)
+    scores = compare_masks(out, tmp_path / "labels", car_values=(7,), ignored_values=(255,))
+    assert report.dice_summary["mean"] == pytest.approx(scores.summary.dice)
+    for row in scores.rows:
+        mask = read_mask(out / f"{row.image}.png").to_bool()
+        with Image.open(tmp_path / "labels" / f"{row.image}_mask.png") as labels:
+            car = np.asarray(labels) == 7
+        assert row.dice == 2 * (mask & car)[10:].sum() / (mask[10:].sum() + car.sum())
 
 
 def test_dice_is_that_of_the_score_command(predict, drawn, tmp_path, out):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from carvana_batch.commands.parameters import AnyMaskSize, car_value_option
+from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
 from carvana_batch.submission.write import write_submission
@@ -43,7 +44,9 @@ from carvana_batch.text import shown
 )
 @car_value_option("the masks")
 @click.option("--workers", type=click.IntRange(min=1), help="Masks read at a time.  [default: one a core]")
+@click.pass_context
 def command(
+    context: click.Context,
     masks: Path,
     output: Path,
     size: tuple[int, int] | None,
@@ -55,7 +58,8 @@ def command(
 
     MASKS is what predict wrote (default: out). The file appears whole or not at all, and the same masks
     always give the same bytes. With --sample, missing and surplus masks are refused. A mask that cannot be
-    read, or has another size, ends this with exit code 1. Nothing is uploaded.
+    read, or has another size, ends this with exit code 1. Exit code 3 if no mask has a car. Nothing is
+    uploaded.
     """
     state = read_run_state(masks)
     if state is not None:
@@ -87,6 +91,9 @@ def command(
     click.echo(f"empty masks  {summary.empty:,}{list_empty(summary)}")
     click.echo(f"size         {summary.bytes:,} bytes")
     click.echo(f"sha256       {summary.sha256}")
+    if summary.empty == summary.rows:
+        click.echo(f"Error: none of the masks in {shown(masks)} has a car.", err=True)
+        context.exit(EXIT_SOME_FAILED)
     click.echo()
     click.echo("To hand it in:")
     file = shlex.quote(shown(output))

@@ -80,6 +80,7 @@ class MaskValues:
         car: the value of car. If it is ``FULL`` and background is 0, a file may also be soft; it is then
             divided at half of the full value.
         soft: whether the folder has soft files, so that a file is soft, too, even if it has no full values.
+        empty: whether all files were examined, and none has any car.
         car_codes: if not empty, exactly these grey levels or palette indexes are car, and all others are
             background; the attributes above are then not used.
         ignored_codes: grey levels or palette indexes of pixels that are neither car nor background.
@@ -88,6 +89,7 @@ class MaskValues:
     background: Value = 0
     car: Value = FULL
     soft: bool = False
+    empty: bool = False
     car_codes: frozenset[int] = frozenset()
     ignored_codes: frozenset[int] = frozenset()
 
@@ -174,7 +176,7 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     if unclear:
         raise UndecidedError(f"they have {describe_values(example)}")
     if alone <= {0, FULL}:
-        return MaskValues(ignored_codes=ignored)
+        return MaskValues(empty=FULL not in alone, ignored_codes=ignored)
     if len(alone) == 2:
         background, car = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
         return MaskValues(background, car, ignored_codes=ignored)

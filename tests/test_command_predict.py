@@ -557,7 +557,7 @@ def test_true_masks_of_either_grid_are_compared(run, here, exif):
             first = rows
     assert rows == first
     for mask in (here / "true").iterdir():
-        Image.new("1", (7, 7)).save(mask)
+        Image.new("1", (7, 7), 1).save(mask)
     result = run("phone", "out", "--exif", exif, "--gt", "true")
     assert result.exit_code == 3
     assert "True masks" not in result.stdout

@@ -40,18 +40,18 @@ def test_the_misfit_is_the_number_of_differing_pixels(gaps_and_lengths, line):
 
 @pytest.mark.parametrize("size", [(160, 100), (100, 160), (120, 120), (1918, 1280)])
 def test_right_rows_fit(size):
-    assert find_misfit(rows_of([ellipse(*size, shift) for shift in range(5)], size)) is None
+    assert find_misfit(rows_of([ellipse(size[0], size[1], shift) for shift in range(5)], size)) is None
 
 
 @pytest.mark.parametrize("size", [(160, 100), (100, 160)])
 def test_rows_down_the_columns_are_recognised(size):
-    masks = [ellipse(*size, shift).T for shift in range(5)]
+    masks = [ellipse(size[0], size[1], shift).T for shift in range(5)]
     assert find_misfit(rows_of(masks, size)) == Misfit(size[1], columns=True, rows=5, judged=5)
 
 
 @pytest.mark.parametrize("true_size", [(80, 50), (81, 50), (120, 90), (90, 120), (150, 100)])
 def test_rows_of_another_width_are_recognised(true_size):
-    masks = [ellipse(*true_size, shift) for shift in range(5)]
+    masks = [ellipse(true_size[0], true_size[1], shift) for shift in range(5)]
     misfit = find_misfit(rows_of(masks))
     assert (misfit.line, misfit.columns, misfit.judged) == (true_size[0], False, 5)
 

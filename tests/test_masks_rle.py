@@ -249,5 +249,6 @@ def test_last_pixel(text, pixel):
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))))
 def test_rows_are_decoded_down_the_columns(mask):
     columns = rle.encode(mask.T)
-    np.testing.assert_array_equal(rle.decode(columns, *mask.shape, "columns"), mask)
-    np.testing.assert_array_equal(rle.decode_packed(columns, *mask.shape, "columns").to_bool(), mask)
+    height, width = mask.shape
+    np.testing.assert_array_equal(rle.decode(columns, height, width, "columns"), mask)
+    np.testing.assert_array_equal(rle.decode_packed(columns, height, width, "columns").to_bool(), mask)

@@ -426,8 +426,8 @@ def test_true_masks_of_a_label_map(predict, drawn, tmp_path, out):
     assert report.dice_summary["mean"] == pytest.approx(scores.summary.dice)
     for row in scores.rows:
         mask = read_mask(out / f"{row.image}.png").to_bool()
-        with Image.open(tmp_path / "labels" / f"{row.image}_mask.png") as labels:
-            car = np.asarray(labels) == 7
+        with Image.open(tmp_path / "labels" / f"{row.image}_mask.png") as image:
+            car = np.asarray(image) == 7
         assert row.dice == 2 * (mask & car)[10:].sum() / (mask[10:].sum() + car.sum())
 
 

@@ -38,7 +38,7 @@ from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.report import COLUMNS, RunReport, write_table
 from carvana_batch.output.rle_spool import RunLengthSpool
 from carvana_batch.output.status import read_run_state
-from carvana_batch.scoring.sources import open_masks
+from carvana_batch.scoring.sources import MaskRows, open_masks
 from carvana_batch.submission import table
 from carvana_batch.submission.table import read_rows
 from carvana_batch.submission.write import read_sample
@@ -216,6 +216,7 @@ def check_tables(folder, name, content):
         masks = open_masks(path, advice="")
     except UsageError:
         return
+    assert isinstance(masks, MaskRows)
     for image in masks.ids:
         try:
             mask = masks.read(image, (4, 3))

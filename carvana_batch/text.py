@@ -36,3 +36,8 @@ def list_names(what: str, names: Sequence[str]) -> str:
     if len(names) > NAMED:
         lines.append(f"  ... and {len(names) - NAMED:,} more")
     return "".join(f"\n{line}" for line in lines)
+
+
+def list_lines(lines: Sequence[str]) -> str:
+    """Join indented lines. None is left out, because all of them are needed to repair a folder."""
+    return "".join(f"\n  {line}" for line in lines)

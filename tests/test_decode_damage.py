@@ -1,6 +1,7 @@
 """Damage of PNG, WebP, GIF, BMP and TIFF that decoders pass over is found, and sound files have none."""
 
 import io
+import struct
 
 import imagecodecs
 import numpy as np
@@ -152,3 +153,32 @@ def test_a_last_byte_count_that_is_too_large_is_harmless(tmp_path, compression):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ImageError, match=r"cut short|damaged"):
         read_image(path)
+
+
+def test_a_profile_behind_the_pixels_of_a_bmp_is_no_damage(tmp_path):
+    """A header of version 5 says where the profile lies."""
+    pixels = PHOTO.tobytes("raw", "BGR")
+    width, height = PHOTO.size
+    stride = (3 * width + 3) // 4 * 4
+    rows = b"".join(
+        pixels[3 * width * row : 3 * width * (row + 1)].ljust(stride, b"\0")
+        for row in reversed(range(height))
+    )
+    header = struct.pack("<IiiHHIIiiII", 124, width, height, 1, 24, 0, len(rows), 0, 0, 0, 0)
+    for profile_offset, is_sound in ((124 + len(rows), True), (0, False)):
+        version_5 = header.ljust(112, b"\0") + struct.pack("<III", profile_offset, 400, 0)
+        content = struct.pack("<2sIHHI", b"BM", 138 + len(rows) + 400, 0, 0, 138) + version_5 + rows
+        (tmp_path / "a.bmp").write_bytes(content + b"p" * 400)
+        if is_sound:
+            np.testing.assert_array_equal(read_image(tmp_path / "a.bmp"), np.asarray(PHOTO))
+        else:
+            with pytest.raises(DamageError, match="400 bytes more"):
+                read_image(tmp_path / "a.bmp")
+
+
+def test_zeros_after_the_codes_of_a_gif_are_no_damage(tmp_path):
+    content = saved("GIF")
+    end = content.rindex(b"\0;")
+    (tmp_path / "a.gif").write_bytes(content[:end] + b"\x08" + bytes(8) + content[end:])
+    (tmp_path / "b.gif").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), read_image(tmp_path / "b.gif"))

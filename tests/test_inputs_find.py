@@ -421,6 +421,16 @@ def test_raw_files_beside_their_photo_are_passed_over(tmp_path: Path) -> None:
     assert found.ignored == {"raw files and other images beside a photo of the same name": 2}
 
 
+def test_only_photos_of_the_same_name_pass_over_others(tmp_path: Path) -> None:
+    make(tmp_path, "2024.jpg", "car.jpg")
+    (tmp_path / "2024.05").mkdir()
+    for name in ("2024.05/IMG", "car"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff\xe0")
+    found = find_images(tmp_path)
+    assert keys(found) == ["2024", "2024.05/IMG", "car"]
+    assert found.ignored == {"raw files and other images beside a photo of the same name": 1}
+
+
 def test_unknown_suffixes_are_told_by_first_bytes(tmp_path: Path) -> None:
     contents = {
         "jpeg": b"\xff\xd8\xff\xe0",

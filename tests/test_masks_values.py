@@ -12,6 +12,9 @@ from PIL import Image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.folder import MaskFolder
+from carvana_batch.masks.png import encode_mask
+from carvana_batch.masks.values import MOST_FILES, MaskPixels, decide
+from carvana_batch.values import PackedMask
 
 HEIGHT, WIDTH = 24, 40
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
@@ -204,3 +207,59 @@ def test_unusual_values_are_described(tmp_path):
     for name, car, expected in (("two", 2, "0 is background, 2 is car"), ("one", 1, ""), ("white", 255, "")):
         save_cars(tmp_path / name, 0, car)
         assert open_folder(tmp_path / name).values.unusual == expected
+
+
+@pytest.mark.parametrize("encode", ["png", "Pillow", "tif"])
+def test_one_bit_masks_whoever_wrote_them(tmp_path, encode):
+    """The ignored value 255 of the other files is not the white of a 1-bit file."""
+    save_cars(tmp_path / "in", 0, 1)
+    labels = np.where(car_of(0), 1, 0).astype(np.uint8)
+    labels[:3] = 255
+    save(tmp_path / "in" / "0.png", labels)
+    if encode == "png":
+        (tmp_path / "in" / "bits.png").write_bytes(encode_mask(PackedMask.from_bool(car_of(9))))
+    else:
+        path = tmp_path / "in" / ("bits.png" if encode == "Pillow" else "bits.tif")
+        Image.fromarray(car_of(9)).save(path)
+    mask = open_folder(tmp_path / "in", ignored=(255,)).read("bits")
+    np.testing.assert_array_equal(mask.to_bool(), car_of(9))
+    assert mask.ignored is None
+
+
+def test_a_large_unknown_area_in_a_soft_mask(tmp_path):
+    rows, columns = np.mgrid[:200, :300]
+    soft = np.clip(255 * (0.5 + (60 - np.hypot(rows - 100, columns - 150)) / 8), 0, 255).astype(np.uint8)
+    soft[40:160, 20:140] = 128
+    save(tmp_path / "in" / "a.png", soft)
+    mask = open_folder(tmp_path / "in", ignored=(128,)).read("a")
+    known = soft != 128
+    np.testing.assert_array_equal(mask.to_bool(), (soft > 127) & known)
+    np.testing.assert_array_equal(mask.ignored_to_bool(), ~known)
+
+
+def test_a_value_cannot_be_car_and_ignored(tmp_path):
+    save_cars(tmp_path / "in", 0, 255)
+    with pytest.raises(UsageError, match="The value 255 cannot be both car"):
+        open_folder(tmp_path / "in", car=(1, 255), ignored=(255,))
+
+
+def test_small_faint_soft_masks_in_a_soft_folder(tmp_path):
+    ramp = np.clip(255 * (0.5 + (COLUMNS - 20) / 24), 0, 255).astype(np.uint8)
+    for number in range(3):
+        save(tmp_path / "in" / f"{number}.png", ramp)
+    save(tmp_path / "in" / "faint.png", (COLUMNS % 10 * 9).astype(np.uint8))
+    assert not open_folder(tmp_path / "in").read("faint").to_bool().any()
+
+
+def test_no_more_files_are_examined_than_needed():
+    empty = MaskPixels(np.zeros((2, 2), np.uint8), {0: 0}, 255)
+    taken = []
+
+    def files():
+        for number in range(10**9):
+            taken.append(number)
+            yield empty
+
+    assert not decide(files()).empty
+    assert len(taken) == MOST_FILES
+    assert decide([empty] * 3).empty

@@ -244,6 +244,10 @@ def command(
         raise UsageError(
             "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT."
         )
+    if truth is None and (car_values or ignored_values):
+        raise UsageError(
+            "--car-value and --ignore-value are for the masks of --gt. Give --gt as well."
+        )
     options = Options(
         device=device,
         precision=precision,

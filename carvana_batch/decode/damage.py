@@ -18,6 +18,9 @@ CRITICAL_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT"}
 
 LEFT_OVER = "is damaged: its picture data are corrupt, as the picture is whole before they end"
 
+FILE_HEADER, V5_HEADER, V5_PROFILE = 14, 124, 112
+"""Sizes of the headers of a BMP, and the offset in the second one of where its colour profile is."""
+
 CUT_OFF = 6
 """Bytes that are taken from the end of compressed data, to see whether they are needed."""
 
@@ -76,10 +79,20 @@ def find_bmp_damage(file: BinaryIO) -> str | None:
     if header < 40 or compression not in {0, 3}:
         return None
     file.seek(start + (width * bits + 31) // 32 * 4 * abs(height))
+    end = file.tell()
     rest = file.read()
-    if rest.strip(b"\0"):
+    if rest.strip(b"\0") and not _has_profile_behind(file, header, end):
         return f"is damaged: it has {len(rest):,} bytes more than its header says"
     return None
+
+
+def _has_profile_behind(file: BinaryIO, header: int, end: int) -> bool:
+    """Return whether a BMP, of a header of a size, has a colour profile behind the end of its pixels."""
+    if header < V5_HEADER:
+        return False
+    file.seek(FILE_HEADER + V5_PROFILE)
+    offset, size = struct.unpack("<II", file.read(8))
+    return bool(size > 0 and FILE_HEADER + offset >= end)
 
 
 def find_gif_damage(file: BinaryIO) -> str | None:
@@ -89,7 +102,7 @@ def find_gif_damage(file: BinaryIO) -> str | None:
     if data is None:
         return None
     start, blocks = data
-    codes = b"".join(blocks)[:-CUT_OFF]
+    codes = b"".join(blocks).rstrip(b"\0")[:-CUT_OFF]  # some programs pad them with zeros
     parts = [codes[offset : offset + 255] for offset in range(0, len(codes), 255)]
     shortened = content[:start] + b"".join(bytes([len(part)]) + part for part in parts) + b"\0;"
     try:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from carvana_batch.decode.damage import find_bmp_damage, find_gif_damage, find_png_damage, find_webp_damage
-from carvana_batch.decode.jpeg import CUT_SHORT, decode_jpeg
+from carvana_batch.decode.jpeg import decode_jpeg
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
-from carvana_batch.decode.pixels import PAGES, check_size
+from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
 from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import DamageError, ImageError

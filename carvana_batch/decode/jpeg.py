@@ -25,8 +25,7 @@ from carvana_batch.decode.jpeg_markers import (
     read_scan,
     read_segments,
 )
-
-CUT_SHORT = "is cut short: the file ends before the picture does"
+from carvana_batch.decode.pixels import CUT_SHORT
 
 TEXT_MODE = "is damaged: each \\n in it has become \\r\\n, as in a transfer in text mode"
 
@@ -160,12 +159,10 @@ def _decoding_warning(content: bytes, colorspace: str, room: NDArray[np.uint8] |
     try:
         simplejpeg.decode_jpeg(content, colorspace=colorspace, strict=True, buffer=room)
     except (RuntimeError, ValueError) as error:
+        # If it cannot decode them at all, Pillow may, or says why not.
         try:
             simplejpeg.decode_jpeg(content, colorspace=colorspace, strict=False, buffer=room)
-        except (
-            RuntimeError,
-            ValueError,
-        ):  # a kind of JPEG that it does not support, or the other decoder says
+        except (RuntimeError, ValueError):
             return None
         return " ".join(str(error).removeprefix("Corrupt JPEG data: ").split())
     return None

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import imagecodecs
 from PIL import Image
 
-from carvana_batch.decode.pixels import PAGES, check_size, scale_to_eight_bits, to_image
+from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size, scale_to_eight_bits, to_image
 from carvana_batch.errors import ImageError
 
 CONTAINER = b"\0\0\0\x0cJXL "
@@ -117,7 +117,7 @@ class _Bits:
             ImageError: there are not so many.
         """
         if count > self._left:
-            raise ImageError("is cut short: the file ends before the picture does")
+            raise ImageError(CUT_SHORT)
         value = self._number & ((1 << count) - 1)
         self._number >>= count
         self._left -= count

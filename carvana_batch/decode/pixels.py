@@ -11,6 +11,8 @@ from PIL import Image
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 
+CUT_SHORT = "is cut short: the file ends before the picture does"
+
 ORIENTATION = 0x0112
 """The number of the orientation tag, in EXIF and in TIFF."""
 

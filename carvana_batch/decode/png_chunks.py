@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carvana_batch.decode.pixels import NOTES, scale_deep, to_image
+from carvana_batch.decode.pixels import CUT_SHORT, NOTES, scale_deep, to_image
 from carvana_batch.errors import ImageError
 
 BITS_OF_PNG = 24
@@ -77,7 +77,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
         position += 12 + length
         if kind in PICTURE_CHUNKS | USEFUL_CHUNKS | TEXT_CHUNKS:
             if position > size:
-                raise ImageError("is cut short: the file ends before the picture does")
+                raise ImageError(CUT_SHORT)
             data = file.read(length)
             yield kind, data, int.from_bytes(file.read(4))
         elif kind[0] & 0x20 == 0:

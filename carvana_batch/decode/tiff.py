@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, PREDICTOR
 
-from carvana_batch.decode.jpeg import CUT_SHORT
 from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import (
+    CUT_SHORT,
     NOTES,
     ORIENTATION,
     PAGES,
@@ -45,8 +45,8 @@ from carvana_batch.notes import Note
 # tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
-DIFFERING_SAMPLES = "differing samples"
-"""Key in the ``info`` of an image from a TIFF: whether ignored samples differ."""
+DIFFERING_SAMPLES, ONE_BIT = "differing samples", "one bit"
+"""Keys in the ``info`` of an image from a TIFF: if ignored samples differ, and if it has 1 bit a pixel."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,
@@ -125,6 +125,7 @@ def decode_tiff(file: BinaryIO, pixel_limit: int, on_damage: Callable[[str], Non
     image.info[PAGES] = pages
     if page.photometric != stored_model:
         image.info[NOTES] = (Note.GUESSED_COLOURS, *image.info.get(NOTES, ()))
+    image.info[ONE_BIT] = page.bitspersample == page.samplesperpixel == 1
     image.info[DIFFERING_SAMPLES] = _has_differing_samples(page, values)
     return image
 

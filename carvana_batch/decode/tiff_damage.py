@@ -12,10 +12,8 @@ from tifffile import COMPRESSION, PLANARCONFIG
 
 from carvana_batch.decode import jpeg
 from carvana_batch.decode.jpeg_markers import END_OF_IMAGE, START_OF_IMAGE
-from carvana_batch.decode.tiff_tags import JPEG_IN_TIFF
-
-WITHOUT_CHECKS = {COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4}
-"""Compressions of which missing data cannot be noticed."""
+from carvana_batch.decode.pixels import CUT_SHORT
+from carvana_batch.decode.tiff_tags import FAX, JPEG_IN_TIFF
 
 WRONG_SIZE = "is damaged: a part of its picture data is corrupt, as it is larger or smaller than the picture"
 
@@ -50,7 +48,7 @@ def is_cut_short(page: tifffile.TiffPage, file_size: int) -> bool:
     for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
         if page.compression == COMPRESSION.NONE:
             count = min(count, _size_of_segment(page, index))
-        elif offset == last and page.compression not in WITHOUT_CHECKS:
+        elif offset == last and page.compression not in FAX:
             count = 1
         if offset + count > file_size:
             return True
@@ -75,7 +73,7 @@ def find_damage(page: tifffile.TiffPage, file: BinaryIO, file_size: int) -> str 
         stored = bytes(imagecodecs.bitorder_decode(data)) if page.fillorder == 2 else data
         size = len(decode(stored, out=whole + 1))
         if size < _size_of_segment(page, index):
-            return jpeg.CUT_SHORT if len(data) < page.databytecounts[index] else WRONG_SIZE
+            return CUT_SHORT if len(data) < page.databytecounts[index] else WRONG_SIZE
         if size > whole:  # the last strip may be as large as the others
             return WRONG_SIZE
     return None

@@ -28,6 +28,7 @@ JPEG_IN_TIFF = {6, 7, 33007, 34892}
 """Compressions whose YCbCr values tifffile converts to RGB."""
 
 FAX = {COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4}
+"""Compressions of faxes; missing data cannot be noticed in them."""
 
 
 def colour_model(page: tifffile.TiffPage) -> PHOTOMETRIC:

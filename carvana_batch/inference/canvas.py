@@ -12,8 +12,6 @@ from torch import Tensor
 from carvana_batch.inference.thresholding import enlarge_probability
 from carvana_batch.inference.tiles import TilePlan, blend_weights, weight_sums
 from carvana_batch.inference.transfer import upload
-from carvana_batch.inference.turning import turn_tensor
-from carvana_batch.orientation import inverse
 from carvana_batch.values import Photo
 
 
@@ -68,7 +66,7 @@ class Canvas:
         window.addcmul_(probability * rows[:, None], columns)
 
     def probability(self) -> Tensor:
-        """The (H, W) float32 map on the pixel grid of the decoded photo, once no tile is missing.
+        """The (H, W) float32 map of the upright photo, in its own size, once no tile is missing.
 
         It is computed in place: call it once.
         """
@@ -82,4 +80,4 @@ class Canvas:
         height, width = self.photo.upright_shape
         if probability.shape != (height, width):
             probability = enlarge_probability(probability, height, width)
-        return turn_tensor(probability, inverse(self.photo.orientation))
+        return probability

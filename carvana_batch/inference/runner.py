@@ -18,11 +18,10 @@ from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.thresholding import expected_dice, threshold_and_pack
 from carvana_batch.inference.tiles import TilePlan, Tiling
 from carvana_batch.inference.transfer import Download, upload
-from carvana_batch.inference.turning import turn_tensor
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.network.cpu_fusion import prepare_network
 from carvana_batch.options import DEFAULT_THRESHOLD
-from carvana_batch.orientation import swaps_sides
+from carvana_batch.orientation import inverse, swaps_sides, turn
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 
@@ -74,7 +73,8 @@ class NetworkRunner:
         pixels, size = photo.pixels, self.model.size
         if size is not None:
             pixels = area_average(pixels, size[::-1] if swaps_sides(photo.orientation) else size)
-        return Canvas(photo, plan, turn_tensor(upload(pixels, self.device), photo.orientation))
+        upright = np.ascontiguousarray(turn(pixels, photo.orientation))
+        return Canvas(photo, plan, upload(upright, self.device))
 
     def run(self, windows: Sequence[Window], batch: int) -> tuple[Tensor, Tensor]:
         """Run up to ``batch`` windows of one tile size.
@@ -114,8 +114,10 @@ class NetworkRunner:
         packed, sums, finite, *kept = download.read()
         if not finite.all():
             return None
-        mask = PackedMask(packed.numpy(), photo.pixels.shape[1])
-        return Prediction(photo, mask, expected_dice(mask.rows, sums), kept[0].numpy() if kept else None)
+        upright = PackedMask(packed.numpy(), photo.upright_shape[1])
+        back = inverse(photo.orientation)
+        probability = np.ascontiguousarray(turn(kept[0].numpy(), back)) if kept else None
+        return Prediction(photo, upright.turned(back), expected_dice(upright.rows, sums), probability)
 
     def fits(self, plan: TilePlan, limits: Limits) -> bool:
         """Whether a photo of one tile of this plan could be masked with nothing else on the device."""

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from carvana_batch.errors import UsageError
@@ -102,7 +102,7 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
     refs = PhotoList(_walk(source, follow_links, exclude, ignored, others))
     if others:
         keys = {ref.key for ref in refs}
-        alone = [ref for ref in others if ref.key.rpartition(".")[0] not in keys]
+        alone = [ref for ref in others if str(PurePosixPath(ref.key).with_suffix("")) not in keys]
         ignored[BESIDE_PHOTO] += len(others) - len(alone)
         refs = PhotoList([*refs, *alone])
     refs = refs.sorted()

@@ -80,8 +80,14 @@ def decide_values(
         advice: last sentence of the message, if the values cannot be decided.
 
     Raises:
-        UsageError: the files do not tell which of their values is car.
+        UsageError: the files do not tell which of their values is car, or a value is in both collections.
     """
+    both = sorted(set(car_values) & set(ignored_values))
+    if both:
+        raise UsageError(
+            f"The value {both[0]} cannot be both car (--car-value) and neither car nor background"
+            " (--ignore-value). Leave one out."
+        )
     if car_values:
         return MaskValues(car_codes=frozenset(car_values), ignored_codes=frozenset(ignored_values))
     try:

@@ -15,7 +15,7 @@ from carvana_batch.decode.image_file import (
     read_header,
 )
 from carvana_batch.decode.pixels import PAGES
-from carvana_batch.decode.tiff import DIFFERING_SAMPLES
+from carvana_batch.decode.tiff import DIFFERING_SAMPLES, ONE_BIT
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.masks.values import (
@@ -80,9 +80,18 @@ def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> Mask
         ImageError: the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
     with open_image_file(path) as file:
+        mask = decode_mask(file, pixel_limit)
+        if mask is not None:
+            return _one_bit(mask.to_bool())
+        file.seek(0)
         image = read_header(file, pixel_limit)
         _refuse_ambiguous(image)
         return _find_values(decode_pixels(image, file))
+
+
+def _one_bit(ones: NDArray[np.bool_]) -> MaskPixels:
+    values: dict[int, Value] = {int(value): int(value) for value in {bool(ones.min()), bool(ones.max())}}
+    return MaskPixels(ones.view(np.uint8), values, full=1)
 
 
 def _find_values(image: Image.Image) -> MaskPixels:
@@ -90,15 +99,14 @@ def _find_values(image: Image.Image) -> MaskPixels:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() not in {(255, 255), (0, 0)}:  # 0 throughout means that alpha is not used
             raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
-    if image.mode == "1":
-        ones = (np.asarray(image).view(np.uint8) > 0).astype(np.uint8)  # Pillow stores 255 for True
-        return MaskPixels(ones, {int(value): int(value) for value in np.unique(ones)}, full=1)
+    if image.mode == "1" or (image.mode == "L" and image.info.get(ONE_BIT)):
+        return _one_bit(np.asarray(image).view(np.uint8) > 0)  # Pillow stores 255 for True
     if image.mode == "P":
         return MaskPixels(np.asarray(image), _read_palette(image), full=255)
     grey = _grey(image)
     if image.format in JPEG_FORMATS:
         grey = _restore_levels(grey)
-    levels = np.flatnonzero(np.bincount(grey.ravel()))
+    levels = np.flatnonzero(_histogram(grey))
     return MaskPixels(grey, {level: level for level in levels.tolist()}, int(np.iinfo(grey.dtype).max))
 
 
@@ -141,7 +149,7 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
             f"has values from {low} to {high}: JPEG does not keep values as close as 0 and 1; save it as PNG"
         )
     middle = (low + high) // 2
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = _histogram(grey)
     low, high = int(counts[: middle + 1].argmax()), middle + 1 + int(counts[middle + 1 :].argmax())
     margin = (high - low) // 4
     between = counts[low + margin + 1 : high - margin].sum()
@@ -155,6 +163,13 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
             " JPEG does not keep the values of such a mask; save it as PNG"
         )
     return np.where(grey > (low + high) // 2, np.uint8(high), np.uint8(low))
+
+
+def _histogram(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Return the number of pixels of each level."""
+    if grey.dtype == np.uint8:  # Pillow is four times as fast
+        return np.array(Image.fromarray(grey).histogram())
+    return np.bincount(grey.ravel())
 
 
 def _refuse_ambiguous(image: Image.Image) -> None:

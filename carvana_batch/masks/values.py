@@ -26,6 +26,9 @@ FULL = -1
 ENOUGH_FILES = 16
 """Files with more than one value, after which no more are examined."""
 
+MOST_FILES = 500
+"""Files that are examined at most; many folders have masks without a car."""
+
 SOFT_LEVELS = 16
 """Levels between black and white from which on a mask counts as soft even if they fill areas."""
 
@@ -50,25 +53,27 @@ class MaskPixels:
         codes: (H, W) uint8 or uint16, grey levels or palette indexes.
         values: the value of each code that occurs, by code; they differ in palette images only.
         full: the largest grey level that the file can hold.
+        left_out: codes that occur, but are not in ``values``.
     """
 
     codes: NDArray[np.uint8] | NDArray[np.uint16] = field(repr=False)
     values: dict[int, Value]
     full: int
+    left_out: frozenset[int] = frozenset()
 
     @property
     def levels(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """The (H, W) grey levels of a file without colours."""
-        if all(code == value for code, value in self.values.items()):
+        """The (H, W) grey levels of a file without colours; 0 where a code is left out."""
+        if not self.left_out and all(code == value for code, value in self.values.items()):
             return self.codes
-        table = np.zeros(self.full + 1, np.uint8)
+        table = np.zeros(self.full + 1, self.codes.dtype)
         table[list(self.values)] = list(self.values.values())
         return np.asarray(table[self.codes])
 
     def without(self, codes: Collection[int]) -> MaskPixels:
-        """Return the same pixels, as if the given codes did not occur."""
+        """Return the same pixels, with some codes left out."""
         kept = {code: value for code, value in self.values.items() if code not in codes}
-        return MaskPixels(self.codes, kept, self.full)
+        return MaskPixels(self.codes, kept, self.full, self.left_out | frozenset(codes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class MaskValues:
     @property
     def one_bit_is_clear(self) -> bool:
         """Whether 1 is car and 0 background in every 1-bit file, so that its values need not be examined."""
-        if self.car_codes:
+        if self.car_codes or not self.ignored_codes.isdisjoint((0, 1)):
             return False
         return self.background == 0 and self.car in {FULL, 1}
 
@@ -114,9 +119,10 @@ class MaskValues:
         Raises:
             ImageError: the file has other values than the folder.
         """
-        ignored = _find_codes(pixels, self.ignored_codes)
+        ignored = self.ignored_codes & pixels.values.keys()
         if self.car_codes:
-            return _pack(pixels, _select(pixels, _find_codes(pixels, self.car_codes)), ignored)
+            white = {1} if pixels.full == 1 and 255 in self.car_codes else set()  # viewers show it as 255
+            return _pack(pixels, _select(pixels, (self.car_codes | white) & pixels.values.keys()), ignored)
         return _pack(pixels, self._divide(pixels.without(ignored)), ignored)
 
     def _divide(self, pixels: MaskPixels) -> NDArray[np.bool_]:
@@ -140,7 +146,8 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     has two.
 
     Args:
-        files: the files; no more are taken after ``ENOUGH_FILES`` with more than one value.
+        files: the files; no more are taken after ``ENOUGH_FILES`` with more than one value, or
+            ``MOST_FILES`` in all.
         ignored_codes: grey levels or palette indexes that are neither car nor background.
 
     Raises:
@@ -148,11 +155,11 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     """
     ignored = frozenset(ignored_codes)
     votes: Counter[tuple[Value, Value]] = Counter()
-    one_bit = soft = unclear = 0
+    one_bit = soft = unclear = examined = 0
     alone: set[Value] = set()
     example: list[Value] = []
-    for each in files:
-        pixels = each.without(_find_codes(each, ignored))
+    for examined, each in enumerate(files, start=1):
+        pixels = each.without(ignored & each.values.keys())
         values = sorted(set(pixels.values.values()), key=brightness)
         if len(values) == 2 and brightness(values[0]) < brightness(values[1]):
             background, car = values
@@ -166,7 +173,7 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
         elif values:
             unclear += 1
             example = example or values
-        if votes.total() + unclear == ENOUGH_FILES:
+        if votes.total() + unclear == ENOUGH_FILES or examined == MOST_FILES:
             break
     if votes and votes.total() >= unclear:
         if votes[0, 1] and votes[0, FULL] == one_bit:  # in these files, 1 is full
@@ -176,7 +183,8 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     if unclear:
         raise UndecidedError(f"they have {describe_values(example)}")
     if alone <= {0, FULL}:
-        return MaskValues(empty=FULL not in alone, ignored_codes=ignored)
+        empty = FULL not in alone and examined < MOST_FILES
+        return MaskValues(empty=empty, ignored_codes=ignored)
     if len(alone) == 2:
         background, car = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
         return MaskValues(background, car, ignored_codes=ignored)
@@ -208,9 +216,11 @@ def is_soft(pixels: MaskPixels, noise: int = 0) -> bool:
 
 
 def _is_faint(pixels: MaskPixels) -> bool:
-    """Return whether a file without white may be a soft mask: it is grey, and has more than two values."""
+    """Return whether a file may be a soft mask without a clear car, and not a label map."""
     levels = _grey_levels(pixels)
-    return levels is not None and len(levels) >= SOFT_LEVELS
+    if levels is None or len(levels) < 3:
+        return False
+    return len(levels) >= SOFT_LEVELS or flat_share(pixels.levels, 0, pixels.full, 0) < TRANSITION_FLAT_SHARE
 
 
 def describe_values(values: Collection[Value]) -> str:
@@ -251,11 +261,6 @@ def _grey_levels(pixels: MaskPixels) -> NDArray[np.int64] | None:
     """Return the levels of a file in order; None if it has colours."""
     values = [value for value in pixels.values.values() if isinstance(value, int)]
     return np.unique(values).astype(np.int64) if values and len(values) == len(pixels.values) else None
-
-
-def _find_codes(pixels: MaskPixels, codes: Collection[int]) -> list[int]:
-    """Return the codes of a file that are among the given ones; in a 1-bit file, 255 also means 1."""
-    return [code for code in pixels.values if code in codes or (code == pixels.full == 1 and 255 in codes)]
 
 
 def _select(pixels: MaskPixels, codes: Collection[int]) -> NDArray[np.bool_]:

@@ -28,8 +28,8 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
     """Raise UsageError if options, photos and out folder do not fit together."""
     if options.overwrite and options.shard[1] > 1:
         raise UsageError(
-            "--overwrite would remove what the other shards wrote. Choose another OUT, or use --overwrite"
-            " without --shard."
+            "--overwrite rewrites the journals of all shards, of which others may be running. Choose another"
+            " OUT, or use --overwrite without --shard."
         )
     if options.rle_file is not None:
         check_submission_name(options.rle_file)

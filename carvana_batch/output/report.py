@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from carvana_batch import __version__
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.files import atomic_writer, defuse_formula, write_row
-from carvana_batch.notes import Note
+from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.output.journal import Entry
 from carvana_batch.values import ImageRef
 
@@ -188,7 +188,8 @@ class RunReport:
         self.foreign = all_masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
         self.failures = [entry for entry in entries if entry.failed]
         counts = Counter(note for entry in masked for note in entry.notes)
-        self.notes = {note: counts[note] for note in Note if counts[note]}
+        said = [note for note in Note if with_truth or note not in TRUE_MASK]
+        self.notes = {note: counts[note] for note in said if counts[note]}
         self.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
         if with_truth:
             scored = [entry for entry in masked if entry.dice is not None]
@@ -215,8 +216,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
     ``car_share`` is the part of the photo that the mask covers, in [0, 1]; several notes are separated by
-    semicolons. An apostrophe is put before names
-    and reasons that a spreadsheet would take for a formula.
+    semicolons. An apostrophe is put before names and reasons that a spreadsheet would take for a formula.
 
     Raises:
         CarvanaBatchError: see :func:`atomic_writer`.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carvana_batch.decode.photo import DecodedImage, decode_image
+from carvana_batch.decode.photo import decode_image, read_layout
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
@@ -214,17 +214,8 @@ def read_photo(photos: dict[str, Path], image: str, mask: PackedMask) -> NDArray
     Raises:
         ImageError: there is no such photo, it cannot be decoded, or its size differs from the mask's.
     """
-    decoded = _decode_photo(photos, image)
-    return _on_grid_of(mask, decoded, photos[image])
-
-
-def _decode_photo(photos: dict[str, Path], image: str) -> DecodedImage:
-    if image not in photos:
-        raise ImageError("There is no photo of this name.")
-    return decode_image(photos[image])
-
-
-def _on_grid_of(mask: PackedMask, decoded: DecodedImage, path: Path) -> NDArray[np.uint8]:
+    path = _find_photo(photos, image)
+    decoded = decode_image(path)
     size = mask.height, mask.width
     for pixels in (decoded.pixels, turn(decoded.pixels, decoded.orientation)):
         if pixels.shape[:2] == size:
@@ -233,19 +224,24 @@ def _on_grid_of(mask: PackedMask, decoded: DecodedImage, path: Path) -> NDArray[
     raise ImageError(f"{shown(path)} is {width}x{height} pixels, the masks {mask.width}x{mask.height}.")
 
 
+def _find_photo(photos: dict[str, Path], image: str) -> Path:
+    if image not in photos:
+        raise ImageError("There is no photo of this name.")
+    return photos[image]
+
+
 def _with_photo(image: str, predicted: PackedMask, true: PackedMask, photos: dict[str, Path]) -> _Material:
     """Read the photo, and turn it and its masks upright if its size tells how the masks lie."""
     fit = Fit.SAME
     try:
-        decoded = _decode_photo(photos, image)
-        layout = decoded.layout
+        layout = read_layout(_find_photo(photos, image))
         predicted, predicted_fit = turn_to_fit(predicted, layout.upright_size, layout)
         true, true_fit = turn_to_fit(true, layout.upright_size, layout)
         if predicted_fit != true_fit:
             fit = Fit.TURNED
         elif true_fit == Fit.UNCLEAR:
             fit = Fit.UNCLEAR
-        return _Material(predicted, true, fit, _on_grid_of(predicted, decoded, photos[image]))
+        return _Material(predicted, true, fit, read_photo(photos, image, predicted))
     except ImageError as error:
         return _Material(predicted, true, fit, None, Failure(image, "decode", str(error)))
 

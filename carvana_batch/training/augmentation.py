@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance
 
-from carvana_batch.training.backgrounds import Backgrounds, mean_border_colour, put_over
+from carvana_batch.training.backgrounds import Backgrounds, put_over
 from carvana_batch.training.degradation import degrade
-from carvana_batch.training.geometry import draw_transformation
+from carvana_batch.training.geometry import draw_transformation, mean_border_colour
 from carvana_batch.training.settings import AugmentationLimits
 
 

@@ -13,7 +13,7 @@ from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.find import find_images
 from carvana_batch.parallel import map_in_order
-from carvana_batch.training.pairs import list_lines
+from carvana_batch.text import list_lines
 
 WIDEST_FEATHER = 1.5
 """Largest radius in pixels by which the edge of a cut-out is blurred."""
@@ -89,11 +89,3 @@ def _fault_of(path: Path) -> str:
     except ImageError as error:
         return str(error)
     return ""
-
-
-def mean_border_colour(image: Image.Image) -> tuple[int, int, int]:
-    """Return the mean colour of the outermost pixels of an RGB image."""
-    pixels = np.asarray(image)
-    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    red, green, blue = edges.mean(axis=0).round().astype(int).tolist()
-    return red, green, blue

@@ -136,7 +136,7 @@ CHANGES: dict[str, Callable[[Image.Image, float, np.random.Generator], Image.Ima
 
 
 def _average_of_shifts(image: Image.Image, shifts: list[tuple[int, int]]) -> Image.Image:
-    """Return the mean of an image shifted by several whole numbers of pixels (x, y), at most 257 of them."""
+    """Return the mean of an image shifted by several whole numbers of pixels (x, y), at most 256 of them."""
     reach = max(max(abs(x), abs(y)) for x, y in shifts)
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]

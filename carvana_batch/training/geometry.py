@@ -114,3 +114,11 @@ def _margin(matrix: NDArray[np.float64], output: tuple[int, int], size: tuple[in
 def _corners(size: tuple[int, int]) -> NDArray[np.float64]:
     """Return the four corners, (4, 2) float64."""
     return np.array([(x, y) for x in (0, size[0]) for y in (0, size[1])], np.float64)
+
+
+def mean_border_colour(image: Image.Image) -> tuple[int, int, int]:
+    """Return the mean colour of the outermost pixels of an RGB image."""
+    pixels = np.asarray(image)
+    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = edges.mean(axis=0).round().astype(int).tolist()
+    return red, green, blue

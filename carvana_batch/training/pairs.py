@@ -25,7 +25,7 @@ from carvana_batch.masks.values import MaskValues
 from carvana_batch.orientation import UPRIGHT, Layout, turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.table import read_rows
-from carvana_batch.text import counted, shown
+from carvana_batch.text import counted, list_lines, shown
 from carvana_batch.training.known import is_all_known, resample_known
 from carvana_batch.values import Failure
 
@@ -244,11 +244,6 @@ def describe_orientations(checked: Sequence[CheckedPair]) -> str:
     }
     counts = ", ".join(f"{number:,} {words}" for words, number in masks.items() if number)
     return f"Turned upright by their EXIF orientation: {counted(len(fits), 'photo')}; their masks: {counts}"
-
-
-def list_lines(lines: Sequence[str]) -> str:
-    """Join indented lines. None is left out, because all of them are needed to repair a folder."""
-    return "".join(f"\n  {line}" for line in lines)
 
 
 def _refuse_misfit(pairs: Sequence[Pair], checked: Sequence[CheckedPair]) -> None:

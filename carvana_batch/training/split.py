@@ -15,8 +15,8 @@ from typing import Any
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.keys import pairing_name
-from carvana_batch.text import counted, shown
-from carvana_batch.training.pairs import Pair, find_pairs, list_lines
+from carvana_batch.text import counted, list_lines, shown
+from carvana_batch.training.pairs import Pair, find_pairs
 from carvana_batch.training.settings import TrainingSettings
 
 

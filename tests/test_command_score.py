@@ -501,9 +501,10 @@ def test_label_maps_need_a_car_value(here):
     assert float(rows["a"]["pixel_accuracy"]) == pytest.approx(2 / 3)  # of three known pixels
     assert score("--gt", "gt", "--car-value", "7-15").exit_code == 0
     assert [int(row["area_true"]) for row in read_table()] == [3] * 5
-    result = score("--gt", "gt", "--car-value", "8")
-    assert result.exit_code == 3
-    assert "none of the 5 true masks" in result.stderr
+    with pytest.raises(UsageError, match=r"has a pixel of --car-value 8\. They have the values 7, 15"):
+        CliRunner().invoke(
+            group, ["score", "--gt", "gt", "--car-value", "8"], catch_exceptions=False, standalone_mode=False
+        )
     for wrong in ("x", "9-7", "70000", "-1"):
         assert score("--gt", "gt", "--car-value", wrong).exit_code == 2
 
@@ -513,3 +514,13 @@ def test_values_are_not_for_rows(here):
     result = score("--gt", "gt.csv", "--car-value", "1")
     assert isinstance(result.exception, UsageError)
     assert "--gt gt.csv has run-length rows" in str(result.exception)
+
+
+def test_inverted_masks_are_pointed_out(here):
+    for path in (here / "out").iterdir():
+        with Image.open(here / "gt" / f"{path.stem}_mask.gif") as image:
+            true = np.asarray(image.convert("L")) > 0
+        write_mask(path, ~true)
+    result = score("--gt", "gt")
+    assert "Warning: nearly all pixels are wrong. The masks of one side seem to be inverted" in result.stderr
+    assert "Warning" not in score("out", "--gt", "out").stderr

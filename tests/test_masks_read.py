@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -303,3 +306,81 @@ def test_jpeg_masks_of_one_value(tmp_path: Path) -> None:
     for value in (0, 255):
         Image.new("L", (40, 30), value).save(tmp_path / "a.jpg")
         assert_mask(tmp_path / "a.jpg", np.full((30, 40), value == 255))
+
+
+@pytest.mark.parametrize("third", [30, 60, 110, 128, 200, 235])
+def test_jpeg_masks_of_three_levels_are_refused(tmp_path: Path, third: int) -> None:
+    rows, columns = np.mgrid[:160, :240]
+    values = np.where((columns - 120) ** 2 + 2 * (rows - 80) ** 2 < 5000, 255, 0).astype(np.uint8)
+    values[:40, 20:70] = third
+    for quality in (75, 95):
+        Image.fromarray(values).save(tmp_path / "a.jpg", quality=quality)
+        assert "JPEG does not keep the values of such a mask" in reason(tmp_path / "a.jpg")
+
+
+def test_blurred_jpeg_masks_are_soft(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:200, :300]
+    distance = 60 - np.hypot(rows - 100, columns - 150)
+    values = np.rint(255 * np.clip(0.5 + distance / 40, 0, 1)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.jpg", quality=90)
+    wrong = read(tmp_path / "a.jpg").to_bool() != (values >= 128)
+    assert wrong.sum() < 0.01 * wrong.size
+
+
+# ---- other depths
+
+
+@pytest.mark.parametrize("high", [1, 40, 255, 65535])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_masks_of_several_channels(tmp_path: Path, channels: int, high: int) -> None:
+    grey = np.where(CAR, high, 0).astype(np.uint16)
+    full = np.full_like(grey, 65535)
+    values = np.dstack([grey] * (1 if channels == 2 else 3) + [full] * (channels % 2 == 0))
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
+    assert_mask(tmp_path / "a.png", CAR)
+
+
+@pytest.mark.parametrize("high", [1, 100, 1023])
+def test_10_bit_tiff_masks(tmp_path: Path, high: int) -> None:
+    values = np.where(CAR, high, 0).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, bitspersample=10)
+    assert_mask(tmp_path / "a.tif", CAR)
+
+
+def test_values_of_few_bits_are_those_in_the_file(tmp_path: Path) -> None:
+    """Decoders scale 7 of 15 to 119 of 255."""
+    labels = np.where(CAR, 7, 3).astype(np.uint8)
+    labels[:2] = 15
+    rows = b"".join(b"\0" + bytes(np.packbits(np.unpackbits(row[:, None], axis=1)[:, 4:])) for row in labels)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 4, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    tifffile.imwrite(tmp_path / "a.tif", labels, bitspersample=4)
+    for name in ("a.png", "a.tif"):
+        values = decide_values(tmp_path, [tmp_path / name], car_values=(7,), ignored_values=(15,))
+        mask = read_mask(tmp_path / name, values)
+        np.testing.assert_array_equal(mask.to_bool(), labels == 7)
+        np.testing.assert_array_equal(mask.ignored_to_bool(), labels == 15)
+
+
+def test_jpeg_in_tiff_masks(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:160, :240]
+    car = (columns - 120) ** 2 + 2 * (rows - 80) ** 2 < 5000
+    values = np.where(car, 100, 0).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, compression="jpeg", photometric="minisblack")
+    assert_mask(tmp_path / "a.tif", car)
+
+
+def test_masks_with_an_orientation_are_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(CAR).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(CAR).save(tmp_path / "a.tif", tiffinfo={274: 3})
+    for name in ("a.png", "a.tif"):
+        assert "has the EXIF orientation 3, so it is not clear which way it lies" in reason(tmp_path / name)

@@ -245,9 +245,7 @@ def command(
             "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT."
         )
     if truth is None and (car_values or ignored_values):
-        raise UsageError(
-            "--car-value and --ignore-value are for the masks of --gt. Give --gt as well."
-        )
+        raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
     options = Options(
         device=device,
         precision=precision,

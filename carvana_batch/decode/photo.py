@@ -97,7 +97,7 @@ def decode_image(
             decoded = _decode_difficult_png(image, file, on_damage) or decode_pixels(image, file, on_damage)
             notes.extend(decoded.info.get(NOTES, ()))
             pixels = _to_rgb(decoded)
-        orientation = _orientation(image)
+        orientation = find_orientation(image)
         if orientation != UPRIGHT:
             notes.append(Note.TURNED_WITH_MASK if apply_exif else Note.TURNED)
         if _has_further_pages(image):
@@ -118,7 +118,7 @@ def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout
     """
     with open_image_file(path) as file:
         image = read_header(file, pixel_limit)
-        return Layout(image.width, image.height, _orientation(image))
+        return Layout(image.width, image.height, find_orientation(image))
 
 
 def _decode_colour_jpeg(
@@ -164,7 +164,8 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(image: Image.Image) -> int:
+def find_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8."""
     try:
         with without_metadata_warnings():
             value = image.getexif().get(ORIENTATION, UPRIGHT)

@@ -25,6 +25,12 @@ NOTES = "notes"
 SIGNIFICANT_BITS = "significant bits"
 """Key in the ``info`` of an image of mode I;16: the number of bits in which its values are."""
 
+BITS = "bits"
+"""Key in the ``info`` of an image from a TIFF: the bits of a value, unless it was scaled from more than 8."""
+
+LOSSY = "lossy"
+"""Key in the ``info`` of an image that is decoded already: whether JPEG has changed its values."""
+
 FEWEST_BITS, MOST_BITS = 8, 14
 """Range of the bits of cameras whose values are stored in 16 bits without being scaled."""
 

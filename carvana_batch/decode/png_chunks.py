@@ -6,7 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -123,8 +123,7 @@ def decode_by_libpng(file: BinaryIO) -> Image.Image:
         The image, of mode L, RGB or RGBA, with ``NOTES`` in its ``info``.
     """
     content = without_metadata(file)
-    values = imagecodecs.png_decode(content.getvalue())
-    values = values.reshape(*values.shape[:2], -1)
+    values = decode_values(content)
     channels = 1 if values.shape[2] < 3 else 3
     colours = values[..., :channels]
     alpha = values[..., channels] if values.shape[2] > channels else None
@@ -134,6 +133,12 @@ def decode_by_libpng(file: BinaryIO) -> Image.Image:
     image = to_image(scaled, scaled_alpha)
     image.info[NOTES] = notes
     return image
+
+
+def decode_values(content: io.BytesIO) -> NDArray[Any]:
+    """Decode a PNG to its values as they are, (H, W, channels) uint8 or uint16."""
+    values: NDArray[Any] = imagecodecs.png_decode(content.getvalue())
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _declared_bits(file: BinaryIO, colours: NDArray[np.uint16]) -> int | None:

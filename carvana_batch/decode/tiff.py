@@ -17,7 +17,9 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, PREDIC
 
 from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import (
+    BITS,
     CUT_SHORT,
+    LOSSY,
     NOTES,
     ORIENTATION,
     PAGES,
@@ -45,8 +47,8 @@ from carvana_batch.notes import Note
 # tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
-DIFFERING_SAMPLES, ONE_BIT = "differing samples", "one bit"
-"""Keys in the ``info`` of an image from a TIFF: if ignored samples differ, and if it has 1 bit a pixel."""
+DIFFERING_SAMPLES = "differing samples"
+"""Key in the ``info`` of an image from a TIFF: whether ignored samples differ."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,
@@ -125,7 +127,9 @@ def decode_tiff(file: BinaryIO, pixel_limit: int, on_damage: Callable[[str], Non
     image.info[PAGES] = pages
     if page.photometric != stored_model:
         image.info[NOTES] = (Note.GUESSED_COLOURS, *image.info.get(NOTES, ()))
-    image.info[ONE_BIT] = page.bitspersample == page.samplesperpixel == 1
+    if image.mode == "I;16" or page.bitspersample < 8:
+        image.info[BITS] = page.bitspersample
+    image.info[LOSSY] = page.compression in JPEG_IN_TIFF
     image.info[DIFFERING_SAMPLES] = _has_differing_samples(page, values)
     return image
 
@@ -249,13 +253,15 @@ def _tiff_image(
     colours: NDArray[Any] = values[..., :channels]
     alpha: NDArray[Any] | None = values[..., channels] if has_alpha else None
     notes: tuple[Note, ...] = ()
-    if values.dtype == np.uint16 and page.bitspersample == 16:
-        if page.photometric == PHOTOMETRIC.MINISBLACK and alpha is None:
-            # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
-            image = Image.frombytes("I;16", size, colours.astype("<u2").tobytes())
+    if values.dtype == np.uint16 and page.photometric == PHOTOMETRIC.MINISBLACK and alpha is None:
+        # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
+        image = Image.frombytes("I;16", size, colours.astype("<u2").tobytes())
+        image.info[SIGNIFICANT_BITS] = page.bitspersample
+        if page.bitspersample == 16:
             image.info[SIGNIFICANT_BITS] = significant_bits(colours, declared_bits(page))
             image.info[NOTES] = notes_on_bits(image.info[SIGNIFICANT_BITS])
-            return image
+        return image
+    if values.dtype == np.uint16 and page.bitspersample == 16:
         colours, alpha, notes = scale_deep(colours, alpha, declared_bits(page))
     else:
         colours = scale_to_eight_bits(colours, page.bitspersample)

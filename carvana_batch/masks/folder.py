@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask, read_mask_pixels
-from carvana_batch.masks.values import MaskPixels, MaskValues, UndecidedError, decide
+from carvana_batch.masks.values import (
+    MOST_FILES,
+    MaskPixels,
+    MaskValues,
+    UndecidedError,
+    decide,
+    describe_values,
+)
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
@@ -80,7 +87,8 @@ def decide_values(
         advice: last sentence of the message, if the values cannot be decided.
 
     Raises:
-        UsageError: the files do not tell which of their values is car, or a value is in both collections.
+        UsageError: the files do not tell which of their values is car, a value is in both collections, or no
+            file has any of ``car_values``.
     """
     both = sorted(set(car_values) & set(ignored_values))
     if both:
@@ -89,7 +97,9 @@ def decide_values(
             " (--ignore-value). Leave one out."
         )
     if car_values:
-        return MaskValues(car_codes=frozenset(car_values), ignored_codes=frozenset(ignored_values))
+        values = MaskValues(car_codes=frozenset(car_values), ignored_codes=frozenset(ignored_values))
+        _refuse_absent(values, folder, paths)
+        return values
     try:
         return decide(_read_spread(paths), ignored_values)
     except UndecidedError as error:
@@ -97,6 +107,21 @@ def decide_values(
             f"It is not clear which pixels of the masks in {shown(folder)} are car: {error}. Masks have two"
             f" values, of which the higher is car. {advice}"
         ) from error
+
+
+def _refuse_absent(values: MaskValues, folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse car values that no file has, if few enough are there to examine all."""
+    found: set[int] = set()
+    for pixels in islice(_read_spread(paths), MOST_FILES):
+        if values.find_car(pixels):
+            return
+        found.update(pixels.values)
+    if found and len(paths) <= MOST_FILES:
+        wanted = ", ".join(map(str, sorted(values.car_codes)[:9]))
+        raise UsageError(
+            f"None of the masks in {shown(folder)} has a pixel of --car-value {wanted}. They have"
+            f" {describe_values(sorted(found))}."
+        )
 
 
 def _read_spread(paths: Sequence[Path]) -> Iterator[MaskPixels]:

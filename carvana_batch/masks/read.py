@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import minimum_filter
 
 from carvana_batch.decode.image_file import (
     JPEG_FORMATS,
@@ -14,8 +16,10 @@ from carvana_batch.decode.image_file import (
     open_image_file,
     read_header,
 )
-from carvana_batch.decode.pixels import PAGES
-from carvana_batch.decode.tiff import DIFFERING_SAMPLES, ONE_BIT
+from carvana_batch.decode.photo import find_orientation
+from carvana_batch.decode.pixels import BITS, LOSSY, PAGES, scale_to_eight_bits
+from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_values, without_metadata
+from carvana_batch.decode.tiff import DIFFERING_SAMPLES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.masks.values import (
@@ -26,6 +30,7 @@ from carvana_batch.masks.values import (
     flat_share,
     is_soft,
 )
+from carvana_batch.orientation import UPRIGHT
 from carvana_batch.values import PackedMask
 
 MASK_PIXEL_LIMIT = 2**31
@@ -37,8 +42,16 @@ CONTRAST = 64
 MARGIN = 16
 """In a JPEG, and in a palette that was computed, values so near to black or white mean black or white."""
 
+JPEG_NOISE_AT_EDGES = 12
+"""How far values in a JPEG may be from their level over an area beside an edge."""
+
 JPEG_NOISE = 4
 """Range of values in a JPEG within areas that were flat before compression."""
+
+AREA = 17
+"""Side in pixels of a square that compression noise, in blocks of 8 pixels, does not fill."""
+
+COLOURED = "has coloured pixels, so it is not a mask; car must be white, the rest black"
 
 BLACK = (0, 0, 0)
 
@@ -70,7 +83,7 @@ def read_mask(
             file.seek(0)
         image = read_header(file, pixel_limit)
         _refuse_ambiguous(image)
-        return values.to_mask(_find_values(decode_pixels(image, file)))
+        return values.to_mask(_find_values(decode_pixels(image, file), file))
 
 
 def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> MaskPixels:
@@ -86,7 +99,7 @@ def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> Mask
         file.seek(0)
         image = read_header(file, pixel_limit)
         _refuse_ambiguous(image)
-        return _find_values(decode_pixels(image, file))
+        return _find_values(decode_pixels(image, file), file)
 
 
 def _one_bit(ones: NDArray[np.bool_]) -> MaskPixels:
@@ -94,20 +107,48 @@ def _one_bit(ones: NDArray[np.bool_]) -> MaskPixels:
     return MaskPixels(ones.view(np.uint8), values, full=1)
 
 
-def _find_values(image: Image.Image) -> MaskPixels:
+def _find_values(image: Image.Image, file: BinaryIO) -> MaskPixels:
     if image.has_transparency_data and not image.mode.startswith("I;16"):
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() not in {(255, 255), (0, 0)}:  # 0 throughout means that alpha is not used
             raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
-    if image.mode == "1" or (image.mode == "L" and image.info.get(ONE_BIT)):
+    bits = image.info.get(BITS, 0)
+    if image.format == "PNG":
+        file.seek(BITS_OF_PNG)
+        bits = file.read(1)[0]
+    if image.mode == "1" or (image.mode == "L" and bits == 1):
         return _one_bit(np.asarray(image).view(np.uint8) > 0)  # Pillow stores 255 for True
     if image.mode == "P":
         return MaskPixels(np.asarray(image), _read_palette(image), full=255)
-    grey = _grey(image)
-    if image.format in JPEG_FORMATS:
+    grey: NDArray[np.uint8] | NDArray[np.uint16]
+    if image.format == "PNG" and bits == 16 and not image.mode.startswith("I;16"):
+        grey = _deep_grey(file)
+    else:
+        grey = _grey(image)
+    if image.format in JPEG_FORMATS or image.info.get(LOSSY):
         grey = _restore_levels(grey)
+    if image.mode == "L" and 1 < bits < 8:
+        grey = _undo_scaling(grey, bits)
+    full = 2**bits - 1 if bits else int(np.iinfo(grey.dtype).max)
     levels = np.flatnonzero(_histogram(grey))
-    return MaskPixels(grey, {level: level for level in levels.tolist()}, int(np.iinfo(grey.dtype).max))
+    return MaskPixels(grey, {level: level for level in levels.tolist()}, full)
+
+
+def _undo_scaling(grey: NDArray[np.uint8] | NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
+    """Return the values of ``bits`` bits that a decoder has scaled to 8."""
+    table = np.zeros(256, np.uint8)
+    table[scale_to_eight_bits(np.arange(2**bits, dtype=np.uint8), bits)] = np.arange(2**bits)
+    return table[grey]
+
+
+def _deep_grey(file: BinaryIO) -> NDArray[np.uint16]:
+    """Return the (H, W) values of a 16-bit PNG with several channels, of which Pillow keeps 8 bits."""
+    file.seek(0)
+    values: NDArray[np.uint16] = decode_values(without_metadata(file))
+    colours = values[..., : values.shape[2] - (values.shape[2] + 1) % 2]
+    if (colours != colours[..., :1]).any():
+        raise ImageError(COLOURED)
+    return np.ascontiguousarray(colours[..., 0])
 
 
 def _read_palette(image: Image.Image) -> dict[int, Value]:
@@ -153,14 +194,20 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
     low, high = int(counts[: middle + 1].argmax()), middle + 1 + int(counts[middle + 1 :].argmax())
     margin = (high - low) // 4
     between = counts[low + margin + 1 : high - margin].sum()
+    apart = (np.abs(grey.astype(np.int16) - low) > JPEG_NOISE_AT_EDGES) & (
+        np.abs(grey.astype(np.int16) - high) > JPEG_NOISE_AT_EDGES
+    )
+    has_areas = bool(minimum_filter(apart, AREA, mode="constant").any())
     low, high = _restore_black_and_white(low, high)
-    if between and flat_share(grey, low + margin, high - margin, JPEG_NOISE) > TRANSITION_FLAT_SHARE:
+    if has_areas or (
+        between and flat_share(grey, low + margin, high - margin, JPEG_NOISE) > TRANSITION_FLAT_SHARE
+    ):
         soft = MaskPixels(grey, {int(level): int(level) for level in np.flatnonzero(counts)}, full=255)
         if (low, high) == (0, 255) and is_soft(soft, JPEG_NOISE):
             return grey
         raise ImageError(
-            f"has {between:,} pixels that are neither near {low} nor near {high}, the most frequent values:"
-            " JPEG does not keep the values of such a mask; save it as PNG"
+            f"has {np.count_nonzero(apart):,} pixels that are neither near {low} nor near {high}, the most"
+            " frequent values: JPEG does not keep the values of such a mask; save it as PNG"
         )
     return np.where(grey > (low + high) // 2, np.uint8(high), np.uint8(low))
 
@@ -173,11 +220,17 @@ def _histogram(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.int64
 
 
 def _refuse_ambiguous(image: Image.Image) -> None:
-    """Refuse images that may contain more than one mask.
+    """Refuse images that may contain more than one mask, or lie in another way than their pixels.
 
     Raises:
-        ImageError: there are several pages, or samples that would be ignored although they differ.
+        ImageError: there are several pages, samples that would be ignored although they differ, or an
+            orientation.
     """
+    orientation = find_orientation(image)
+    if orientation != UPRIGHT:
+        raise ImageError(
+            f"has the EXIF orientation {orientation}, so it is not clear which way it lies; save it without"
+        )
     pages = int(image.info.get(PAGES, 0) or getattr(image, "n_frames", 1))
     if pages > 1:
         raise ImageError(f"has {pages} pages, so it is not clear which is the mask; save one of them")
@@ -197,5 +250,5 @@ def _grey(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
         raise ImageError(f"has pixels of the kind {image.mode}, so it is not a mask; save it as grey")
     red, green, blue = image.convert("RGB").split()
     if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
-        raise ImageError("has coloured pixels, so it is not a mask; car must be white, the rest black")
+        raise ImageError(COLOURED)
     return np.asarray(red)

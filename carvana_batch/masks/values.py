@@ -121,9 +121,15 @@ class MaskValues:
         """
         ignored = self.ignored_codes & pixels.values.keys()
         if self.car_codes:
-            white = {1} if pixels.full == 1 and 255 in self.car_codes else set()  # viewers show it as 255
-            return _pack(pixels, _select(pixels, (self.car_codes | white) & pixels.values.keys()), ignored)
+            return _pack(pixels, _select(pixels, self.find_car(pixels)), ignored)
         return _pack(pixels, self._divide(pixels.without(ignored)), ignored)
+
+    def find_car(self, pixels: MaskPixels) -> frozenset[int]:
+        """Return the codes of a file that are among ``car_codes``."""
+        codes = self.car_codes
+        if pixels.full == 1 and 255 in codes:  # as which viewers show it
+            codes |= {1}
+        return codes & pixels.values.keys()
 
     def _divide(self, pixels: MaskPixels) -> NDArray[np.bool_]:
         car = pixels.full if self.car == FULL else self.car

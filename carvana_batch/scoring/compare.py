@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ from carvana_batch.text import cut_short, shown
 from carvana_batch.values import Failure, PackedMask
 
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
+
+INVERTED_ACCURACY = 0.1
+"""Mean pixel accuracy below which masks seem to be inverted."""
 
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 
@@ -150,6 +154,7 @@ def compare_masks(
         compared.append(each)
         on_progress(len(compared), len(images))
     results = [each.result for each in compared]
+    notes += _describe_inversion([result for result in results if isinstance(result, Score)])
     compared_truth = set(true_ids.values())
     return Scores(
         rows=tuple(result for result in results if isinstance(result, Score)),
@@ -253,6 +258,15 @@ def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRo
         f"In the {side} masks, {source.values.unusual}."
         for side, source in sides.items()
         if isinstance(source, MaskFolder) and source.values.unusual
+    )
+
+
+def _describe_inversion(rows: Sequence[Score]) -> tuple[str, ...]:
+    """Say so if nearly all pixels are wrong: then nearly all would be right the other way round."""
+    if not rows or fmean(row.pixel_accuracy for row in rows) > INVERTED_ACCURACY:
+        return ()
+    return (
+        "Warning: nearly all pixels are wrong. The masks of one side seem to be inverted, with black cars.",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -103,6 +104,22 @@ def transparent(shape: Car) -> NDArray[Any]:
     return np.dstack([grey(0, 255)(shape)] * 3 + [np.where(COLUMNS < 9, 0, 255).astype(np.uint8)])
 
 
+def deep_colours(shape: Car) -> bytes:
+    return bytes(imagecodecs.png_encode(np.dstack([grey(0, 255, np.uint16)(shape)] * 3)))
+
+
+def jpeg_labels(shape: Car) -> bytes:
+    values = grey(0, 255)(shape)
+    values[:24, :24] = 128
+    return save(values, "jpg", quality=95)
+
+
+def turned(shape: Car) -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    return save(grey(0, 255)(shape), "png", exif=exif)
+
+
 KINDS = (
     MaskKind("PNG, GIF, TIFF", "1 bit", WHITE_IS_CAR, lambda shape: save(Image.fromarray(shape), "png")),
     MaskKind("PNG, TIFF", "0 and 255", HIGHER_IS_CAR, lambda shape: save(grey(0, 255)(shape), "png")),
@@ -174,6 +191,11 @@ KINDS = (
         car=(13,),
         ignored=(255,),
     ),
+    MaskKind("PNG, TIFF", "16 bit, three equal channels", HIGHER_IS_CAR, deep_colours),
+    MaskKind(
+        "JPEG", "three levels", f"{REFUSED}JPEG does not keep the values of such a mask", jpeg_labels, "jpg"
+    ),
+    MaskKind("all", "an EXIF orientation", f"{REFUSED}has the EXIF orientation 6", turned),
     MaskKind("TIFF", "several samples that differ", f"{REFUSED}has several samples", one_hot, "tif"),
     MaskKind("TIFF, GIF, PNG", "several pages or frames", f"{REFUSED}has 2 pages", pages, "tif"),
     MaskKind(

@@ -193,7 +193,7 @@ KINDS = (
     ),
     MaskKind("PNG, TIFF", "16 bit, three equal channels", HIGHER_IS_CAR, deep_colours),
     MaskKind(
-        "JPEG", "three levels", f"{REFUSED}JPEG does not keep the values of such a mask", jpeg_labels, "jpg"
+        "JPEG", "three levels", f"{REFUSED}JPEG does not keep the values", jpeg_labels, "jpg"
     ),
     MaskKind("all", "an EXIF orientation", f"{REFUSED}has the EXIF orientation 6", turned),
     MaskKind("TIFF", "several samples that differ", f"{REFUSED}has several samples", one_hot, "tif"),

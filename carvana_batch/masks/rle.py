@@ -96,7 +96,11 @@ def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
     Raises:
         RunLengthError: see :func:`decode`.
     """
-    words = text.split()
+    size = f"the image of {width}x{height} = {height * width} pixels"
+    most = 2 * height * width  # numbers: each pixel may be a run
+    words = text.split(maxsplit=most)
+    if len(words) > most:
+        raise RunLengthError(f"Pair {height * width + 1} is one more than there can be in {size}.")
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):
             raise RunLengthError(
@@ -105,10 +109,9 @@ def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
             )
     if len(words) % 2:
         raise RunLengthError(f"Pair {len(words) // 2 + 1} has a start ({words[-1]}) but no length.")
-    runs = np.array(list(map(int, words)), np.int64).reshape(-1, 2)
+    runs = np.fromiter(map(int, words), np.int64, len(words)).reshape(-1, 2)
     starts, lengths = runs[:, 0], runs[:, 1]
     ends = starts + lengths
-    size = f"the image of {width}x{height} = {height * width} pixels"
     _refuse(runs, starts < 1, "starts below 1, the first pixel")
     _refuse(runs, lengths < 1, "has no length")
     _refuse(runs, ends > height * width + 1, f"ends beyond {size}")

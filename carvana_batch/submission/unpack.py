@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
@@ -25,12 +24,16 @@ from carvana_batch.masks.layout import SAMPLE, find_misfit
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
+from carvana_batch.submission.limits import MAX_FAILED_ROWS, KeptText
 from carvana_batch.submission.table import COMPETITION_SIZE, check_row, read_lines
 from carvana_batch.text import cut_short, list_names, shown
 from carvana_batch.values import Failure
 
 CHUNK_ROWS = 256
-"""Rows that are in memory at a time."""
+"""Rows that are in memory at a time, at most."""
+
+CHUNK_CHARACTERS = 2**22
+"""Once so many are in memory, no more rows are read before these are written. 256 usual rows have half."""
 
 LONGEST_SAMPLE = 200_000
 """Longer rows, in characters, are not kept in the sample of rows."""
@@ -108,7 +111,8 @@ def decode_submission(
 
     Raises:
         UsageError: the file or the folder cannot be used, the rows seem to be of another size or order, or
-            masks exist already and ``overwrite`` is not set; nothing has been written.
+            masks exist already and ``overwrite`` is not set; nothing has been written. Or more than
+            ``MAX_FAILED_ROWS`` rows cannot be used; the masks of rows before these may have been written.
         CarvanaBatchError: the disk fails or is full; see :func:`write_file`.
     """
     if size is not None and size[0] * size[1] > MASK_PIXEL_LIMIT:
@@ -130,6 +134,7 @@ def decode_submission(
             for row, result in zip(chunk, results, strict=True):
                 if isinstance(result, Failure):
                     failures[row.line] = result
+                    _refuse_many(source, failures)
                 else:
                     masks += 1
                     empty += not result
@@ -151,16 +156,18 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
     present_masks = _find_present_masks(folder)
     with contextlib.closing(read_lines(source)) as rows:
         next(rows)
+        ids = KeptText(source)
         for line, fields in rows:
             survey.total += 1
             photo_id = without_suffix(fields[0])
             problem = check_row(fields) or mask_name_problem(photo_id)
             if not problem:
-                first = first_lines.setdefault(fold_key(mask_id(photo_id)), line)
+                first = first_lines.setdefault(ids.keep(fold_key(mask_id(photo_id))), line)
                 if first != line:
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
                 survey.failures[line] = _make_failure(source, line, fields[0], "read", problem)
+                _refuse_many(source, survey.failures)
                 continue
             runs = fields[1]
             if runs and len(runs) <= LONGEST_SAMPLE and len(survey.sample) < SAMPLE:
@@ -227,11 +234,20 @@ def _find_present_masks(folder: Path) -> dict[str, Path]:
 
 
 def _read_chunks(source: Path, skipped_lines: Collection[int]) -> Iterator[list[_Row]]:
-    """Yield lists of up to ``CHUNK_ROWS`` rows of the file, without those of some lines."""
+    """Yield lists of rows of the file, without those of some lines."""
     with contextlib.closing(read_lines(source)) as lines:
         next(lines)
-        rows = (_Row(line, *fields) for line, fields in lines if line not in skipped_lines)
-        while chunk := list(islice(rows, CHUNK_ROWS)):
+        chunk: list[_Row] = []
+        characters = 0
+        for line, fields in lines:
+            if line in skipped_lines:
+                continue
+            chunk.append(_Row(line, *fields))
+            characters += len(fields[1])
+            if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+                yield chunk
+                chunk, characters = [], 0
+        if chunk:
             yield chunk
 
 
@@ -262,6 +278,16 @@ def _write_mask(
             return fail("write", str(error))
         raise
     return bool(row.runs.strip())
+
+
+def _refuse_many(source: Path, failures: dict[int, Failure]) -> None:
+    """Raise UsageError once there are more failures than are kept in memory."""
+    if len(failures) > MAX_FAILED_ROWS:
+        first = failures[min(failures)]
+        raise UsageError(
+            f"More than {MAX_FAILED_ROWS:,} rows of {shown(source)} cannot be used, so the others are not"
+            f" read. The first is {shown(first.source)}: {shown(first.reason)}"
+        )
 
 
 def _mask_path(folder: Path, photo_id: str) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -69,6 +71,27 @@ def trim_main_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def limit_new_memory(new_bytes: int) -> Iterator[None]:
+    """Let allocations of this process fail, usually with MemoryError, once they exceed ``new_bytes``.
+
+    The limit is on address space, which the system grants to all threads. Without effect where the system
+    does not say how much is in use (other than Linux).
+    """
+    usage = Path("/proc/self/statm")
+    if not usage.is_file():
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(usage.read_text().split()[0]) * resource.getpagesize() + new_bytes
+    limits = [value for value in (limit, before, hard) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def peak_memory() -> int:

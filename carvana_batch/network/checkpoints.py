@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from carvana_batch.errors import ModelError
 from carvana_batch.files import atomic_writer
 from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.blocks import AnySizeNetwork
-from carvana_batch.text import shown
+from carvana_batch.network.pickled import OversizedError, load_pickled
+from carvana_batch.text import counted, shown
 
 FORMAT = "carvana-batch weights 1"
 
@@ -28,6 +28,12 @@ DESCRIBING = ("network", "mean", "deviation", "size")
 PLAIN_MEAN = (0.5, 0.5, 0.5)
 
 PLAIN_DEVIATION = (0.5, 0.5, 0.5)
+
+MAX_WEIGHTS_BYTES = 2**29
+"""The largest network has 240 MB in float32."""
+
+MAX_TENSORS = 10_000
+"""The network with the most tensors has 224."""
 
 FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
 
@@ -130,9 +136,17 @@ def load_model(name_or_path: str | Path) -> Model:
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         return _load_foreign(path)
     try:
+        size = path.stat().st_size
+        if size > MAX_WEIGHTS_BYTES:  # which are those of its tensors, as they fill the file without overlap
+            raise ModelError(f"{shown(path)}: has {size:,} bytes, more than weights of any of the networks")
         with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = file.keys()
+            if len(keys) > MAX_TENSORS:
+                raise ModelError(
+                    f"{shown(path)}: has {counted(len(keys), 'tensor')}, more than any of the networks"
+                )
+            weights = {key: file.get_tensor(key) for key in keys}
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
             f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); fetch or train it again"
@@ -216,9 +230,9 @@ def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
 def _load_foreign(path: Path) -> Model:
     """Load a state dict that another tool saved; only tensors are unpickled."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about odd pickles before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path)
+    except OversizedError as error:
+        raise ModelError(f"{shown(path)}: not loaded, because {error}") from error
     except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
         # The message of the error is not shown, because it explains how to load the file unsafely.
         raise ModelError(

@@ -22,6 +22,7 @@ import torch
 
 from carvana_batch.errors import FolderInUseError, UsageError
 from carvana_batch.files import atomic_writer, find_leftovers, not_writable, write_error
+from carvana_batch.network.pickled import load_pickled
 from carvana_batch.output.lock import FolderLock, describe_holder
 from carvana_batch.text import shown
 from carvana_batch.training.settings import (
@@ -185,7 +186,7 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = load_pickled(self.checkpoint)
         # A damaged pickle raises many kinds of exceptions, such as IndexError or struct.error.
         except Exception as error:
             raise UsageError(

@@ -1,14 +1,19 @@
 """Small files that would take gigabytes of memory once they are unpacked."""
 
 import gzip
+import io
 import resource
+import struct
 import subprocess
 import sys
 import zipfile
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.submission import limits, table, unpack
 
 HEADER = b"img,rle_mask\n"
@@ -146,3 +151,85 @@ def test_zips_that_unpack_at_once_are_refused(tmp_path, method, count_faults):
     with pytest.raises(UsageError, match=r"rows\.zip is compressed by another method than deflate"):
         table.read_rows(path)
     count_faults("a small file of rows takes little memory", 1)
+
+
+def archive_of(parts, method=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def saved(content):
+    """The parts of an archive of torch.save."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def compressed_zeros():
+    return archive_of(saved({"a": torch.zeros(2**28)}), zipfile.ZIP_DEFLATED)
+
+
+def overlapping_entries():
+    """Each storage lies in the file once, and is named by 300 entries of the directory."""
+    content = archive_of(saved({"a": torch.zeros(10**6)}))
+    start = content.index(b"PK\x01\x02")
+    end = content.index(b"PK\x05\x06", start)
+    directory, entries = content[start:end], 300
+    count = entries * directory.count(b"PK\x01\x02")
+    tail = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, entries * len(directory), start, 0)
+    return content[:start] + directory * entries + tail
+
+
+def with_pickle(code):
+    parts = saved({"a": torch.zeros(3)})
+    name = next(name for name in parts if name.endswith("data.pkl"))
+    return archive_of(parts | {name: b"\x80\x02" + code + b"."})
+
+
+def many_sets():
+    return with_pickle(b"\x8f" * 2 * 10**6)
+
+
+def repeated_copies():
+    """A text of 1 MB, which is encoded, into another copy each time, a thousand times."""
+    text = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x00" + b"X\x05\x00\x00\x00ascii\x86q\x01"
+    return with_pickle(text + b"c_codecs\nencode\nq\x02" + b"h\x02h\x01R" * 5_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack", [compressed_zeros, overlapping_entries, many_sets, repeated_copies], ids=lambda a: a.__name__
+)
+def test_small_files_of_tensors_take_little_memory(tmp_path, attack, count_faults):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(attack())
+    size = path.stat().st_size
+    assert size < 6 * MEGABYTE
+    peak, told = measure("carvana_batch.network.checkpoints", "load_model", path)
+    assert "weights.pt: not loaded, because it has" in told
+    assert peak < 3 * size + 400 * MEGABYTE
+    count_faults("a small file of tensors takes little memory", 1)
+
+
+def test_files_larger_than_any_network_are_not_read(tmp_path, count_faults):
+    for name, size in (("sparse.safetensors", 10**10), ("sparse.pt", 10**11)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(ModelError, match=rf"{name}: .*has {size:,} bytes, more than"):
+            load_model(tmp_path / name)
+    save_file({str(number): torch.zeros(0) for number in range(10_001)}, tmp_path / "many.safetensors")
+    with pytest.raises(ModelError, match=r"many\.safetensors: has 10,001 tensors"):
+        load_model(tmp_path / "many.safetensors")
+    count_faults("a small file of tensors takes little memory", 3)
+
+
+def test_the_limit_of_memory_ends_with_the_loading(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    (tmp_path / "weights.pt").write_bytes(many_sets())
+    with pytest.raises(ModelError):
+        load_model(tmp_path / "weights.pt")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from carvana_batch.errors import CarvanaBatchError, OutOfSpaceError, UsageError
-from carvana_batch.text import shown
+from carvana_batch.text import escape_name, shown
 
 TEMPORARY_PREFIX = ".carvana-batch-"
 
@@ -200,12 +200,18 @@ def write_row(file: IO[str], cells: Sequence[object]) -> None:
     writer.writerow(cells)
 
 
-def defuse_formula(text: str) -> str:
-    """Put an apostrophe before ``text`` if a spreadsheet would take it for a formula.
+_FORMULA = re.compile(r"(^|;)(?=[=+@\-\uff1d\uff0b\uff20\uff0d])")
+"""The beginning of a formula, in ASCII or full width. Spreadsheets of some languages divide lines of a CSV at
+semicolons."""
 
-    For tables that people open, not for submissions, in which names must not change.
+
+def table_cell(text: str) -> str:
+    """The text for a table that people open.
+
+    Controls are escaped, among them tabs and line ends (see :func:`escape_name`), and an apostrophe is put
+    before what a spreadsheet would take for a formula. Not for submissions, whose names may begin like one.
     """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return _FORMULA.sub(r"\1'", escape_name(text))
 
 
 def not_writable(root: Path, problem: str, argument: str = "OUT") -> UsageError:

@@ -178,7 +178,7 @@ def test_a_list_on_standard_input_with_any_name(run, here):
     assert result.stderr.startswith("failed: bad =.jpg (decode): is not an image")
     with (here / "out" / "report.csv").open(newline="", errors="surrogateescape") as file:
         rows = [row["image"] for row in csv.DictReader(file)]
-    assert sorted(rows) == sorted(["bad =", "'=1", os.fsdecode(b"in/\xff\n[red] =1")])
+    assert sorted(rows) == sorted(["bad =", "'=1", os.fsdecode(b"in/\xff\\x0a[red] =1")])
 
 
 @pytest.mark.usefixtures("here", "without_model")

@@ -177,7 +177,7 @@ def test_table_keeps_any_name(tmp_path):
     write_table(tmp_path / "report.csv", [failed(name, reason=name) for name in names])
     rows = read_table(tmp_path / "report.csv")[1:]
     first_cells = {row[0] for row in rows}
-    assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", "'\ta", 'a"b,c', "a\nb", "\udcff", "日本", "'a"}
+    assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", r"\x09a", 'a"b,c', r"a\x0ab", "\udcff", "日本", "'a"}
     assert all(row[8] == row[0] for row in rows)
 
 

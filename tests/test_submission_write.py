@@ -108,7 +108,10 @@ def test_names_are_quoted_only_where_csv_needs_it(tmp_path):
     write_submission(tmp_path / "out", tmp_path / "s.csv", size=(1, 1))
     text = (tmp_path / "s.csv").read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert rows == [["img", "rle_mask"], *([f"{name}.jpg", "1 1"] for name in sorted(names))]
+    assert rows == [
+        ["img", "rle_mask"],
+        *([f"{name}.jpg".replace("\n", r"\x0a"), "1 1"] for name in sorted(names)),
+    ]
     assert '"a,b.jpg",1 1\n' in text
     assert "\n=1+1.jpg,1 1\n" in text
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from carvana_batch import __version__
 from carvana_batch.errors import EXIT_SOME_FAILED
-from carvana_batch.files import atomic_writer, defuse_formula, write_row
+from carvana_batch.files import atomic_writer, table_cell, write_row
 from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.output.journal import Entry
 from carvana_batch.values import ImageRef
@@ -216,7 +216,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
     ``car_share`` is the part of the photo that the mask covers, in [0, 1]; several notes are separated by
-    semicolons. An apostrophe is put before names and reasons that a spreadsheet would take for a formula.
+    semicolons. See :func:`table_cell` for what may differ in names and reasons.
 
     Raises:
         CarvanaBatchError: see :func:`atomic_writer`.
@@ -229,14 +229,14 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
             write_row(
                 file,
                 (
-                    defuse_formula(entry.key),
+                    table_cell(entry.key),
                     "failed" if entry.failed else "done",
                     *(_decimal(value) for value in (entry.expected_dice, entry.dice, entry.car_share)),
                     entry.width or "",
                     entry.height or "",
                     entry.stage,
-                    defuse_formula(entry.reason),
-                    "; ".join(_describe(note, entry) for note in entry.notes),
+                    table_cell(entry.reason),
+                    table_cell("; ".join(_describe(note, entry) for note in entry.notes)),
                 ),
             )
 

@@ -27,7 +27,7 @@ from carvana_batch.inputs.keys import mask_id, pairing_name, without_suffix
 from carvana_batch.masks import rle
 from carvana_batch.submission.limits import MAX_ROW_CHARACTERS, KeptText, RowLines
 from carvana_batch.submission.row_file import open_row_file
-from carvana_batch.text import NAMED, cut_short, shown
+from carvana_batch.text import NAMED, cut_short, escape_name, shown, unescape_name
 
 COMPETITION_SIZE = (1918, 1280)
 """Width and height of the competition's photos."""
@@ -114,8 +114,9 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
 
     Lines are numbered from 1; blank ones are skipped. Fields are separated by commas, or by the
-    semicolons or tabs of the header. Only the header and the order of the columns are validated; use
-    ``check_row`` for the rest. Closing the generator closes the file.
+    semicolons or tabs of the header. Escapes in the first field are resolved (see
+    :func:`~carvana_batch.text.unescape_name`). Only the header and the order of the columns are validated;
+    use ``check_row`` for the rest. Closing the generator closes the file.
 
     Raises:
         UsageError: the file cannot be read, has no header, has its columns swapped, or there is more than
@@ -142,6 +143,7 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
                         _refuse_swapped(row, path)
                         is_first = False
                     if row:
+                        row[0] = unescape_name(row[0])
                         yield rows.line_num, row
             except csv.Error as error:
                 raise UsageError(f"{shown(path)}, line {rows.line_num}: {error}.") from error
@@ -177,6 +179,8 @@ def check_submission_name(target: Path) -> None:
 def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
     """Write a header and (photo, run-length row) pairs atomically, compressed according to the suffix.
 
+    Controls in the names of photos are escaped; see :func:`~carvana_batch.text.escape_name`.
+
     Raises:
         UsageError: a submission cannot be written at ``target``.
         CarvanaBatchError: see :func:`atomic_writer`.
@@ -187,7 +191,7 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
     with atomic_writer(target) as file, _open_text(file, target) as text:
         write_row(text, header)
         for name, runs in rows:
-            write_row(text, (name, runs))
+            write_row(text, (escape_name(name), runs))
             total += 1
             empty += not runs
             if not runs and len(first_empty) < NAMED:

@@ -216,21 +216,80 @@ def test_options_reach_the_decoder(tmp_path, workers):
     assert second.pixels.shape == (100, 101, 3)
 
 
-def test_file_size_and_time_are_from_before_reading(tmp_path, monkeypatch):
-    ref = write_photo(tmp_path / "a.png", 1)
-    before = ref.path.stat()
-    decode_image = loader.decode_image
+@pytest.fixture
+def change_while_read(monkeypatch):
+    """``change_while_read(*changes)``: each is called once, with the path of the photo, while it is read."""
 
-    def read_and_change(path, **options):
-        decoded = decode_image(path, **options)
-        write_photo(path, 2, (50, 30))
-        return decoded
+    def install(*changes):
+        left = list(changes)
+        decode_image = loader.decode_image
 
-    monkeypatch.setattr(loader, "decode_image", read_and_change)
-    (photo,) = make_loader([ref], OPTIONS, 0)
-    assert describe(photo) == ("a", 1)
-    assert (photo.file_bytes, photo.file_time) == (before.st_size, before.st_mtime_ns)
-    assert ref.path.stat().st_size != before.st_size
+        def read_and_change(path, **options):
+            try:
+                return decode_image(path, **options)
+            finally:
+                if left:
+                    left.pop(0)(path)
+
+        monkeypatch.setattr(loader, "decode_image", read_and_change)
+
+    return install
+
+
+def rewrite(value, size=(5, 3)):
+    """Another photo in place of this one."""
+    return lambda path: write_photo(path, value, size)
+
+
+def replace_with_same_size_and_time(path):
+    status, content = path.stat(), path.read_bytes()
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def touch(path):
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+CHANGES = [rewrite(9), touch, replace_with_same_size_and_time, os.unlink, lambda path: os.truncate(path, 9)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_photo_that_changes_is_read_again(tmp_path, change_while_read, change, workers, count_faults):
+    refs = [write_photo(tmp_path / f"{name}.png", number) for number, name in enumerate("abc", start=1)]
+    change_while_read(lambda path: None, change)
+    results = list(make_loader(refs, OPTIONS, workers))
+    assert [describe(results[0]), describe(results[2])] == [("a", 1), ("c", 3)]
+    if not refs[1].path.exists():
+        assert describe(results[1])[1].startswith("does not exist")
+    elif refs[1].path.stat().st_size == 9:
+        assert describe(results[1])[1].startswith("is ")
+    else:
+        assert describe(results[1]) == ("b", 9 if change is CHANGES[0] else 2)
+        status = refs[1].path.stat()
+        assert (results[1].file_bytes, results[1].file_time) == (status.st_size, status.st_mtime_ns)
+    count_faults("a photo that changes while it is read is read again, or fails", 1)
+
+
+def test_a_photo_that_becomes_complete_is_masked(tmp_path, change_while_read, count_faults):
+    ref = write_photo(tmp_path / "a.png", 7)
+    whole = ref.path.read_bytes()
+    ref.path.write_bytes(whole[: len(whole) // 2])
+    change_while_read(lambda path: path.write_bytes(whole[:-5]), lambda path: path.write_bytes(whole))
+    assert [describe(result) for result in make_loader([ref], OPTIONS, 0)] == [("a", 7)]
+    count_faults("a photo that changes while it is read is read again, or fails", 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_keeps_changing_is_a_failure(tmp_path, change_while_read, workers, count_faults):
+    refs = [write_photo(tmp_path / f"{name}.png", 1) for name in "ab"]
+    change_while_read(*[rewrite(2, (5, size)) for size in (4, 5, 6)])
+    first, second = (describe(result) for result in make_loader(refs, OPTIONS, workers))
+    assert first == ("a", "changed while it was read; run the same command again once it is complete")
+    assert second == ("b", 1)
+    count_faults("a photo that changes while it is read is read again, or fails", 3)
 
 
 def test_a_photo_too_large_for_memory_is_a_failure(tmp_path, monkeypatch):

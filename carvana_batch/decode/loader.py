@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from carvana_batch.decode.photo import decode_image
+from carvana_batch.decode.photo import DecodedImage, decode_image
 from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, InSlot, OpenedSlots, SharedMemory
 from carvana_batch.decode.workers import (
     WORKER_POLL_SECONDS,
@@ -36,6 +37,11 @@ FULL_SHARED_MEMORY = (
 )
 
 ACCEPT_DAMAGE = "; --damaged accept masks what can be decoded"
+
+MAX_READS = 3
+"""How often a photo is read if it changes meanwhile, as when it is still being copied into the folder."""
+
+CHANGED = "changed while it was read; run the same command again once it is complete"
 
 NO_MEMORY = "does not fit into the memory that is free"
 
@@ -93,37 +99,57 @@ class _Decoding(Dataset[_Decoded]):
     def __getitem__(self, index: int) -> _Decoded:
         start = time.perf_counter()
         ref = self.photos[index]
-        path = ref.path
-        size = changed = 0
-        try:
-            # Before reading: if the file changes meanwhile, the next run masks it again.
-            status = path.stat()
-            size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # decode_image reports it with a better message
-            pass
-        result: InSlot | NDArray[np.uint8] | Failure
+        result: InSlot | NDArray[np.uint8] | Failure = Failure.of(ref, "decode", CHANGED)
         orientation = UPRIGHT
         notes: tuple[Note, ...] = ()
         damage = ""
+        for _ in range(MAX_READS):
+            # Changes between two writes are not seen here; but then the file's time is another in the next
+            # run, and it masks the photo again.
+            state = _file_state(ref.path)
+            read = self._read(ref)
+            if _file_state(ref.path) != state:
+                del read  # rather than two photos in memory
+                continue
+            if isinstance(read, Failure):
+                result = read
+            else:
+                try:
+                    result = self.memory.put(read.pixels)
+                    orientation, notes, damage = read.orientation, read.notes, read.damage
+                except MemoryError:
+                    result = Failure.of(ref, "decode", NO_MEMORY)
+            break
+        size, changed, _ = state
+        seconds = time.perf_counter() - start
+        return _Decoded(index, result, size, changed, seconds, orientation, notes, damage)
+
+    def _read(self, ref: ImageRef) -> DecodedImage | Failure:
+        """Decode a photo, perhaps into shared memory, where it is not sent before ``memory.put``."""
         try:
-            image = decode_image(
-                path,
+            return decode_image(
+                ref.path,
                 pixel_limit=self.options.pixel_limit,
                 apply_exif=self.options.apply_exif,
                 find_room=self.memory.find_room,
                 accept_damage=self.options.accept_damage,
             )
-            result, orientation, notes = self.memory.put(image.pixels), image.orientation, image.notes
-            damage = image.damage
         except ImageError as error:
-            reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
+            reason = str(error).removeprefix(f"{shown(ref.path)} ")  # the report names the photo itself
             if isinstance(error, DamageError):
                 reason += ACCEPT_DAMAGE
-            result = Failure.of(ref, "decode", reason)
+            return Failure.of(ref, "decode", reason)
         except MemoryError:
-            result = Failure.of(ref, "decode", NO_MEMORY)
-        seconds = time.perf_counter() - start
-        return _Decoded(index, result, size, changed, seconds, orientation, notes, damage)
+            return Failure.of(ref, "decode", NO_MEMORY)
+
+
+def _file_state(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last change in ns, and inode of a file; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:  # decode_image reports it with a better message
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _unchanged(decoded: Any) -> Any:

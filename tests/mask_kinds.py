@@ -192,9 +192,7 @@ KINDS = (
         ignored=(255,),
     ),
     MaskKind("PNG, TIFF", "16 bit, three equal channels", HIGHER_IS_CAR, deep_colours),
-    MaskKind(
-        "JPEG", "three levels", f"{REFUSED}JPEG does not keep the values", jpeg_labels, "jpg"
-    ),
+    MaskKind("JPEG", "three levels", f"{REFUSED}JPEG does not keep the values", jpeg_labels, "jpg"),
     MaskKind("all", "an EXIF orientation", f"{REFUSED}has the EXIF orientation 6", turned),
     MaskKind("TIFF", "several samples that differ", f"{REFUSED}has several samples", one_hot, "tif"),
     MaskKind("TIFF, GIF, PNG", "several pages or frames", f"{REFUSED}has 2 pages", pages, "tif"),

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
-from carvana_batch.decode import loader
+from carvana_batch.decode import loader, worker_pool
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
-from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
+from carvana_batch.decode.shared_memory import SLOTS, InPipe, SharedMemory
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.notes import Note
 from carvana_batch.values import Failure, ImageRef, Photo
@@ -105,7 +105,7 @@ class RecordingMemory(SharedMemory):
         in_slot = super().put(pixels)
         self.record("decoded" if decoded else "copied")
         if in_slot.memory is not None:
-            self.record("sent", in_slot.memory.numel())
+            self.record("sent", self._slots[in_slot.slot].numel())
         return in_slot
 
     def lines(self, first_word):
@@ -117,7 +117,7 @@ class FullMemory(SharedMemory):
     """Has no room for any photo."""
 
     def put(self, pixels):
-        return pixels
+        return InPipe(pixels, "no room")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -615,7 +615,7 @@ def test_photos_arrive_when_shared_memory_is_full(photos, monkeypatch):
             in_flight.append(options["prefetch_factor"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(loader, "DataLoader", RecordingLoader)
+    monkeypatch.setattr(worker_pool, "DataLoader", RecordingLoader)
     photo_loader = make_loader(photos, OPTIONS, 2)
     assert [describe(result) for result in photo_loader] == expected
     assert in_flight == [2, 1]

@@ -7,10 +7,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from carvana_batch.errors import is_out_of_threads
 from carvana_batch.main_memory import keep_freed_memory
 
 WORKER_POLL_SECONDS = 0.5
@@ -20,21 +23,56 @@ FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitin
 """Signals that only the main process handles, although a terminal or batch system may send them to all."""
 
 
-def begin_worker(_worker: int) -> None:
-    """Initialise a worker process; a ``worker_init_fn`` of torch.
+CANNOT_START_THREADS = 75
+"""Exit code of a worker process that may not start the threads that it needs."""
+
+WORKER_THREADS = 3
+"""Threads of a worker: one waits for SIGTERM, one writes results to the pipe, one sends shared memory."""
+
+
+def begin_worker(socket_folder: Path | None, _worker: int) -> None:
+    """Initialise a worker process; with the first argument given, a ``worker_init_fn`` of torch.
 
     Workers return freed memory to the system, because photos may differ in size. They block SIGTERM, so a
     thread waits for it, and exits if it was sent by the main process.
+
+    Args:
+        socket_folder: where the worker makes its socket; None for the usual temporary folder.
     """
     keep_freed_memory(False)
+    if socket_folder is not None:
+        tempfile.tempdir = str(socket_folder)
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             pass
         os._exit(0)
 
+    # torch and multiprocessing start threads later, and would print a stack trace, or wait forever.
+    if not can_start_threads(WORKER_THREADS):
+        os._exit(CANNOT_START_THREADS)
     if signal.SIGTERM in FOR_MAIN_PROCESS:
         threading.Thread(target=wait, daemon=True).start()
+
+
+def can_start_threads(count: int) -> bool:
+    """Whether this process may start so many more threads."""
+    ended = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=ended.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        if not is_out_of_threads(error):
+            raise
+        return False
+    finally:
+        ended.set()
+        for thread in started:
+            thread.join()
+    return True
 
 
 class WorkerWatch(threading.Thread):

@@ -35,6 +35,12 @@ SINGLE_FILE_ERRORS = {
 }
 """Errors caused by the name of one file or by what already exists there; other files may still succeed."""
 
+CLOCK_TOLERANCE = 2.0
+"""Seconds by which the times of files and processes may be wrong: those of FAT are even."""
+
+_in_use: set[str] = set()
+"""Names of the temporary files that this process is writing."""
+
 CANNOT_SYNC_FOLDER = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
@@ -108,11 +114,12 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
     check_target(path)
     target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
     # Not derived from the target's name, which may be as long as the file system allows.
-    name = f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    name = f"{temporary_prefix()}{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     temporary = target.parent / name
     text: dict[str, Any] = (
         {} if mode == "wb" else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     )
+    _in_use.add(name)
     try:
         with temporary.open(mode.replace("w", "x"), **text) as file:
             yield file
@@ -128,6 +135,7 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
         # It no longer exists unless there was an error; and that error matters more than one of removing.
         with contextlib.suppress(OSError):
             temporary.unlink()
+        _in_use.discard(name)
 
 
 def write_error(path: Path, error: OSError) -> CarvanaBatchError:
@@ -151,30 +159,39 @@ def read_error(path: Path, error: OSError) -> CarvanaBatchError:
 
 def find_leftovers(folder: Path) -> list[Path]:
     """Temporary files in and below ``folder`` whose process ran on this machine and has ended."""
-    pattern = re.compile(f"{re.escape(TEMPORARY_PREFIX + _host())}-([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
+    pattern = re.compile(f"{re.escape(temporary_prefix())}([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
     found = [
         (Path(parent, name), int(match[1]))
         for parent, _, names in os.walk(folder)
         for name in names
         if (match := pattern.fullmatch(name))
     ]
-    return [path for path, process in found if not _is_alive(process)]
+    return [path for path, process in found if not _may_be_written(path, process)]
 
 
-def _is_alive(process: int) -> bool:
+def _may_be_written(path: Path, process: int) -> bool:
+    """Whether a temporary file may be one of the process that has this number now.
+
+    In containers, the number of a killed run may belong to another process, or to this one.
+    """
+    import psutil  # here, because the help text must not wait for it
+
+    if process == os.getpid():
+        return path.name in _in_use
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        started: float = psutil.Process(process).create_time()
+        return started <= path.stat().st_mtime + CLOCK_TOLERANCE
+    except (psutil.NoSuchProcess, FileNotFoundError, OverflowError):
         return False
-    except PermissionError:  # another user's process
+    except psutil.AccessDenied:  # another user's process
         return True
-    return True
 
 
 @functools.cache
-def _host() -> str:
-    """A short name of this machine for use in file names."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+def temporary_prefix() -> str:
+    """How the names of temporary files and folders of this machine begin, among those of other machines."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{TEMPORARY_PREFIX}{host}-"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from carvana_batch.commands.parameters import (
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
-from carvana_batch.files import check_target
+from carvana_batch.files import check_target, temporary_prefix
 from carvana_batch.inputs.find import Found, find_images, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
@@ -37,6 +36,7 @@ from carvana_batch.options import (
     PRECISION_NAMES,
     Options,
 )
+from carvana_batch.temporary_folder import temporary_folder
 from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
@@ -353,8 +353,8 @@ def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
 def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
     """A temporary out folder beside a single mask file, from which the mask is moved at the end."""
     target = Path(os.path.realpath(out))
-    with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=target.parent) as folder:
-        yield Path(folder)
-        mask = Path(folder) / f"{ref.key}.png"
+    with temporary_folder(target.parent, temporary_prefix()) as folder:
+        yield folder
+        mask = folder / f"{ref.key}.png"
         if mask.exists():
             mask.replace(target)

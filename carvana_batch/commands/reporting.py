@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -70,7 +71,8 @@ class Screen:
     def restore_terminal(self) -> None:
         """Show the cursor, which the progress bar hides, before the process exits at once."""
         if self._bar is not None:
-            os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
 
     def _end_bar(self) -> None:
         if self._bar is not None:

@@ -239,10 +239,10 @@ class PhotoLoader:
             self._dataset.memory.problem = str(error)
         elif self.workers:
             self.workers = min(1, self.workers - 1)
-            who = "one process" if self.workers else "the main process, which a file may crash,"
-            self._fewer_workers = f"{error}: {who} has decoded photos, which is slower"
+            how = "by a single process" if self.workers else "in the main process, which a bad file may crash"
+            self._fewer_workers = f"{error}; photos were decoded {how}"
         else:
-            raise error
+            raise CarvanaBatchError(f"Photos cannot be decoded: {error}.") from error
 
     def _decode_alone(self, position: int, sockets: Path | None) -> Photo | Failure:
         """Decode one photo in a separate worker, so that only this photo can be lost."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from carvana_batch.decode.workers_error import OUT_OF_FILES, SharingError, describe_sharing
+from carvana_batch.errors import is_out_of_threads
 
 PREFETCHED_PHOTOS = 2
 """Number of decoded photos that each worker keeps ready."""
@@ -92,11 +93,17 @@ class SharedMemory:
         self._next = 0
 
     def greet(self) -> Greeting:
-        """Find out whether memory can be shared, which takes a socket besides memory."""
+        """Find out whether memory can be shared, which takes a socket and a thread besides memory.
+
+        Raises:
+            RuntimeError: no thread can be started; see :func:`is_out_of_threads`.
+        """
         if not self.problem:
             try:
                 return Greeting(_share(torch.zeros(1, dtype=torch.uint8)))
             except (OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and is_out_of_threads(error):
+                    raise
                 self.problem = describe_sharing(error)
         return Greeting(None)
 

@@ -20,7 +20,8 @@ from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
 from carvana_batch.decode.workers import (
     CANNOT_START_THREADS,
     begin_worker,
-    can_start_threads,
+    exit_if_out_of_threads,
+    reserved_threads,
     workers_starting,
 )
 from carvana_batch.decode.workers_error import TOO_MANY_FILES, WorkersError, describe_start
@@ -36,8 +37,11 @@ GREETING_TIMEOUT = 60.0
 OTHER_FILES = 12
 """Files of the queue of results, and those that a run opens at a time: photos, masks, the journal."""
 
-OTHER_THREADS = 3
-"""Threads that a run needs beside the one of each worker: the watch and the writers."""
+OTHER_THREADS = 4
+"""Threads that the main process starts later: the watch and the writers, and one that has hardly ended."""
+
+LATER_THREADS = 2
+"""Threads that a worker starts later: the one that writes to the pipe, and one that has hardly ended."""
 
 SOCKET_FOLDER_PREFIX = "carvana-batch-"
 
@@ -83,7 +87,8 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
         try:
             with _Handshake(sockets) as handshake:
                 self._start(dataset, indexes, workers, prefetched, handshake)
-                handshake.wait_for_all(self._workers)
+                with reserved_threads(OTHER_THREADS):
+                    handshake.wait_for_all(self._workers)
         except BaseException as error:
             self._shutdown = True
             for worker in self._workers:
@@ -151,10 +156,14 @@ class _Handshake:
         self._hold.close()
         begin_worker(self._sockets, worker)
         memory = cast(Sharing, get_worker_info().dataset).memory  # type: ignore[union-attr]
-        self._greeting.send((worker, memory.greet()))
-        self._greeting.close()
-        with contextlib.suppress(EOFError):
-            self._go_on.recv_bytes()
+        # torch and multiprocessing start threads later, and would print a stack trace, or wait forever.
+        with exit_if_out_of_threads():
+            greeting = memory.greet()
+            with reserved_threads(LATER_THREADS):
+                self._greeting.send((worker, greeting))
+                self._greeting.close()
+                with contextlib.suppress(EOFError):
+                    self._go_on.recv_bytes()
         self._go_on.close()
 
     def wait_for_all(self, workers: Sequence[multiprocessing.Process]) -> None:
@@ -187,7 +196,7 @@ class _Handshake:
 
 
 def check_limits(workers: int) -> None:
-    """Check that a run with this many workers may open the files and start the threads that it needs.
+    """Check that a run with this many workers may open the files that it needs.
 
     Raises:
         WorkersError: it may not.
@@ -202,8 +211,6 @@ def check_limits(workers: int) -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
-    if not can_start_threads(workers + OTHER_THREADS):
-        raise WorkersError(TOO_MANY_PROCESSES)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,6 @@ FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitin
 CANNOT_START_THREADS = 75
 """Exit code of a worker process that may not start the threads that it needs."""
 
-WORKER_THREADS = 3
-"""Threads of a worker: one waits for SIGTERM, one writes results to the pipe, one sends shared memory."""
-
 
 def begin_worker(socket_folder: Path | None, _worker: int) -> None:
     """Initialise a worker process; with the first argument given, a ``worker_init_fn`` of torch.
@@ -48,31 +45,41 @@ def begin_worker(socket_folder: Path | None, _worker: int) -> None:
             pass
         os._exit(0)
 
-    # torch and multiprocessing start threads later, and would print a stack trace, or wait forever.
-    if not can_start_threads(WORKER_THREADS):
-        os._exit(CANNOT_START_THREADS)
     if signal.SIGTERM in FOR_MAIN_PROCESS:
-        threading.Thread(target=wait, daemon=True).start()
+        with exit_if_out_of_threads():
+            threading.Thread(target=wait, daemon=True).start()
 
 
-def can_start_threads(count: int) -> bool:
-    """Whether this process may start so many more threads."""
+@contextlib.contextmanager
+def exit_if_out_of_threads() -> Iterator[None]:
+    """End a worker process without a stack trace if it may start no thread in the with block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_threads(error):
+            raise
+        os._exit(CANNOT_START_THREADS)
+
+
+@contextlib.contextmanager
+def reserved_threads(count: int) -> Iterator[None]:
+    """A with block during which so many threads wait, to prove that they can be started afterwards.
+
+    Raises:
+        RuntimeError: they cannot be started; see :func:`is_out_of_threads`.
+    """
     ended = threading.Event()
-    started: list[threading.Thread] = []
+    threads: list[threading.Thread] = []
     try:
         for _ in range(count):
             thread = threading.Thread(target=ended.wait, daemon=True)
             thread.start()
-            started.append(thread)
-    except RuntimeError as error:
-        if not is_out_of_threads(error):
-            raise
-        return False
+            threads.append(thread)
+        yield
     finally:
         ended.set()
-        for thread in started:
+        for thread in threads:
             thread.join()
-    return True
 
 
 class WorkerWatch(threading.Thread):

@@ -252,6 +252,31 @@ def remove_file(path: Path) -> None:
         raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error
 
 
+def move_to_free_place(source: Path, target: Path) -> None:
+    """Rename a file in the same file system, unless there is something in the new place.
+
+    Raises:
+        WriteError: there is something; or the file cannot be renamed.
+    """
+    try:
+        try:
+            os.link(source, target)  # unlike renaming, this never replaces anything
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links, such as FAT
+            target.open("xb").close()
+            source.replace(target)
+        else:
+            source.unlink()
+    except FileExistsError as error:
+        raise WriteError(
+            f"{shown(target)} has appeared during the run, and stays as it is. Name another file, or use"
+            " --overwrite to replace it."
+        ) from error
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
 def write_file(path: Path, content: bytes, root: Path | None = None) -> None:
     """Write a file of an out folder, and create the folders above it.
 

@@ -292,15 +292,28 @@ def test_overwrite_when_a_file_has_replaced_a_folder(tmp_path, photo):
     assert (tmp_path / "out" / "a").read_bytes() == b""
 
 
-def test_a_mask_that_cannot_be_removed(tmp_path, photo):
+def test_a_mask_that_cannot_be_removed(tmp_path, photo, monkeypatch):
+    def fail(_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    mask_once(tmp_path, photo)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with open_folder(tmp_path, overwrite=True) as out:
+        out.find_missing([photo])
+        with pytest.raises(WriteError, match=r"Cannot remove .*b\.png"):
+            out.start(CHOICE)
+
+
+def test_a_folder_in_the_place_of_a_mask_stays(tmp_path, photo):
     mask_once(tmp_path, photo)
     mask = tmp_path / "out" / "a" / "b.png"
     mask.unlink()
     mask.mkdir()
     with open_folder(tmp_path, overwrite=True) as out:
         out.find_missing([photo])
-        with pytest.raises(WriteError, match=r"Cannot remove .*b\.png"):
-            out.start(CHOICE)
+        out.start(CHOICE)
+        assert out.commit_failure(Failure.of(photo, "decode", "is empty")).failed
+    assert mask.is_dir()
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])

@@ -24,7 +24,7 @@ from carvana_batch.commands.parameters import (
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
-from carvana_batch.files import check_target, temporary_prefix
+from carvana_batch.files import check_target, move_to_free_place, temporary_prefix
 from carvana_batch.inputs.find import Found, find_images, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
@@ -291,7 +291,7 @@ def command(
 
     loaded = load_model(model)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
-    folder = _folder_of_mask_file(refs[0], out) if mask_file else contextlib.nullcontext(out)
+    folder = _folder_of_mask_file(refs[0], out, overwrite) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
         report = run(refs, root, loaded, options, reporter.listener, stop)
@@ -350,11 +350,13 @@ def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
+def _folder_of_mask_file(ref: ImageRef, out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary out folder beside a single mask file, from which the mask is moved at the end."""
     target = Path(os.path.realpath(out))
     with temporary_folder(target.parent, temporary_prefix()) as folder:
         yield folder
         mask = folder / f"{ref.key}.png"
-        if mask.exists():
+        if mask.exists() and overwrite:
             mask.replace(target)
+        elif mask.exists():
+            move_to_free_place(mask, target)

@@ -113,7 +113,7 @@ class Reporter(Screen):
         self._bar.start()
 
     def _show(self, progress: Progress) -> None:
-        finished = progress.done + progress.failed
+        finished = progress.finished
         now = time.monotonic()
         rate = finished / max(now - self._began, 1e-9)
         failures = f"{progress.failed:,} failed" if progress.failed else ""
@@ -168,9 +168,18 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
         click.echo(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
     if len(report.without_truth) > NAMES_SHOWN:
         click.echo(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
+    if report.kept:
+        names = ", ".join(shown(f"{entry.key}.png") for entry in report.kept[:NAMES_SHOWN])
+        more = ", ..." if len(report.kept) > NAMES_SHOWN else ""
+        reporter.say(
+            f"Warning: kept, because predict did not make {'it' if len(report.kept) == 1 else 'them'}:"
+            f" {names}{more}. --overwrite replaces such masks."
+        )
     counts = [f"{report.done:,} masked", f"{len(report.failures):,} failed"]
     if report.already_done:
         counts.insert(1, f"{report.already_done:,} done before")
+    if report.kept:
+        counts.append(f"{len(report.kept):,} kept")
     if report.left:
         counts.append(f"{report.left:,} left")
     reporter.say(", ".join(counts) + f" -> {shown(out)}")

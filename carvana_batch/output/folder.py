@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -12,7 +14,7 @@ from typing import IO, Any
 
 import filelock
 
-from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.errors import FolderInUseError, ImageError, UsageError
 from carvana_batch.files import (
     OUT_OF_SPACE,
     atomic_writer,
@@ -25,10 +27,11 @@ from carvana_batch.files import (
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Choice
 from carvana_batch.output.held import HeldFolders
-from carvana_batch.output.journal import Entry, append_entry, read_entries
-from carvana_batch.output.lock import FolderLock, describe_holder, is_locked
+from carvana_batch.output.journal import Entry, append_entry, read_journals
+from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, read_holder
 from carvana_batch.output.overwriting import Overwriting
-from carvana_batch.output.paths import OutPaths, holder_of
+from carvana_batch.output.ownership import Ownership
+from carvana_batch.output.paths import MASK, OutPaths, holder_of
 from carvana_batch.output.resume import find_missing
 from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, ImageRef
@@ -46,11 +49,13 @@ class OutFolder:
         settings: see :meth:`Options.settings`.
         shard: (number, count) of the shard, counted from 1.
         overwrite: whether to discard what earlier runs have made; see :class:`Overwriting`.
+        rle_file: where this shard writes its run-length rows, None if it does not.
 
     Attributes:
         paths: where each file belongs.
         choice: what the first run of the job chose, None if there was none.
         overwriting: with ``overwrite``, what goes and what stays; known once the missing photos are.
+        ownership: which files of the missing photos are of a run; known once these photos are.
 
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
@@ -58,25 +63,35 @@ class OutFolder:
         FolderChangedError: from every method that writes, the folder is no longer the one that was entered.
     """
 
-    def __init__(self, root: Path, settings: dict[str, Any], shard: tuple[int, int], overwrite: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: dict[str, Any],
+        shard: tuple[int, int],
+        overwrite: bool,
+        rle_file: Path | None = None,
+    ) -> None:
         self.root, self.shard, self.overwrite = root, shard, overwrite
         self.paths = OutPaths(root, shard)
         self.settings = json.loads(json.dumps(settings))  # in the form in which it is read back
+        self._rle_file = "" if rle_file is None else os.path.realpath(rle_file)
         self.choice: Choice | None = None
         self.overwriting: Overwriting | None = None
-        self._retried_keys: set[str] = set()  # photos that an earlier run and this one try
+        self.ownership = Ownership(self.paths, replace_all=overwrite)
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._journal: IO[bytes] | None = None
+        self._journal_lock = threading.Lock()  # writer threads and the main one add lines
         self._held: HeldFolders | None = None
         self._started = False
 
     def __enter__(self) -> OutFolder:
         try:
             self._take_lock()
-            self._lock.write_holder()
-            if not self.overwrite:
-                self.read_settings()
             with self.shared_files_lock():
+                self._refuse_rows_of_another_shard()
+                if not self.overwrite:
+                    self.read_settings()
+                self._lock.write_holder(rle_file=self._rle_file)
                 self._remove_leftovers()
         except BaseException:
             self._let_go()
@@ -133,9 +148,10 @@ class OutFolder:
             if self.overwriting.kept:
                 self.read_settings(skipped)
             return photos
-        entries = read_entries(self.paths.state)
-        missing = find_missing(photos, entries, self.paths, self.settings.get("save", ()))
-        self._retried_keys = {ref.key for ref in missing if ref.key in entries}
+        journals = read_journals(self.paths.state)
+        missing = find_missing(photos, journals.latest, self.paths, self.settings.get("save", ()))
+        known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
+        self.ownership = Ownership(self.paths, journals, known)
         return missing
 
     def start(self, choice: Choice) -> Choice:
@@ -180,31 +196,42 @@ class OutFolder:
             lock.release()
 
     def commit(self, entry: Entry) -> None:
-        """Append an entry to the journal; call it after the mask has its final name."""
+        """Append an entry to the journal.
+
+        Call it after the mask has its final name; and with a pending entry, before any file of the photo has.
+        Several threads may call it at once.
+        """
         if not self._lock.is_held:
             raise RuntimeError("the out folder is not open")
         self.check()
         entry = replace(entry, committed=time.time_ns())
         try:
-            if self._journal is None:
-                self._journal = self.paths.journal.open("ab", buffering=0)
-            append_entry(self._journal, entry)
+            with self._journal_lock:
+                if self._journal is None:
+                    self._journal = self.paths.journal.open("ab", buffering=0)
+                append_entry(self._journal, entry)
         except OSError as error:
             raise write_error(self.paths.journal, error) from error
 
-    def commit_failure(self, failure: Failure) -> None:
-        """Record a photo that has no mask, and remove the outdated files that an earlier run made of it."""
+    def commit_failure(self, failure: Failure) -> Entry:
+        """Record a photo that could not be masked, and remove the outdated files that runs made of it.
+
+        Returns:
+            The entry. With a mask of the user in the place of its mask, the photo has not failed.
+        """
         self.check()
-        if failure.id in self._retried_keys:
-            self._remove_files(failure.id)
+        self.ownership.remove_files(failure.id)
         try:
             source = Path(failure.source).stat()
             size, changed = source.st_size, source.st_mtime_ns
         except OSError:  # a missing file is a reason to fail, and has no size
             size = changed = 0
-        self.commit(
-            Entry(failure.id, failure.source, size, changed, stage=failure.stage, reason=failure.reason)
-        )
+        entry = Entry(failure.id, failure.source, size, changed, stage=failure.stage, reason=failure.reason)
+        if self.ownership.is_foreign(failure.id, MASK):
+            with contextlib.suppress(ImageError):  # what is there is not a mask, so the photo has none
+                entry = entry.keep(*self.ownership.read_kept_mask(failure.id))
+        self.commit(entry)
+        return entry
 
     def _take_lock(self) -> None:
         try:
@@ -226,6 +253,20 @@ class OutFolder:
             " for all)."
         )
 
+    def _refuse_rows_of_another_shard(self) -> None:
+        """Raise UsageError if another of these shards writes, or has written, its rows to the same file."""
+        for lock in self.paths.other_locks():
+            try:
+                other = read_holder(holder_of(lock)).get("rle_file")
+            except (OSError, ValueError, TypeError):  # it only says what the file is for
+                continue
+            if self._rle_file and other == self._rle_file and lock.name.endswith(f"-of-{self.shard[1]}"):
+                raise UsageError(
+                    f"--rle {shown(self._rle_file)} is already the file of shard"
+                    f" {lock.name.removeprefix('lock-').replace('-of-', '/')}, whose rows would be lost. Give"
+                    " each shard a file of its own, or use `carvana-batch submit` once all are done."
+                )
+
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed runs.
 
@@ -237,10 +278,6 @@ class OutFolder:
         if leftovers and not any(is_locked(lock) for lock in self.paths.other_locks()):
             for path in leftovers:
                 remove_file(path)
-
-    def _remove_files(self, key: str) -> None:
-        for path in self.paths.of_photo(key):
-            remove_file(path)
 
     def read_settings(self, skipped: Collection[str] = ()) -> None:
         """Read what the first run of the job was asked for and what it chose.

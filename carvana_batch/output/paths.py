@@ -18,6 +18,8 @@ from carvana_batch.options import EXTRA_FILES
 
 STATE_FOLDER = ".carvana-batch"
 
+MASK = "mask"
+
 
 @dataclass(frozen=True)
 class OutPaths:
@@ -40,9 +42,9 @@ class OutPaths:
         folder, suffix = EXTRA_FILES[kind]
         return self.root / folder / f"{key}{suffix}"
 
-    def of_photo(self, key: str) -> list[Path]:
-        """All files that can be made of a photo."""
-        return [self.mask(key), *(self.extra(kind, key) for kind in EXTRA_FILES)]
+    def of_photo(self, key: str) -> dict[str, Path]:
+        """All files that can be made of a photo, by ``MASK`` or the kind of extra file."""
+        return {MASK: self.mask(key)} | {kind: self.extra(kind, key) for kind in EXTRA_FILES}
 
     @property
     def report(self) -> Path:

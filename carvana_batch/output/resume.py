@@ -70,6 +70,8 @@ def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
     """Whether the mask and the extra files of a photo are complete."""
     try:
         mask_bytes = paths.mask(entry.key).stat().st_size
+        if entry.kept:
+            return mask_bytes == entry.mask_bytes
         # The sizes of extra files are not known, but a power cut leaves some of them empty.
         return mask_bytes == entry.mask_bytes and all(
             paths.extra(kind, entry.key).stat().st_size for kind in extras
@@ -80,7 +82,7 @@ def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
 
 def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:
     """Raise UsageError if the existing mask is of another photo, which is still where it was."""
-    if entry.failed or entry.source == ref.path_text:
+    if not entry.masked or entry.source == ref.path_text:
         return
     try:
         source, other = ref.path.stat(), Path(entry.source).stat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from carvana_batch.text import counted, shown
 FORMAT = "carvana-batch weights 1"
 
 DESCRIBING = ("network", "mean", "deviation", "size")
-"""Entries of the header that the digest covers, because they affect every mask."""
+"""Entries of the header that the digest covers, because they affect every mask; so does ``scale``."""
 
 PLAIN_MEAN = (0.5, 0.5, 0.5)
 
@@ -49,7 +50,9 @@ class Model:
         deviation: the same.
         digest: SHA-256 of all of this, by which a resumed run recognises the model.
         notes: the rest of the header: training data, validation result, licence.
-        size: (width, height) to which photos are averaged for the network, None for photos as they are.
+        size: (width, height) to which photos are resized for the network, None if it depends on the photo.
+        scale: length in pixels of the long side of the photos that the weights were trained on, to which
+            photos of another scale are resized; None for photos as they are.
     """
 
     name: str
@@ -59,15 +62,19 @@ class Model:
     digest: str
     notes: dict[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    scale: int | None = None
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
     """SHA-256 of the weights and the header.
 
-    It covers network, mean, deviation and size of the header, and names, dtypes, shapes and bytes of the
-    tensors, sorted by name.
+    It covers network, mean, deviation, size and scale of the header, and names, dtypes, shapes and bytes of
+    the tensors, sorted by name.
     """
-    described = [(header or {}).get(key, "") for key in DESCRIBING]
+    header = header or {}
+    described = [header.get(key, "") for key in DESCRIBING]
+    if "scale" in header:  # weights of earlier versions have no scale, and keep their digest
+        described.append(header["scale"])
     digest = hashlib.sha256("\n".join(described).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -84,6 +91,7 @@ def save_model(
     deviation: tuple[float, float, float],
     notes: dict[str, str],
     size: tuple[int, int] | None = None,
+    scale: int | None = None,
 ) -> None:
     """Write weights of a network of the registry, complete or not at all; see :class:`Model`."""
     header = {
@@ -95,6 +103,8 @@ def save_model(
     }
     if size is not None:
         header["size"] = json.dumps(size)
+    if scale is not None:
+        header["scale"] = json.dumps(scale)
     header["digest"] = weights_digest(weights, header)
     content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
     with atomic_writer(path) as file:
@@ -176,7 +186,8 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
     mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
     if min(deviation) <= 0:
         raise ModelError(f"{shown(path)}: the deviations {deviation} in the header are not positive")
-    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, _size(path, header))
+    size, scale = _size(path, header), _scale(path, header)
+    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, size, scale)
 
 
 def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
@@ -191,6 +202,16 @@ def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     if not (0 < width < 100_000 and 0 < height < 100_000):
         raise ModelError(f"{shown(path)}: the size {text!r} in the header is not one of images")
     return width, height
+
+
+def _scale(path: Path, header: dict[str, str]) -> int | None:
+    """Remove the scale of the training photos from the header and return it; None if there is none."""
+    text = header.pop("scale", None)
+    if text is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,4}", text):
+        raise ModelError(f"{shown(path)}: the scale {text!r} in the header is not a number of pixels")
+    return int(text)
 
 
 def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:

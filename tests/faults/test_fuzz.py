@@ -445,7 +445,7 @@ def tiny(monkeypatch, tmp_path):
     torch.manual_seed(0)
     weights = NETWORKS["tiny"]().state_dict()
     path = tmp_path / "tiny.safetensors"
-    save_model(path, "tiny", weights, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"licence": "CC0"}, (480, 320))
+    save_model(path, "tiny", weights, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"licence": "CC0"}, (480, 320), 960)
     return weights, path.read_bytes()
 
 
@@ -533,7 +533,7 @@ def test_changed_weights_are_refused_or_equivalent(tiny, tmp_path, count_faults)
         if model is None:
             refused += 1
         elif is_ours(content):
-            for name in ("name", "mean", "deviation", "size", "digest"):
+            for name in ("name", "mean", "deviation", "size", "scale", "digest"):
                 assert getattr(model, name) == getattr(right, name)
             for key, value in right.network.state_dict().items():
                 assert torch.equal(model.network.state_dict()[key], value)

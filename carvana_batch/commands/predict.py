@@ -9,13 +9,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from carvana_batch.commands.parameters import (
     Finite,
     Memory,
+    NetworkSize,
     Shard,
     TileSize,
     car_value_option,
@@ -79,6 +80,14 @@ if TYPE_CHECKING:
     "--memory",
     type=Memory(),
     help="Most memory for the network.  [default: 6GB of a GPU, half of a CPU's free memory]",
+)
+@click.option(
+    "--size",
+    type=NetworkSize(),
+    default="auto",
+    show_default=True,
+    help="Size in which the network sees photos; masks have that of the photo. auto enlarges or reduces"
+    " photos to the scale that the weights were trained for, if they differ much from it.",
 )
 @click.option(
     "--tile",
@@ -208,6 +217,7 @@ def command(
     device: str,
     precision: str,
     memory: int | None,
+    size: tuple[int, int] | Literal["native"] | None,
     tile: tuple[int, int] | None,
     overlap: int,
     batch: int | None,
@@ -250,6 +260,7 @@ def command(
         device=device,
         precision=precision,
         memory=memory,
+        size=size,
         tile=tile,
         overlap=overlap,
         batch=batch,

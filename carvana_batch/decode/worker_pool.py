@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
@@ -83,6 +84,7 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
     ) -> None:
         self._workers: list[multiprocessing.Process] = []
         self._shutdown = True  # so far, there is nothing to shut down if an error comes
+        self._worker_pids_set = False
         check_limits(workers)
         try:
             with _Handshake(sockets) as handshake:
@@ -90,10 +92,7 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
                 with reserved_threads(OTHER_THREADS):
                     handshake.wait_for_all(self._workers)
         except BaseException as error:
-            self._shutdown = True
-            for worker in self._workers:
-                worker.kill()
-                worker.join()
+            self._kill()
             if isinstance(error, OSError):
                 raise WorkersError(describe_start(error)) from error
             if isinstance(error, RuntimeError) and is_out_of_threads(error):
@@ -123,6 +122,16 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
     @property
     def workers(self) -> Sequence[multiprocessing.Process]:
         return self._workers
+
+    def _kill(self) -> None:
+        """End the workers after a start that failed, in which torch's own way may hang or fail."""
+        self._shutdown = True
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+        if self._worker_pids_set:
+            signal_handling._remove_worker_pids(id(self))
+            self._worker_pids_set = False
 
     def close(self) -> None:
         """End the workers; garbage collection would do it later, perhaps after the queues are gone."""
@@ -154,6 +163,13 @@ class _Handshake:
         """Initialise a worker; its ``worker_init_fn``."""
         self._greetings.close()
         self._hold.close()
+        try:
+            self._greet(worker)
+        except Exception as error:
+            self._greeting.send((worker, error))
+            raise
+
+    def _greet(self, worker: int) -> None:
         begin_worker(self._sockets, worker)
         memory = cast(Sharing, get_worker_info().dataset).memory  # type: ignore[union-attr]
         # torch and multiprocessing start threads later, and would print a stack trace, or wait forever.
@@ -185,6 +201,8 @@ class _Handshake:
                 if self._greetings not in ready:
                     raise EOFError
                 number, greeting = self._greetings.recv()
+                if isinstance(greeting, Exception):
+                    raise greeting
                 greeting.open()
             except EOFError as error:
                 for worker in workers:

@@ -128,7 +128,7 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
                 os.fsync(file.fileno())
         temporary.replace(target)
         if sync:
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -194,7 +194,25 @@ def temporary_prefix() -> str:
     return f"{TEMPORARY_PREFIX}{host}-"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut; a file that is gone has none.
+
+    Raises:
+        CarvanaBatchError: the disk is full, or fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut, if the system supports it."""
     if os.name == "nt":
         return
@@ -268,6 +286,7 @@ def move_to_free_place(source: Path, target: Path) -> None:
             source.replace(target)
         else:
             source.unlink()
+        sync_folder(target.parent)
     except FileExistsError as error:
         raise WriteError(
             f"{shown(target)} has appeared during the run, and stays as it is. Name another file, or use"
@@ -297,7 +316,7 @@ def write_file(path: Path, content: bytes, root: Path | None = None) -> None:
                     folder.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
-    # Not synced: the size in the journal tells a resumed run which masks a power cut has shortened.
+    # Not synced here, because syncing one file after the other takes long; see Syncing.
     with atomic_writer(path, sync=False) as file:
         file.write(content)
 

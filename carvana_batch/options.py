@@ -69,6 +69,7 @@ class Options:
     ignored_values: tuple[int, ...] = ()
     shard: tuple[int, int] = (1, 1)
     overwrite: bool = False
+    verify: bool = False
 
     def settings(self, model: str) -> dict[str, Any]:
         """What all runs of one job must have in common, as it is compared and shown to the user.

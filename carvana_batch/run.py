@@ -190,7 +190,7 @@ class Run:
         options, out = self.options, self.out
         if options.rle_file is not None:
             check_target(options.rle_file)
-        self.todo = out.find_missing(self.own)
+        self.todo = out.find_missing(self.own, verify=options.verify)
         self.report.already_done = len(self.own) - len(self.todo)
         if not self.todo:
             return
@@ -270,6 +270,7 @@ class Run:
             if report.stopped_by is None:
                 self._count_lost(journal)
             masked = report.complete(journal, self.own, self.refs, self.truth is not None)
+            out.syncing.sync(masked, {ref.key for ref in self.todo})  # before it is reported as done
             report.already_done -= len(report.kept) - kept_now
             write_table(out.paths.report, journal.values())
             report.write(out.paths.run)

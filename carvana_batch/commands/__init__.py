@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "Mask the photos of a folder.",
     "submit": "Turn a folder of masks into the competition's CSV.",
     "decode": "Turn such a CSV back into masks.",
+    "verify": "Compare masks with the checksums of the run that made them.",
     "score": "Compare masks with the true ones.",
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",

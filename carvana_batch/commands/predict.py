@@ -25,7 +25,7 @@ from carvana_batch.commands.parameters import (
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
-from carvana_batch.files import check_target, move_to_free_place, temporary_prefix
+from carvana_batch.files import check_target, move_to_free_place, sync_folder, temporary_prefix
 from carvana_batch.inputs.find import Found, find_images, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
@@ -200,6 +200,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Mask all photos again and replace their masks; masks of other photos in OUT stay.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Also compare the masks that are done with their checksums, and make damaged ones again.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option(
@@ -237,6 +242,7 @@ def command(
     limit: int | None,
     shard: tuple[int, int],
     overwrite: bool,
+    verify: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -279,6 +285,7 @@ def command(
         ignored_values=ignored_values,
         shard=shard,
         overwrite=overwrite,
+        verify=verify,
     )
     found = _find(source, out, files_from, follow_links)
     refs = found.refs[:limit]
@@ -369,5 +376,6 @@ def _folder_of_mask_file(ref: ImageRef, out: Path, overwrite: bool) -> Iterator[
         mask = folder / f"{ref.key}.png"
         if mask.exists() and overwrite:
             mask.replace(target)
+            sync_folder(target.parent)
         elif mask.exists():
             move_to_free_place(mask, target)

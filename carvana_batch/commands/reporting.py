@@ -138,7 +138,7 @@ def print_plan(
     folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
     if not (mask_file or options.overwrite):
         folder.read_settings(skipped=["model"])
-    todo = own if mask_file else folder.find_missing(own, skipped=["model"])
+    todo = own if mask_file else folder.find_missing(own, ["model"], options.verify)
     done = len(own) - len(todo)
     if reporter.to_stderr:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))

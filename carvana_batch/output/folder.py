@@ -33,6 +33,7 @@ from carvana_batch.output.overwriting import Overwriting
 from carvana_batch.output.ownership import Ownership
 from carvana_batch.output.paths import MASK, OutPaths, holder_of
 from carvana_batch.output.resume import find_missing
+from carvana_batch.output.syncing import Syncing
 from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, ImageRef
 
@@ -82,6 +83,7 @@ class OutFolder:
         self._journal: IO[bytes] | None = None
         self._journal_lock = threading.Lock()  # writer threads and the main one add lines
         self._held: HeldFolders | None = None
+        self._syncing: Syncing | None = None
         self._started = False
 
     def __enter__(self) -> OutFolder:
@@ -108,6 +110,13 @@ class OutFolder:
         else:
             self._lock.release()
 
+    @property
+    def syncing(self) -> Syncing:
+        """Lets what was done reach the disk."""
+        if self._syncing is None:
+            raise RuntimeError("the out folder is not open")
+        return self._syncing
+
     def check(self) -> None:
         """Check that the folder is still the one that was entered; it is never made again.
 
@@ -131,12 +140,15 @@ class OutFolder:
         """Whether this run, or an earlier one, has been started in the folder."""
         return self.paths.settings.exists()
 
-    def find_missing(self, refs: Sequence[ImageRef], skipped: Collection[str] = ()) -> PhotoList:
+    def find_missing(
+        self, refs: Sequence[ImageRef], skipped: Collection[str] = (), verify: bool = False
+    ) -> PhotoList:
         """The photos that still have to be masked; can be called without entering the folder.
 
         Args:
             refs: the photos of this run.
             skipped: with ``overwrite``, see :meth:`read_settings`.
+            verify: whether files that are not as they were written count as missing, whatever their size.
 
         Raises:
             UsageError: the mask of another photo would be replaced; or with ``overwrite``, masks would stay
@@ -149,7 +161,8 @@ class OutFolder:
                 self.read_settings(skipped)
             return photos
         journals = read_journals(self.paths.state)
-        missing = find_missing(photos, journals.latest, self.paths, self.settings.get("save", ()))
+        extras = self.settings.get("save", ())
+        missing = find_missing(photos, journals.latest, self.paths, extras, verify)
         known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
         self.ownership = Ownership(self.paths, journals, known)
         return missing
@@ -208,6 +221,7 @@ class OutFolder:
         try:
             with self._journal_lock:
                 if self._journal is None:
+                    self.syncing.expect_changes()
                     self._journal = self.paths.journal.open("ab", buffering=0)
                 append_entry(self._journal, entry)
         except OSError as error:
@@ -241,6 +255,7 @@ class OutFolder:
                 if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
                     raise self._in_use(other)
             self._held = HeldFolders([self.root, self.paths.state])
+            self._syncing = Syncing(self.paths)
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise write_error(self.root, error) from error

@@ -128,7 +128,7 @@ class Ownership:
         for entry in self._claims.get(key, ()):
             if kind == MASK:
                 same = entry.mask_checksum in (None, stamp.checksum)
-                if stamp.size == entry.mask_bytes and (same or not _is_whole(self._paths.mask(key))):
+                if stamp.size == entry.mask_bytes and (same or not is_whole(self._paths.mask(key))):
                     return True
             elif entry.mask_checksum is None:  # an earlier version did not list extra files
                 return True
@@ -163,9 +163,10 @@ def _is_damaged(path: Path) -> bool:
     """Whether a file is empty, begins with zeros as after a power cut, or is a PNG that is not whole."""
     with path.open("rb") as file:
         head = file.read(len(SIGNATURE))
-    return not any(head) or (head == SIGNATURE and not _is_whole(path))
+    return not any(head) or (head == SIGNATURE and not is_whole(path))
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """See :func:`is_whole_png`."""
     with path.open("rb") as file:
         return is_whole_png(file)

@@ -66,7 +66,7 @@ def read_run_state(folder: Path) -> RunState | None:
         masked=len(entries) - len(others),
         failed=len(others) - len(kept),
         left=_count_left(report, entries, shards),
-        running=_is_held(state),
+        running=is_held(state),
         cut_short=report is None or _count_rows(folder / "report.csv") < len(entries),
         shards=shards,
         kept=kept,
@@ -95,7 +95,8 @@ def _count_shards(state: Path) -> tuple[int, int] | None:
     return len(parts), int(count)
 
 
-def _is_held(state: Path) -> bool:
+def is_held(state: Path) -> bool:
+    """Whether a run holds the out folder, or one of its shards."""
     for path in sorted(state.glob("lock-*-of-*")):
         try:
             if is_locked(path, patience=0):

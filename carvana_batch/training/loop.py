@@ -219,8 +219,9 @@ class Training:
         if summary is not None:
             val_cars = len({pair.car for pair in self.val})
             notes["val"] = json.dumps({"photos": len(self.val), "cars": val_cars, **asdict(summary)})
-        model = self.state.model
-        save_model(path, model.name, self.state.average.state, model.mean, model.deviation, notes, model.size)
+        model, weights = self.state.model, self.state.average.state
+        size, scale = model.size, model.scale
+        save_model(path, model.name, weights, model.mean, model.deviation, notes, size, scale)
 
     def _save(self) -> None:
         """Write the checkpoint, from which a run resumes as if it had not been interrupted."""

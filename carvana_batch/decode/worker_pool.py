@@ -130,7 +130,7 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
             worker.kill()
             worker.join()
         if self._worker_pids_set:
-            signal_handling._remove_worker_pids(id(self))
+            signal_handling._remove_worker_pids(id(self))  # type: ignore[attr-defined]
             self._worker_pids_set = False
 
     def close(self) -> None:

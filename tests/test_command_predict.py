@@ -195,7 +195,7 @@ def test_a_list_on_standard_input_with_any_name(run, here):
         (("--files-from", "none", "out"), "no file or folder none"),
         (("in", "out", "--rle", "rows.txt"), "a submission is named"),
         (("in", "truth", "--gt", "truth"), "OUT and --gt are both truth"),
-        (("in", "out", "--overwrite", "--shard", "1/2"), "--overwrite would remove"),
+        (("in", "out", "--overwrite", "--shard", "1/2"), "--overwrite rewrites the journals"),
         (("in", "truth/car0_mask.gif"), "Cannot write into truth/car0_mask.gif: .* is not a folder"),
     ],
 )

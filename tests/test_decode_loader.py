@@ -734,7 +734,7 @@ def test_sockets_that_workers_cannot_make(many, monkeypatch, tmp_path):
 
 def test_memory_that_the_main_process_cannot_open(many, monkeypatch):
     """The first memory is opened, and a later one is not."""
-    open_memory = torch.UntypedStorage._new_shared_fd_cpu
+    open_memory = torch.UntypedStorage._new_shared_fd_cpu  # type: ignore[attr-defined]
     opened = []
 
     def refuse(descriptor, size):

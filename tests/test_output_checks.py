@@ -88,7 +88,7 @@ def test_a_file_of_somebody_else_in_the_place_of_a_mask(tmp_path):
 
 
 def test_overwrite_and_shards_do_not_go_together(tmp_path):
-    with pytest.raises(UsageError, match="--overwrite would remove"):
+    with pytest.raises(UsageError, match="--overwrite rewrites the journals"):
         check_request(refs("a"), tmp_path / "out", Options(overwrite=True, shard=(1, 2)))
     check_request(refs("a"), tmp_path / "out", Options(overwrite=True, shard=(1, 1)))
 

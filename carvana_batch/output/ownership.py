@@ -84,6 +84,10 @@ class Ownership:
             CarvanaBatchError: the file cannot be read.
         """
         path = self._paths.of_photo(key)[kind]
+        try:
+            path.lstat()
+        except OSError:  # nothing is there; or the path is too long, which writing reports
+            return False
         if path.is_dir():  # neither replaced nor removed by anything
             return content is None
         if content is not None and self.replace_all:

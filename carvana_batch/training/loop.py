@@ -209,6 +209,7 @@ class Training:
         return sorted(scores, key=lambda score: score.image)
 
     def _write_weights(self, path: Path, summary: Summary | None) -> None:
+        self.run.check_place()
         cars = len({pair.car for pair in self.pairs})
         notes = {
             "data": f"{len(self.pairs):,} photos of {cars:,} cars",

@@ -80,6 +80,7 @@ class OutFolder:
         self.overwriting: Overwriting | None = None
         self.ownership = Ownership(self.paths, replace_all=overwrite)
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
+        self._generation: int | None = None
         self._journal: IO[bytes] | None = None
         self._journal_lock = threading.Lock()  # writer threads and the main one add lines
         self._held: HeldFolders | None = None
@@ -157,10 +158,12 @@ class OutFolder:
         photos = PhotoList.of(refs)
         if self.overwrite:
             self.overwriting = Overwriting((ref.key for ref in photos), self.paths)
+            self._generation = self.overwriting.generation + 1
             if self.overwriting.kept:
                 self.read_settings(skipped)
             return photos
         journals = read_journals(self.paths.state)
+        self._generation = journals.generation + 1
         extras = self.settings.get("save", ())
         missing = find_missing(photos, journals.latest, self.paths, extras, verify)
         known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
@@ -217,9 +220,11 @@ class OutFolder:
         if not self._lock.is_held:
             raise RuntimeError("the out folder is not open")
         self.check()
-        entry = replace(entry, committed=time.time_ns())
         try:
             with self._journal_lock:
+                if self._generation is None:
+                    self._generation = read_journals(self.paths.state).generation + 1
+                entry = replace(entry, generation=self._generation, committed=time.time_ns())
                 if self._journal is None:
                     self.syncing.expect_changes()
                     self._journal = self.paths.journal.open("ab", buffering=0)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -47,7 +48,9 @@ class Entry:
         reason: of the failure, or why there is no Dice.
         notes: on the photo, if it was masked.
         damage: how the photo is damaged, if it was masked nevertheless.
-        committed: when the line was written in ns, which gives the order of lines in several journals.
+        generation: one more than that of any line that the run found when it began, which gives the order of
+            lines in several journals; 0 in those of earlier versions.
+        committed: when the line was written in ns, which gives the order if that does not.
     """
 
     key: str
@@ -68,6 +71,7 @@ class Entry:
     reason: str = ""
     notes: tuple[Note, ...] = ()
     damage: str = ""
+    generation: int = field(default=0, compare=False)
     committed: int = field(default=0, compare=False)
 
     @property
@@ -107,6 +111,12 @@ class Journals(NamedTuple):
     latest: dict[str, Entry]
     pending: dict[str, list[Entry]]
 
+    @property
+    def generation(self) -> int:
+        """The latest generation of any entry; 0 if there are none."""
+        unfinished = (entry for entries in self.pending.values() for entry in entries)
+        return max((entry.generation for entry in chain(self.latest.values(), unfinished)), default=0)
+
 
 def read_entries(state: Path) -> dict[str, Entry]:
     """The latest entry of each key; see :func:`read_journals`."""
@@ -133,9 +143,13 @@ def read_journals(state: Path) -> Journals:
         for key, unfinished in own.pending.items():
             pending.setdefault(key, []).extend(unfinished)
         for entry in own.latest.values():
-            if entry.key not in latest or latest[entry.key].committed <= entry.committed:
+            if entry.key not in latest or _order(latest[entry.key]) <= _order(entry):
                 latest[entry.key] = entry
     return Journals(latest, pending)
+
+
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.generation, entry.committed
 
 
 def _read_one(lines: Iterable[str]) -> Journals:
@@ -182,7 +196,7 @@ def _is_sound(entry: Entry) -> bool:
     """Whether all values have the right types and ranges; another program may have written anything."""
     texts = (entry.key, entry.source, entry.stage, entry.reason, entry.damage)
     checksum = 0 if entry.mask_checksum is None else entry.mask_checksum
-    sizes = [entry.source_bytes, entry.width, entry.height, entry.mask_bytes, checksum]
+    sizes = [entry.source_bytes, entry.width, entry.height, entry.mask_bytes, checksum, entry.generation]
     for extra in entry.extras:
         sizes += extra[1:]
     times = (entry.source_time, entry.committed)

@@ -26,6 +26,7 @@ class Overwriting:
     Attributes:
         replaced: number of existing masks that are removed or replaced.
         kept: number of masks of other photos, which stay.
+        generation: the latest one in the journals; see :class:`Entry`.
         by_the_user: masks that are replaced although no run has made them.
 
     Raises:
@@ -35,7 +36,7 @@ class Overwriting:
     def __init__(self, keys: Iterable[str], paths: OutPaths) -> None:
         self._paths = paths
         own, journals = set(keys), read_journals(paths.state)
-        entries = journals.latest
+        entries, self.generation = journals.latest, journals.generation
         listed = {key for key, entry in entries.items() if entry.masked}
         self.replaced = sum(map(self._has_mask, own))
         self.kept = sum(map(self._has_mask, listed - own))

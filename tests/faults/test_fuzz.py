@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import FORMAT, load_model, save_model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.notes import Note
-from carvana_batch.options import Choice
+from carvana_batch.options import EXTRA_FILES, Choice
 from carvana_batch.output.folder import OutFolder
-from carvana_batch.output.journal import Entry, read_entries
+from carvana_batch.output.journal import Entry, ExtraFile, read_entries
 from carvana_batch.output.report import COLUMNS, RunReport, write_table
 from carvana_batch.output.rle_spool import RunLengthSpool
 from carvana_batch.output.status import read_run_state
@@ -242,7 +242,8 @@ def test_any_table_of_rows_gives_rows_or_the_documented_error(tmp_path, count_fa
 
 # ---- the journal
 
-GOOD = Entry("good", "in/good.jpg", 5, 7, 4, 3, 0.25, 0.5, 0.75, 9, committed=2**62)
+GOOD = Entry("good", "in/good.jpg", 5, 7, 4, 3, 0.25, 0.5, 0.75, 9, 11, committed=2**62)
+GOOD = replace(GOOD, extras=(ExtraFile("overlay", 13, 17),))
 FAILED = Entry("failed", "in/failed.jpg", 5, 7, stage="decode", reason="is cut short", committed=2**62)
 ABSURD: list[Any] = [
     None,
@@ -302,6 +303,11 @@ TYPES = {
     "str": lambda value: isinstance(value, str),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float | None": lambda value: value is None or (isinstance(value, float) and math.isfinite(value)),
+    "bool": lambda value: isinstance(value, bool),
+    "int | None": lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool)),
+    "tuple[ExtraFile, ...]": lambda value: all(
+        extra.kind in EXTRA_FILES and extra.size >= 0 and extra.checksum >= 0 for extra in value
+    ),
     "tuple[Note, ...]": lambda value: isinstance(value, tuple) and all(isinstance(n, Note) for n in value),
 }
 
@@ -367,7 +373,7 @@ def test_any_journal_gives_sound_and_harmless_entries(tmp_path, count_faults):
         report.write(root / "run.json")
         json.loads((root / "run.json").read_text(), parse_constant=refuse_constant)
         state = read_run_state(root)
-        assert state.masked + state.failed == len(entries)
+        assert state.masked + state.failed + len(state.kept) == len(entries)
         with OutFolder(root, {}, (1, 2), overwrite=True) as afresh:
             afresh.find_missing(refs)
             afresh.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))

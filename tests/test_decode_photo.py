@@ -486,6 +486,56 @@ def test_cameras_of_fewer_bits_are_not_dark(tmp_path: Path, bits: int, channels:
         assert np.abs(difference).max() <= 1, name  # 255 * (v << k) / (2**bits - 1) is at most 1 below v
 
 
+@pytest.mark.parametrize("bits", [9, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fewer_bits_in_16_bits_of_phone_formats(tmp_path: Path, bits: int, channels: int) -> None:
+    values = (FULL[..., :channels] << (bits - 8)).astype(np.uint16)
+    expected = np.broadcast_to(FULL[..., :channels], RGB.shape)
+    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(values, lossless=True))
+    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(values, level=0, reversible=True))
+    (tmp_path / "a.j2k").write_bytes(
+        imagecodecs.jpeg2k_encode(values, level=0, reversible=True, codecformat="j2k")
+    )
+    for name in ("a.jxl", "a.jp2", "a.j2k"):
+        decoded = decode_image(tmp_path / name)
+        assert decoded.notes == (() if bits == 16 else (f"scaled from {bits} bits",))
+        assert np.abs(decoded.pixels.astype(int) - expected).max() <= 1, name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hot_pixels_do_not_make_a_photo_dark(tmp_path: Path, channels: int) -> None:
+    """A few pixels that are larger than 12 or 14 bits become white; many are a part of the picture."""
+    model = "rgb" if channels == 3 else "minisblack"
+    expected = np.broadcast_to(FULL[..., :channels], RGB.shape)
+    for bits, largest in ((12, 65535), (12, 16384), (14, 16983)):
+        values = (FULL[..., :channels] << (bits - 8)).astype(np.uint16)
+        values[3, 3:8] = largest
+        (tmp_path / "a.png").write_bytes(deep_png(values))
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric=model)
+        (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(values, lossless=True))
+        for name in ("a.png", "a.tif", "a.jxl"):
+            decoded = decode_image(tmp_path / name)
+            assert decoded.notes == (f"scaled from {bits} bits",)
+            assert (decoded.pixels[3, 3:8] == 255).all()
+            difference = np.abs(decoded.pixels.astype(int) - expected)
+            difference[3, 3:8] = 0
+            assert difference.max() <= 1
+        values[4, :17] = largest
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric=model)
+        assert decode_image(tmp_path / "a.tif").notes == ()
+
+
+def test_floating_point_values_of_fewer_bits_are_not_dark(tmp_path: Path) -> None:
+    for model, values in (("rgb", FULL), ("minisblack", FULL[..., 0])):
+        tifffile.imwrite(tmp_path / "a.tif", ((values << 4) / 65535).astype(np.float32), photometric=model)
+        decoded = decode_image(tmp_path / "a.tif")
+        assert decoded.notes == ("scaled from 12 bits",)
+        difference = decoded.pixels[..., 0].astype(int) - FULL[..., 0]
+        assert np.abs(difference).max() <= 1
+        tifffile.imwrite(tmp_path / "a.tif", (values / 900).astype(np.float32), photometric=model)
+        assert decode_image(tmp_path / "a.tif").notes == ()
+
+
 def test_declared_bits_of_tiffs_are_used(tmp_path: Path) -> None:
     dark = FULL << 2  # 10 bits, 1008 at most
     for declared, bits in ((4095, 12), (1023, 10), (65535, 16), (1008, 10), (511, 10), (32767, 10)):

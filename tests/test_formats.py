@@ -55,9 +55,10 @@ to 8, grey becomes RGB, transparent parts become white, and embedded colour prof
 first page or frame is read, with the note *only the first page or frame*. Notes are in `report.csv`, and
 their number is printed at the end of a run. HEIC needs the extra `heic`.
 
-In 16-bit PNG and TIFF files, values that all fit into 14 bits or fewer are taken for those of a camera that
-stores them as they are, and scaled from that depth, with a note. This brightens photos that are as dark as
-that; a file can forbid it with the tag MaxSampleValue 65535 or the chunk sBIT 16.
+In files of 16 bits, values that all fit into 14 bits or fewer, but for at most 16 of them or 1 in 100,000, which
+are taken for hot pixels, are taken for those of a camera that stores them as they are, and scaled from that
+depth, with a note; so are floating-point values of which none is larger than that. This brightens photos that
+are as dark as that; a TIFF can forbid it with the tag MaxSampleValue 65535, a PNG with the chunk sBIT 16.
 
 | format | contents | pixels | note |
 |---|---|---|---|
@@ -273,6 +274,10 @@ def phone_rows() -> Iterator[Row]:
         data = bytes(imagecodecs.jpeg2k_encode(values, level=0, bitspersample=bits, reversible=True))
         agreement = EXACT if bits == 8 else ROUNDED
         yield Row("JPEG 2000", f"lossless, {bits} bit", data, SMOOTH, agreement)
+    data, note = bytes(imagecodecs.jpegxl_encode(RAW12, lossless=True)), "scaled from 12 bits"
+    yield Row("JPEG XL", "12 bit, stored in 16", data, SMOOTH, ROUNDED, note)
+    data = bytes(imagecodecs.jpeg2k_encode(RAW12, level=0, reversible=True))
+    yield Row("JPEG 2000", "12 bit, stored in 16", data, SMOOTH, ROUNDED, note)
     yield Row("JPEG 2000", "8 bit, with alpha", saved("JPEG2000", RGBA), transparent)
 
 

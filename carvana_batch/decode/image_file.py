@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from carvana_batch.decode.damage import find_bmp_damage, find_gif_damage, find_png_damage, find_webp_damage
+from carvana_batch.decode.heif_damage import find_heif_damage
 from carvana_batch.decode.jpeg import decode_jpeg
+from carvana_batch.decode.jpeg_2000 import decode_deep_jpeg_2000, find_jpeg_2000_damage
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
@@ -124,7 +126,7 @@ def read_header(
     Args:
         file: an open image file, at its start.
         pixel_limit: most pixels that the image may have.
-        on_damage: called with the reason if a TIFF is damaged, but pixels can be decoded.
+        on_damage: called with the reason if a TIFF or AVIF is damaged, but pixels can be decoded.
 
     Returns:
         The first page or frame, with its orientation tag. TIFF, AVIF and JPEG XL are decoded already; pass
@@ -153,7 +155,11 @@ def read_header(
             return decode_jpeg_xl(file, pixel_limit)
         image = _open_header(file, image_format)
         check_size(image.width, image.height, pixel_limit)
-        return _decode_turned(image) if image_format == "AVIF" else image
+        if image_format != "AVIF":
+            return image
+        turned = _decode_turned(image)
+        report_damage(image, file, on_damage)
+        return turned
 
 
 def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
@@ -184,8 +190,11 @@ def _decode_turned(image: Image.Image) -> Image.Image:
 
 
 FIND_DAMAGE = {
+    "AVIF": find_heif_damage,
     "BMP": find_bmp_damage,
     "GIF": find_gif_damage,
+    "HEIF": find_heif_damage,
+    "JPEG2000": find_jpeg_2000_damage,
     "PNG": find_png_damage,
     "WEBP": find_webp_damage,
 }
@@ -211,6 +220,12 @@ def decode_pixels(
             pixels = decode_jpeg(file.read(), image.mode, None, on_damage)
             if pixels is not None:
                 return _as_image(pixels, image)
+        if image.format == "JPEG2000":
+            file.seek(0)
+            deep = decode_deep_jpeg_2000(file)
+            if deep is not None:
+                report_damage(image, file, on_damage)
+                return deep
         image.load()
         report_damage(image, file, on_damage)
     return image

@@ -31,6 +31,9 @@ TEXT_MODE = "is damaged: each \\n in it has become \\r\\n, as in a transfer in t
 
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 
+FEWEST_LINE_ENDS = 8
+"""Fewer may be by chance."""
+
 COLORSPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 """Names that libjpeg-turbo has for modes of Pillow; its CMYK is inverted."""
 
@@ -112,8 +115,8 @@ def find_damage(
 
 
 def is_text_mode(content: bytes) -> bool:
-    """Return whether all line feeds of compressed data follow a carriage return; there are at least 8."""
-    return BARE_LINE_FEED.search(content) is None and content.count(b"\r\n") >= 8
+    """Return whether all line feeds of compressed data follow a carriage return, and there are enough."""
+    return BARE_LINE_FEED.search(content) is None and content.count(b"\r\n") >= FEWEST_LINE_ENDS
 
 
 def _find_warning(segments: list[Segment], room: NDArray[np.uint8] | None) -> str | None:

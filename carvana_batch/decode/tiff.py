@@ -26,8 +26,7 @@ from carvana_batch.decode.pixels import (
     SIGNIFICANT_BITS,
     check_size,
     notes_on_bits,
-    scale_deep,
-    scale_to_eight_bits,
+    scale_samples,
     significant_bits,
     to_image,
 )
@@ -252,7 +251,6 @@ def _tiff_image(
     has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
     colours: NDArray[Any] = values[..., :channels]
     alpha: NDArray[Any] | None = values[..., channels] if has_alpha else None
-    notes: tuple[Note, ...] = ()
     if values.dtype == np.uint16 and page.photometric == PHOTOMETRIC.MINISBLACK and alpha is None:
         # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
         image = Image.frombytes("I;16", size, colours.astype("<u2").tobytes())
@@ -261,11 +259,7 @@ def _tiff_image(
             image.info[SIGNIFICANT_BITS] = significant_bits(colours, declared_bits(page))
             image.info[NOTES] = notes_on_bits(image.info[SIGNIFICANT_BITS])
         return image
-    if values.dtype == np.uint16 and page.bitspersample == 16:
-        colours, alpha, notes = scale_deep(colours, alpha, declared_bits(page))
-    else:
-        colours = scale_to_eight_bits(colours, page.bitspersample)
-        alpha = None if alpha is None else scale_to_eight_bits(alpha, page.bitspersample)
+    colours, alpha, notes = scale_samples(colours, alpha, page.bitspersample, declared_bits(page))
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         colours = 255 - colours
     image = to_image(colours, alpha, premultiplied=extra == EXTRASAMPLE.ASSOCALPHA)

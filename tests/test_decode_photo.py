@@ -452,6 +452,56 @@ def test_three_samples_called_grey_are_colours(tmp_path: Path) -> None:
         assert f"{samples} samples per pixel that are all called grey" in reason(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "lzma", "packbits"])
+@pytest.mark.parametrize("options", [{}, {"rowsperstrip": 4}, {"tile": (16, 16)}])
+def test_tags_that_contradict_the_size_of_the_data(
+    tmp_path: Path, compression: str | None, options: dict[str, Any]
+) -> None:
+    """BitsPerSample is wrong, or missing, which means 1."""
+    path = tmp_path / "a.tif"
+    cases = [(GREY, 1, "8 bits"), (GREY, 4, "8 bits"), (DEEP, 8, "16 bits"), (DEEP, 12, "16 bits")]
+    for values, bits, contents in cases:
+        tifffile.imwrite(path, values, photometric="minisblack", compression=compression, **options)
+        assert read_image(path).shape == RGB.shape
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages.first.tags[258].overwrite(bits)
+        for read in READERS:
+            with pytest.raises(ImageError) as caught:
+                read(path)
+            if compression is None:
+                expected = (
+                    f"tags that say 1 x {bits} bits per pixel, but data as large as 1 sample of {contents}"
+                )
+                assert expected in str(caught.value)
+
+
+def test_three_samples_of_which_the_tags_say_one(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(RGB, {258: [8], 277: [1], 262: [1]}))
+    with pytest.raises(ImageError, match="1 x 8 bits per pixel, but data as large as 3 samples of 8 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_last_strip_may_claim_the_size_of_the_others(tmp_path: Path) -> None:
+    values = np.tile(GREY, (2, 1))[:24]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", rowsperstrip=16)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        counts = file.pages.first.databytecounts
+        file.pages.first.tags[279].overwrite((counts[0], counts[0]))
+    assert counts[0] == 2 * counts[1]
+    with (tmp_path / "a.tif").open("ab") as file:
+        file.write(b"x" * counts[1])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], values)
+
+
+def test_a_single_page_called_a_thumbnail_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read_image(path), RGB)
+    tifffile.imwrite(path, RGB, photometric="rgb", append=True)
+    with pytest.raises(ImageError, match="a thumbnail as its first page"):
+        read_image(path)
+
+
 # ---- depth
 
 
@@ -867,7 +917,6 @@ def test_wrong_checksums_of_png_pixels_are_refused(tmp_path: Path) -> None:
         (GREY.astype(np.uint32), {}, "32-bit values of kind uint32"),
         (RGB, {"photometric": "cielab"}, "the colour model CIELAB"),
         (RGB, {"photometric": "ycbcr"}, "the colour model YCBCR"),
-        (RGB, {"photometric": "rgb", "subfiletype": 1}, "a thumbnail as its first page"),
         (
             np.zeros((4, 16, 16), np.uint8),
             {"volumetric": True, "tile": (16, 16, 16), "photometric": "minisblack"},

@@ -30,7 +30,13 @@ from carvana_batch.decode.pixels import (
     significant_bits,
     to_image,
 )
-from carvana_batch.decode.tiff_damage import find_damage, is_cut_short, join_tables, read_segments
+from carvana_batch.decode.tiff_damage import (
+    find_contradiction,
+    find_damage,
+    is_cut_short,
+    join_tables,
+    read_segments,
+)
 from carvana_batch.decode.tiff_tags import (
     JPEG_IN_TIFF,
     PHOTOMETRIC_TAG,
@@ -154,7 +160,7 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
         raise unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
     if page.compression not in COMPRESSIONS:
         raise unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
-    if page.is_reduced:
+    if page.is_reduced and (page.subifds or len(page.parent.pages) > 1):
         raise unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
     planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
     if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
@@ -172,6 +178,11 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
         raise ImageError("is damaged: parts of the picture are missing")
+    contents = find_contradiction(page)
+    if contents is not None:
+        raise unsupported_tiff(
+            f"tags that say {page.samplesperpixel} x {bits} bits per pixel, but data as large as {contents}"
+        )
     if is_cut_short(page, file_size):
         raise ImageError(CUT_SHORT)
 

@@ -34,8 +34,8 @@ LOSSY = "lossy"
 FEWEST_BITS, MOST_BITS = 8, 14
 """Range of the bits of cameras whose values are stored in 16 bits without being scaled."""
 
-FEW_VALUES, FEW_SHARE = 16, 1e-5
-"""So many values, and such a share of them, may be larger: hot pixels."""
+FEW_VALUES, FEW_SHARE, LARGEST_SHARE = 16, 1e-5, 0.01
+"""So many values, or such a share if more, may be larger, as hot pixels are; but at most the last share."""
 
 
 def check_size(width: int, height: int, pixel_limit: int) -> None:
@@ -104,7 +104,7 @@ def _largest_value(values: NDArray[np.uint16]) -> int:
     if largest < 2**MOST_BITS:
         return largest
     hot = int(np.count_nonzero(values >= 2**MOST_BITS))
-    if hot > max(FEW_VALUES, int(FEW_SHARE * values.size)):
+    if hot > min(max(FEW_VALUES, FEW_SHARE * values.size), LARGEST_SHARE * values.size):
         return largest
     rest = int(values.max(where=values < 2**MOST_BITS, initial=0))
     return rest or largest  # a picture of two values is a mask

@@ -108,7 +108,7 @@ def find_contradiction(page: tifffile.TiffPage) -> str | None:
 
 
 def _size_of_segment(page: tifffile.TiffPage, index: int, bits: int | None = None) -> int:
-    """Size of a decoded strip or tile in bytes, if its pixels have so many bits, or as many as its tags say."""
+    """Size of a decoded strip or tile in bytes; ``bits`` of a pixel are those in the tags by default."""
     if page.is_tiled:
         width, rows = page.tilewidth, page.tilelength
     else:

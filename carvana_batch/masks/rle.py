@@ -54,8 +54,13 @@ def decode(text: str, height: int, width: int, order: Order = "rows") -> NDArray
         RunLengthError: something is not a number, a start has no length, a start or length is below 1, or
             runs overlap, are out of order or end beyond the image.
     """
+    return draw(parse(text, height, width), height, width, order)
+
+
+def draw(runs: NDArray[np.int64], height: int, width: int, order: Order = "rows") -> NDArray[np.bool_]:
+    """The (height, width) bool array of the (N, 2) runs that :func:`parse` returns."""
     mask = np.zeros(height * width, np.bool_)
-    for start, end in parse(text, height, width).tolist():
+    for start, end in runs.tolist():
         mask[start:end] = True
     return mask.reshape(height, width) if order == "rows" else mask.reshape(width, height).T
 

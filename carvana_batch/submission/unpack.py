@@ -20,14 +20,14 @@ from carvana_batch.inputs.keys import (
 )
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.layout import SAMPLE, find_misfit
+from carvana_batch.masks.layout import SAMPLE, find_clear_line, find_misfit
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.limits import MAX_FAILED_ROWS, KeptText
 from carvana_batch.submission.table import COMPETITION_SIZE, check_row, read_lines
 from carvana_batch.text import cut_short, list_names, shown
-from carvana_batch.values import Failure
+from carvana_batch.values import Failure, PackedMask
 
 CHUNK_ROWS = 256
 """Rows that are in memory at a time, at most."""
@@ -96,14 +96,15 @@ def decode_submission(
     """Write the mask of each row as ``<id>.png`` into a folder.
 
     An id may contain folders: ``a/b`` for ``a/b.jpg``. A row that cannot be used does not stop the others.
-    It fails if it does not describe a mask of this size, if its id occurred before, or if ``submit`` and
-    ``score`` would not find its mask in the folder. The file is read twice and is never completely in memory.
+    It fails if it does not describe a mask of this size, if its runs clearly are of another size, if its id
+    occurred before, or if ``submit`` and ``score`` would not find its mask in the folder. The file is read
+    twice and is never completely in memory.
 
     Args:
         source: a .csv, .csv.gz or .zip of run-length rows.
         folder: the folder to write into; created if its parent exists.
         size: (width, height) of the photos; None for the competition's, if no row has pixels beyond it.
-        order: how the rows count pixels; None for along the rows, if a sample does not speak against it.
+        order: how the rows count pixels; None for along the rows, if their runs do not speak against it.
         mask_bits: bits per pixel of the PNGs: 1, or 8 for the values 0 and 255.
         overwrite: replace existing masks of the same names.
         workers: threads that write masks; by default one per core.
@@ -123,7 +124,6 @@ def decode_submission(
         size = COMPETITION_SIZE
         _refuse_pixels_beyond(size, source, survey)
     if order is None:
-        order = "rows"
         _refuse_misfit(size, source, survey)
     total, failures = survey.total, survey.failures
     write = partial(_write_mask, source=source, folder=folder, size=size, order=order, mask_bits=mask_bits)
@@ -212,7 +212,12 @@ def _refuse_misfit(size: tuple[int, int], source: Path, survey: _Survey) -> None
     if misfit is None:
         return
     width, height = size
-    advice = f"give the size of the photos by --size {misfit.line}xHEIGHT"
+    line = misfit.line
+    advice = (
+        f"give the size of the photos: --size {line}xHEIGHT if they are {line} pixels wide; or, if they are"
+        f" {line} pixels high and the rows column-major, as in many other competitions, --size WIDTHx{line}"
+        " --rle-order columns"
+    )
     if misfit.columns:
         advice = (
             "they look column-major, as in many other competitions. Give --rle-order columns; or, if the"
@@ -252,7 +257,7 @@ def _read_chunks(source: Path, skipped_lines: Collection[int]) -> Iterator[list[
 
 
 def _write_mask(
-    row: _Row, source: Path, folder: Path, size: tuple[int, int], order: rle.Order, mask_bits: int
+    row: _Row, source: Path, folder: Path, size: tuple[int, int], order: rle.Order | None, mask_bits: int
 ) -> bool | Failure:
     """Write the mask of a row.
 
@@ -265,7 +270,17 @@ def _write_mask(
     fail = partial(_make_failure, source, row.line, row.name)
     path = _mask_path(folder, without_suffix(row.name))
     try:
-        mask = rle.decode_packed(row.runs, size[1], size[0], order)
+        width, height = size
+        runs = rle.parse(row.runs, height, width)
+        line = find_clear_line(runs, width, height) if order is None else width
+        if line != width:
+            return fail(
+                "decode",
+                f"it does not look like a mask of {width}x{height}: the lines of the mask are {line} pixels"
+                " apart. Give rows of each size in a file of their own, with --size; or --rle-order rows, to"
+                " read it as it is.",
+            )
+        mask = PackedMask.from_bool(rle.draw(runs, height, width, order or "rows"))
         if not _is_below(folder, path):
             return fail("write", f"its mask would lie outside of {shown(folder)}, where a link leads.")
         write_file(path, encode_mask(mask, mask_bits))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
+import click
 import numpy as np
 import torch
 from measuring import describe_machine
@@ -59,7 +60,7 @@ def main() -> None:
         names = arguments.model or ["segunet-s"]
         predictors = {name: make_predictor(load_model(name), options)[0] for name in names}
         pairs = choose_pairs(find_pairs(arguments.data), arguments.limit)
-    except CarvanaBatchError as error:
+    except (CarvanaBatchError, click.BadParameter) as error:
         parser.error(str(error))
     print(f"{describe_machine(f'{len(pairs)} photos', f'--size {arguments.size}')}\n")
     print(f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)

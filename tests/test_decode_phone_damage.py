@@ -105,7 +105,8 @@ def test_packets_without_data_are_no_damage(options, packets):
 
 def test_lengths_in_a_heic_must_agree_with_its_data():
     content = bytearray(FILES["a.heic"])
-    mdat = next(box for box in read_boxes(content, 0, len(content)) if box.kind == b"mdat")
+    boxes = read_boxes(bytes(content), 0, len(content))
+    mdat = next(box for box in boxes if box.kind == b"mdat")
     length = int.from_bytes(content[mdat.start : mdat.start + 4])
     assert 0 < length <= mdat.end - mdat.start - 4
     for wrong in (0, length - 1, length + 1):

@@ -463,7 +463,7 @@ def test_tags_that_contradict_the_size_of_the_data(
     for values, bits, contents in cases:
         tifffile.imwrite(path, values, photometric="minisblack", compression=compression, **options)
         assert read_image(path).shape == RGB.shape
-        with tifffile.TiffFile(path, mode="r+b") as file:
+        with tifffile.TiffFile(path, mode="r+") as file:
             file.pages.first.tags[258].overwrite(bits)
         for read in READERS:
             with pytest.raises(ImageError) as caught:
@@ -484,7 +484,7 @@ def test_three_samples_of_which_the_tags_say_one(tmp_path: Path) -> None:
 def test_a_last_strip_may_claim_the_size_of_the_others(tmp_path: Path) -> None:
     values = np.tile(GREY, (2, 1))[:24]
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", rowsperstrip=16)
-    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
         counts = file.pages.first.databytecounts
         file.pages.first.tags[279].overwrite((counts[0], counts[0]))
     assert counts[0] == 2 * counts[1]

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -136,6 +137,38 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
         with contextlib.suppress(OSError):
             temporary.unlink()
         _in_use.discard(name)
+
+
+def open_plain(path: str, flags: int) -> int:
+    """An opener for ``open`` that refuses links and all but plain files; whoever has made one may want harm.
+
+    Raises:
+        OSError: it is one, or cannot be opened.
+    """
+    message = "it is a link, or not a plain file, so no run has made it; look into it, and remove it"
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, message, path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, message, path)
+    return descriptor
+
+
+def missing_rights(path: Path) -> str:
+    """Which right is missing for a file that may not be written, and how users can share a folder."""
+    nearest = next((each for each in (path, *path.parents) if each.exists()), path)
+    try:
+        owner = nearest.owner()
+    except (KeyError, OSError, NotImplementedError):
+        owner = "another user"
+    return (
+        f"{shown(nearest)} belongs to {owner} and is not open to your writing. Users who share a folder need"
+        " a common group with all rights in it (chmod -R g+rwX, chmod g+s) and `umask 002`"
+    )
 
 
 def write_error(path: Path, error: OSError) -> CarvanaBatchError:

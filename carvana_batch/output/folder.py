@@ -19,7 +19,9 @@ from carvana_batch.files import (
     OUT_OF_SPACE,
     atomic_writer,
     find_leftovers,
+    missing_rights,
     not_writable,
+    open_plain,
     read_error,
     remove_file,
     write_error,
@@ -90,6 +92,7 @@ class OutFolder:
     def __enter__(self) -> OutFolder:
         try:
             self._take_lock()
+            self._refuse_what_others_made()
             with self.shared_files_lock():
                 self._refuse_rows_of_another_shard()
                 if not self.overwrite:
@@ -227,7 +230,9 @@ class OutFolder:
                 entry = replace(entry, generation=self._generation, committed=time.time_ns())
                 if self._journal is None:
                     self.syncing.expect_changes()
-                    self._journal = self.paths.journal.open("ab", buffering=0)
+                    self._journal = open(  # noqa: SIM115
+                        self.paths.journal, "ab", buffering=0, opener=open_plain
+                    )
                 append_entry(self._journal, entry)
         except OSError as error:
             raise write_error(self.paths.journal, error) from error
@@ -264,7 +269,25 @@ class OutFolder:
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise write_error(self.root, error) from error
+            if isinstance(error, PermissionError) and error.filename is not None:
+                raise not_writable(self.root, missing_rights(Path(error.filename))) from error
+            self._refuse_what_others_made()  # such as a link in the place of the lock
             raise not_writable(self.root, error.strerror or str(error)) from error
+
+    def _refuse_what_others_made(self) -> None:
+        """Raise UsageError if a file that this run writes is a link, or of a user who does not share it."""
+        paths = self.paths
+        replaced = (paths.settings, paths.report, paths.run, paths.synced, self._lock.holder)
+        appended = (paths.journal, paths.spool, paths.lock, paths.shared_lock)
+        for path in (paths.state, *replaced, *appended):
+            if path.is_symlink():
+                raise UsageError(
+                    f"{shown(path)} is a link, so no run has made it, and writing there could do harm. Look"
+                    " into it, and remove it."
+                )
+        for path in (self.root, paths.state, *appended):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise not_writable(self.root, missing_rights(path))
 
     def _in_use(self, lock: Path) -> FolderInUseError:
         return FolderInUseError(

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from carvana_batch.files import atomic_writer, read_error
+from carvana_batch.files import atomic_writer, open_plain, read_error
 from carvana_batch.inputs.keys import mask_name_problem
 from carvana_batch.notes import Note
 from carvana_batch.options import EXTRA_FILES
@@ -135,7 +135,7 @@ def read_journals(state: Path) -> Journals:
     pending: dict[str, list[Entry]] = {}
     for path in sorted(state.glob("journal-*.jsonl")):
         try:
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with open(path, encoding="utf-8", errors="replace", opener=open_plain) as file:
                 # Within one journal the last line counts, regardless of the clock.
                 own = _read_one(file)
         except OSError as error:
@@ -171,7 +171,10 @@ def drop_entries(journal: Path, keys: Collection[str]) -> None:
         CarvanaBatchError: the journal cannot be read or written.
     """
     try:
-        with journal.open(encoding="utf-8", errors="replace") as file, atomic_writer(journal, "w") as kept:
+        with (
+            open(journal, encoding="utf-8", errors="replace", opener=open_plain) as file,
+            atomic_writer(journal, "w") as kept,
+        ):
             for entry in _parse(file):
                 if entry.key not in keys:
                     kept.write(_line(entry))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from carvana_batch.files import atomic_writer, read_error, write_error
+from carvana_batch.files import atomic_writer, open_plain, read_error, write_error
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import read_mask
@@ -27,7 +27,7 @@ class RunLengthSpool:
         self.path = path
         self._offsets: dict[str, int] = {}
         try:
-            self._end = path.open("ab", buffering=0)
+            self._end = open(path, "ab", buffering=0, opener=open_plain)  # noqa: SIM115
         except OSError as error:
             raise write_error(path, error) from error
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -84,15 +85,11 @@ class Ownership:
             CarvanaBatchError: the file cannot be read.
         """
         path = self._paths.of_photo(key)[kind]
-        try:
-            path.lstat()
-        except OSError:  # nothing is there; or the path is too long, which writing reports
-            return False
-        if path.is_dir():  # neither replaced nor removed by anything
-            return content is None
         if content is not None and self.replace_all:
             return False
         try:
+            if path.is_dir():  # neither replaced nor removed by anything
+                return content is None
             if not path.exists():
                 return path.is_symlink()  # whoever made the link knows what it is for
             stamp = Stamp.read(path)
@@ -102,6 +99,8 @@ class Ownership:
                 return not (_adds_nothing(path, stamp, content) or _is_damaged(path))
             return not (self._claims.get(key) and _is_damaged(path))
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no such file can exist
+                return False
             raise read_error(path, error) from error
 
     def remove_files(self, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_run_state(folder: Path) -> RunState | None:
     shards = _count_shards(state)
     paths = OutPaths(folder)
     others = [entry for entry in entries if not entry.masked]
-    kept = tuple(sorted(entry.key for entry in others if paths.mask(entry.key).is_file()))
+    kept = tuple(sorted(entry.key for entry in others if os.path.lexists(paths.mask(entry.key))))
     return RunState(
         masked=len(entries) - len(others),
         failed=len(others) - len(kept),

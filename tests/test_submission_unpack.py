@@ -147,6 +147,12 @@ def test_small_rows_down_the_columns_are_refused_with_both_readings(tmp_path):
         decode(tmp_path, list_rows([car(480, 320).T]), size=None)
 
 
+def test_names_may_begin_with_a_dot_and_a_slash(tmp_path, out):
+    summary = decode(tmp_path, "./a.jpg,1 1\n./b/c.jpg,1 1\na.png,1 1\n")
+    assert lines_and_names(summary.failures) == [(4, "a.png")]
+    assert names_in(out) == ["a.png", "b", "b/c.png"]
+
+
 @pytest.mark.parametrize("order", [None, "rows"])
 def test_single_rows_of_another_size_fail(tmp_path, out, order):
     rows = list_rows([car(96, 64), car(96, 64), car(60, 50), car(96, 64)])
@@ -236,7 +242,7 @@ def test_bad_rows_do_not_stop_the_others(tmp_path, out):
 
 
 OUTSIDE = ["../x", "a/../../x", "..", "/x", "/", "//x", "a/..", "../out/x"]
-HIDDEN = [".x", "a/.x", ".carvana-batch/journal", ".", "./x", "a/./x"]
+HIDDEN = [".x", "a/.x", ".carvana-batch/journal", ".", "a/./x"]
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, *HIDDEN, "a//x", "a/", "_overlay/x", "_prob/a/x", "x\0", "\0"])

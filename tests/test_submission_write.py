@@ -441,6 +441,7 @@ def zipped(text):
         b"img,rle_mask\ra_01.jpg,1 2\rb_01.jpg,\rb_02.jpg,3 1\r",
         b"img;rle_mask\r\na_01.jpg;1 2\r\nb_01.jpg;\r\nb_02.jpg;3 1\r\n",
         b"img\trle_mask\na_01.jpg\t1 2\nb_01.jpg\t\nb_02.jpg\t3 1\n",
+        b"\n  \r\nimg,rle_mask\n   \n./a_01.jpg,1 2\n\n.//b_01.jpg,\n././b_02.jpg,3 1\n \n",
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         gzip.compress(TEXT.encode()),
@@ -478,6 +479,10 @@ def test_files_of_other_tools_are_read(tmp_path, data):
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2\na.png,1 2\n", "line 4: a already has a row"),
         ("img,rle_mask\n\u00eb.jpg,1 2\ne\u0308.jpg,\n".encode(), "line 3: .* already has a row"),
         (b'img,rle_mask\na.jpg,"1 2\nb.jpg,1 2\n', "line 3: unexpected end of data"),
+        (b'\n \nimg,rle_mask\n  \na.jpg,"1 2\nb.jpg,1 2\n', "line 6: unexpected end of data"),
+        (b"\n\nimg,rle_mask\n  \nb.jpg\n", "line 5: .* 1 field"),
+        (b"\n \n", "begins with ''"),
+        (b"img,rle_mask\na.jpg,1 2\n./a.jpg,1 2\n", "line 3: a already has a row"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, data, reason):

@@ -23,7 +23,7 @@ from typing import IO
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer, read_error, write_row
-from carvana_batch.inputs.keys import mask_id, pairing_name, without_suffix
+from carvana_batch.inputs.keys import mask_id, pairing_name, row_id
 from carvana_batch.masks import rle
 from carvana_batch.submission.limits import MAX_ROW_CHARACTERS, KeptText, RowLines
 from carvana_batch.submission.row_file import open_row_file
@@ -99,7 +99,7 @@ def read_rows(path: Path) -> dict[str, str]:
         text = KeptText(path)
         for line, fields in lines:
             problem = check_row(fields)
-            photo_id = mask_id(without_suffix(fields[0]))
+            photo_id = mask_id(row_id(fields[0]))
             name = pairing_name(photo_id)
             if not problem and name in names:
                 problem = f"{cut_short(shown(photo_id))} already has a row; remove one."
@@ -113,8 +113,8 @@ def read_rows(path: Path) -> dict[str, str]:
 def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
 
-    Lines are numbered from 1; blank ones are skipped. Fields are separated by commas, or by the
-    semicolons or tabs of the header. Escapes in the first field are resolved (see
+    Lines are numbered from 1; those that are empty or only have spaces are skipped. Fields are separated by
+    commas, or by the semicolons or tabs of the header. Escapes in the first field are resolved (see
     :func:`~carvana_batch.text.unescape_name`). Only the header and the order of the columns are validated;
     use ``check_row`` for the rest. Closing the generator closes the file.
 
@@ -128,30 +128,38 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     try:
         with open_row_file(path) as text:
             lines = RowLines(text, path)
-            first = next(lines, "")
+            blank, first = 0, next(lines, "")
+            while first and not first.strip():
+                lines.end_row()
+                blank, first = blank + 1, next(lines, "")
             lines.delimiter = _find_delimiter(first)
             rows = csv.reader(chain([first], lines), delimiter=lines.delimiter, strict=True)
             try:
                 header = next(rows, [])
                 lines.end_row()
                 _check_header(header, path)
-                yield rows.line_num, header
+                yield blank + rows.line_num, header
                 is_first = True
                 for row in rows:
                     lines.end_row()
-                    if row and is_first:
+                    if not _is_not_blank(row):
+                        continue
+                    if is_first:
                         _refuse_swapped(row, path)
                         is_first = False
-                    if row:
-                        row[0] = unescape_name(row[0])
-                        yield rows.line_num, row
+                    row[0] = unescape_name(row[0])
+                    yield blank + rows.line_num, row
             except csv.Error as error:
-                raise UsageError(f"{shown(path)}, line {rows.line_num}: {error}.") from error
+                raise UsageError(f"{shown(path)}, line {blank + rows.line_num}: {error}.") from error
     except UNPACK_ERRORS as error:
         reason = (
             error.strerror if isinstance(error, OSError) and error.strerror else f"it is damaged: {error}"
         )
         raise UsageError(f"Cannot read {shown(path)}: {shown(reason.removesuffix('.'))}.") from error
+
+
+def _is_not_blank(row: Sequence[str]) -> bool:
+    return len(row) > 1 or any(field.strip() for field in row)
 
 
 def _find_delimiter(header: str) -> str:
@@ -243,9 +251,7 @@ def _check_header(fields: Sequence[str], path: Path) -> None:
             f"{shown(path)} begins with '{beginning}', which is not text in UTF-8, or in UTF-16 with a byte"
             " order mark. Save it as CSV in UTF-8."
         )
-    if len(fields) == len(HEADER) and (
-        without_suffix(fields[0]) != fields[0] or any(map(rle.NUMBER.match, fields))
-    ):
+    if len(fields) == len(HEADER) and (row_id(fields[0]) != fields[0] or any(map(rle.NUMBER.match, fields))):
         raise UsageError(
             f"{shown(path)} has no header, as it begins with the row '{beginning}'. Put the line {expected}"
             " above it."

@@ -16,7 +16,7 @@ from carvana_batch.inputs.keys import (
     mask_id,
     mask_name_problem,
     pairing_name,
-    without_suffix,
+    row_id,
 )
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
@@ -159,7 +159,7 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
         ids = KeptText(source)
         for line, fields in rows:
             survey.total += 1
-            photo_id = without_suffix(fields[0])
+            photo_id = row_id(fields[0])
             problem = check_row(fields) or mask_name_problem(photo_id)
             if not problem:
                 first = first_lines.setdefault(ids.keep(fold_key(mask_id(photo_id))), line)
@@ -268,7 +268,7 @@ def _write_mask(
         CarvanaBatchError: the disk fails, so that other masks could not be written either.
     """
     fail = partial(_make_failure, source, row.line, row.name)
-    path = _mask_path(folder, without_suffix(row.name))
+    path = _mask_path(folder, row_id(row.name))
     try:
         width, height = size
         runs = rle.parse(row.runs, height, width)

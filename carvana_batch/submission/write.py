@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from carvana_batch.errors import ImageError, UsageError
-from carvana_batch.inputs.keys import match_ids, pairing_name, without_suffix
+from carvana_batch.inputs.keys import match_ids, pairing_name, row_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import decide_values
@@ -135,7 +135,7 @@ def read_sample(path: Path) -> Sample:
         for line, fields in lines:
             if problem := check_row(fields):
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
-            photo_id = without_suffix(fields[0])
+            photo_id = row_id(fields[0])
             if pairing_name(photo_id) in seen:
                 repeated.append(text.keep(photo_id))
             seen.add(pairing_name(photo_id))

@@ -604,6 +604,21 @@ def test_damaged_photos_are_refused_and_can_be_masked_later(run, here):
     assert notes.pop("damaged").startswith("damaged: its picture data are corrupt or incomplete (")
     assert set(notes.values()) == {""}
 
+    kept = run("in", "out")
+    assert kept.exit_code == 0
+    assert "Masked although damaged (--damaged accept): 1 photo" in kept.stdout
+
+
+def test_other_images_in_the_out_folder_are_named_at_the_start(run, here):
+    (here / "out").mkdir()
+    (here / "out" / "holiday.jpg").write_bytes((here / "in" / "car0.jpg").read_bytes())
+    for arguments in ((), ("--dry-run",), ("--limit", "1")):
+        result = run("in", "out", *arguments)
+        assert result.exit_code == 0
+        assert "Warning: out holds 1 other image, such as holiday.jpg: submit and score" in result.stdout
+    (here / "out" / "holiday.jpg").unlink()
+    assert "Warning" not in run("in", "out", "--limit", "1").stdout
+
 
 def test_other_settings_need_overwrite(run, here):
     run("in", "out")

@@ -294,9 +294,12 @@ def command(
         _check_mask_file(refs[0].path, out, options)
     else:
         from carvana_batch.output.checks import check_request
+        from carvana_batch.output.other_images import describe_other_images
 
         check_request(refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
+    if not mask_file and (line := describe_other_images(out, (ref.key for ref in refs))):
+        reporter.say(f"Warning: {line}")
     if found.ignored_line:
         reporter.say(f"passed over: {found.ignored_line}")
     if dry_run:

@@ -6,6 +6,7 @@ by Pillow. Only the first page or frame of a file is decoded, and embedded colou
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -29,8 +30,9 @@ from carvana_batch.decode.damage import (
     find_webp_damage,
 )
 from carvana_batch.decode.heif_damage import find_heif_damage
-from carvana_batch.decode.jpeg import decode_jpeg
+from carvana_batch.decode.jpeg import decode_jpeg, without_odd_metadata
 from carvana_batch.decode.jpeg_2000 import decode_deep_jpeg_2000, find_jpeg_2000_damage
+from carvana_batch.decode.jpeg_markers import unread_jpeg
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
@@ -177,8 +179,22 @@ def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
     if feature is not None and not features.check(feature):
         raise ImageError(f"is an image of the format {image_format}, which this build of Pillow cannot read")
     with without_metadata_warnings():
+        if image_format == "JPEG":
+            return _open_jpeg_header(file)
         content = without_metadata(file) if image_format == "PNG" else file
         return Image.open(content, formats=[image_format])
+
+
+def _open_jpeg_header(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=["JPEG"])
+    except UnidentifiedImageError:
+        file.seek(0)
+        content = file.read()
+        if unread := unread_jpeg(content):
+            advice = "save it as JPEG of 8 bits, PNG or TIFF"
+            raise ImageError(f"is {unread}, which is not read; {advice}") from None
+        return Image.open(io.BytesIO(without_odd_metadata(content)), formats=["JPEG"])
 
 
 def _decode_turned(image: Image.Image) -> Image.Image:

@@ -281,6 +281,10 @@ def phone_rows() -> Iterator[Row]:
     yield Row("JPEG 2000", "8 bit, with alpha", saved("JPEG2000", RGBA), transparent)
 
 
+def jpeg_12() -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(SMOOTH.astype(np.uint16) << 4, 90, bitspersample=12))
+
+
 def refused_rows() -> Iterator[Row]:
     advice = ", which is not read; save it as JPEG, PNG or TIFF"
     canon = b"II*\0\x10\0\0\0CR\2\0"
@@ -292,6 +296,14 @@ def refused_rows() -> Iterator[Row]:
     )
     yield Row("others", "Photoshop (PSD)", b"8BPS\0\1", f"is a Photoshop file{advice}")
     yield Row("others", "OpenEXR", b"\x76\x2f\x31\x01", f"is an OpenEXR file{advice}")
+    yield Row("others", "DICOM", bytes(128) + b"DICM", f"is a DICOM file{advice}")
+    yield Row("others", "FITS", b"SIMPLE  =                    T", f"is a FITS file{advice}")
+    yield Row("others", "JPEG of 12 bits", jpeg_12(), "is a JPEG of 12 bits, which is not read")
+    yield Row(
+        "others", "JPEG-LS", bytes(imagecodecs.jpegls_encode(SMOOTH)), "is a JPEG-LS, which is not read"
+    )
+    likewise = "EPS, ICO, ICNS, MNG, BPG, FLIF, JPEG XS, SGI, DDS, QOI, PCX, PPM, TGA, ..."
+    yield Row("others", f"JNG (likewise {likewise})", b"\x8bJNG\r\n\x1a\n", f"is a JNG file{advice}")
     yield Row("others", "any other content", b"text", "is not an image in a supported format")
 
 

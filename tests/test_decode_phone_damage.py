@@ -76,6 +76,13 @@ def test_zeros_in_photos_of_phone_formats(tmp_path, name):
         assert decoded.pixels.shape == (240, 320, 3)
 
 
+@pytest.mark.parametrize("name", ["a.heic", "a.avif"])
+def test_erased_blocks_in_a_heic_or_avif(tmp_path, name):
+    (tmp_path / name).write_bytes(replace(FILES[name], b"\xff" * 512))
+    with pytest.raises(DamageError, match="a part of its picture data has been erased"):
+        read_image(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a.jp2", "a.j2k"])
 def test_erased_blocks_in_a_jpeg_2000(name):
     """After 0xFF, coded data have a value of at most 0x8F."""

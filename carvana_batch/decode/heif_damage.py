@@ -15,11 +15,10 @@ ZEROED = "is damaged: a part of its picture data has been replaced by zeros"
 
 CORRUPT = "is damaged: its picture data are corrupt"
 
-ZEROS = bytes(256)
-"""So many zeros in a row are damage in AVIF; in photos, also with white or black areas, there are up to 15.
+ERASED = "is damaged: a part of its picture data has been erased"
 
-The encoder of AVIF may write more for pictures of one colour, but then it needs fewer bytes than that.
-"""
+ZEROS, ONES = bytes(256), b"\xff" * 256
+"""So many zeros, or 0xFF, in a row are damage. Photos, also with large white or black areas, have up to 26."""
 
 MOST_ZEROS_AT_END = 32
 """Of a part of HEIC data, which should have none there."""
@@ -68,11 +67,14 @@ def find_heif_damage(file: BinaryIO) -> str | None:
     kinds = _item_kinds(content, boxes[b"iinf"])
     picture = _items_of_picture(content, boxes)
     for item, data in _item_data(content, boxes):
-        damage = None
-        if item in picture and kinds.get(item) in {b"hvc1", b"hev1"}:
-            damage = _find_hevc_damage(data, length_size)
-        elif item in picture and kinds.get(item) == b"av01" and ZEROS in data:
-            damage = ZEROED
+        kind = kinds.get(item)
+        if item not in picture or kind not in {b"hvc1", b"hev1", b"av01"}:
+            continue
+        if ZEROS in data:
+            return ZEROED
+        if ONES in data:
+            return ERASED
+        damage = None if kind == b"av01" else _find_hevc_damage(data, length_size)
         if damage is not None:
             return damage
     return None

@@ -28,7 +28,7 @@ MARKERS_IN_DATA = re.compile(rb"\xff\x91\x00\x04..|\xff\x92|(\xff[\x90-\xff])", 
 MOST_ZEROS = 256
 """So many zeros in a row are damage, besides a zero for each packet of a tile, which may be empty.
 
-In photos, also with white or black areas, up to 27 of 90 packets are empty in a row.
+Photos, also with white or black areas, have up to 39 zeros in a row.
 """
 
 

@@ -229,6 +229,11 @@ SILENT = {
     "BMP": 92,
     "TIFF": 113,
     "compressed TIFF": 175,
+    "HEIC": 185,
+    "AVIF": 130,
+    "JPEG XL": 0,
+    "lossless JPEG XL": 0,
+    "JPEG 2000": 70,
 }
 """At most so many visibly broken photos are accepted without a word; see docs/promises.md."""
 
@@ -244,7 +249,7 @@ def test_visible_damage_is_refused(tmp_path, kind, count_faults):
 
 
 def test_zero_blocks_and_false_ends_are_always_noticed(tmp_path):
-    """The most frequent kinds of damage, in the format of nearly all photos."""
-    for kind in ("JPEG", "progressive JPEG", "WebP", "PNG", "GIF"):
+    """The most frequent kinds of damage, in all formats whose pixels are coded; HEIC may be missing."""
+    for kind in ("JPEG", "progressive JPEG", "WebP", "PNG", "GIF", "AVIF", "JPEG XL", "JPEG 2000", "HEIC"):
         counts = count_silent(kind, tmp_path / "photo", [zero_block, remove_block, cut, cut_and_ended])
         assert {silent for silent, _, _ in counts.values()} == {0}, (kind, counts)

@@ -1,6 +1,7 @@
 """Damage of HEIC, AVIF and JPEG 2000 that decoders pass over is found, and sound files have none."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -130,6 +131,59 @@ def test_a_damaged_thumbnail_of_a_heic_is_harmless(tmp_path):
     damaged = content[:-200] + bytes(200)  # the thumbnail is stored last
     assert find_heif_damage(io.BytesIO(damaged)) is None
     assert len(content) > len(FILES["a.heic"]) + 200
+
+
+def box(kind, content):
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def grid_of_tiles(tiles, thumbnail, wide):
+    """The boxes of a HEIC as phones write it: a grid (item 1) of tiles (2, 3, ...), and a thumbnail (9)."""
+    number = ">I" if wide else ">H"
+    parts = {1: b"grid", **dict(enumerate(tiles, 2)), 9: thumbnail}
+    kinds = dict.fromkeys(parts, b"hvc1") | {1: b"grid"}
+    infos = [
+        box(b"infe", bytes([3 if wide else 2, 0, 0, 0]) + struct.pack(number, item) + b"\0\0" + kind + b"\0")
+        for item, kind in kinds.items()
+    ]
+    references = struct.pack(number, 1) + struct.pack(">H", len(tiles))
+    references += b"".join(struct.pack(number, item) for item in range(2, 2 + len(tiles)))
+    reference = box(b"dimg", references)
+    full = bytes([wide, 0, 0, 0])
+
+    def meta(start):
+        locations = b""
+        for item, data in parts.items():  # method 0, data reference 0, base offset 0, one extent
+            locations += struct.pack(number, item) + struct.pack(">HHIHII", 0, 0, 0, 1, start, len(data))
+            start += len(data)
+        head = bytes([2 if wide else 1, 0, 0, 0, 0x44, 0x40]) + struct.pack(number, len(parts))
+        count = struct.pack(number, len(parts))
+        content = bytes(4) + box(b"pitm", full + struct.pack(number, 1))
+        content += box(b"iinf", full + count + b"".join(infos)) + box(b"iref", full + reference)
+        return box(b"ftyp", b"heic\0\0\0\0") + box(b"meta", content + box(b"iloc", head + locations))
+
+    return meta(len(meta(0)) + 8) + box(b"mdat", b"".join(parts.values()))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_each_tile_of_a_heic_is_checked(wide):
+    random = np.random.default_rng(0)
+
+    def unit(middle=b""):
+        data = random.integers(1, 200, 500).astype(np.uint8).tobytes() + middle + b"\x80"
+        return struct.pack(">I", len(data)) + data
+
+    sound, zeros, other = unit(), unit(bytes(300)), unit(b"\0\0\1")
+    for tiles, thumbnail, expected in (
+        ([sound] * 3, sound, None),
+        ([sound] * 3, zeros, None),
+        ([sound, sound, zeros], sound, "is damaged: a part of its picture data has been replaced by zeros"),
+        ([sound, other, sound], sound, "is damaged: its picture data are corrupt"),
+        ([sound, sound + b"rest", sound], sound, "is damaged: its picture data are corrupt"),
+        ([sound, unit(b"\0\0\3\1"), sound], sound, None),
+    ):
+        content = grid_of_tiles(tiles, thumbnail, wide)
+        assert find_heif_damage(io.BytesIO(content)) == expected
 
 
 @pytest.mark.parametrize("name", ["a.heic", "a.avif"])

@@ -18,7 +18,7 @@ CORRUPT = "is damaged: its picture data are corrupt"
 ERASED = "is damaged: a part of its picture data has been erased"
 
 ZEROS, ONES = bytes(256), b"\xff" * 256
-"""So many zeros, or 0xFF, in a row are damage. Photos, also with large white or black areas, have up to 26."""
+"""So many zeros, or 0xFF, in a row are damage. Photos, also with white or black areas, have 26 at most."""
 
 MOST_ZEROS_AT_END = 32
 """Of a part of HEIC data, which should have none there."""
@@ -66,15 +66,13 @@ def find_heif_damage(file: BinaryIO) -> str | None:
     length_size = _length_size(content, boxes)
     kinds = _item_kinds(content, boxes[b"iinf"])
     picture = _items_of_picture(content, boxes)
-    for item, data in _item_data(content, boxes):
-        kind = kinds.get(item)
-        if item not in picture or kind not in {b"hvc1", b"hev1", b"av01"}:
-            continue
+    coded = {item for item in picture if kinds.get(item) in {b"hvc1", b"hev1", b"av01"}}
+    for item, data in _item_data(content, boxes, coded):
         if ZEROS in data:
             return ZEROED
         if ONES in data:
             return ERASED
-        damage = None if kind == b"av01" else _find_hevc_damage(data, length_size)
+        damage = None if kinds[item] == b"av01" else _find_hevc_damage(data, length_size)
         if damage is not None:
             return damage
     return None
@@ -138,8 +136,8 @@ def _items_of_picture(content: bytes, boxes: dict[bytes, Box]) -> set[int]:
     return items
 
 
-def _item_data(content: bytes, boxes: dict[bytes, Box]) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the data of each item."""
+def _item_data(content: bytes, boxes: dict[bytes, Box], items: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the data of each of the items that are stored in the file itself."""
     iloc = boxes[b"iloc"]
     version = content[iloc.start]
     reader = _Reader(content, iloc.start + 4)
@@ -152,15 +150,16 @@ def _item_data(content: bytes, boxes: dict[bytes, Box]) -> Iterator[tuple[int, b
         method = reader.read(2) & 15 if version else 0
         reader.read(2)
         base = reader.read(base_size)
-        parts = []
+        data = b""
         for _ in range(min(reader.read(2), (iloc.end - iloc.start) // 2)):
             reader.read(index_size)
             start, length = base + reader.read(offset_size), reader.read(length_size)
             if method == 1 and b"idat" in boxes:
                 start += boxes[b"idat"].start
-            parts.append(content[start : start + length if length else len(content)])
-        if method in {0, 1}:
-            yield item, b"".join(parts)
+            if item in items and len(data) < len(content):  # extents that overlap must not fill memory
+                data += content[start : start + length if length else len(content)]
+        if item in items and method in {0, 1}:
+            yield item, data
 
 
 def _find_hevc_damage(data: bytes, length_size: int) -> str | None:

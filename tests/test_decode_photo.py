@@ -557,7 +557,7 @@ def test_hot_pixels_do_not_make_a_photo_dark(tmp_path: Path, channels: int) -> N
     """A few pixels that are larger than 12 or 14 bits become white; many are a part of the picture."""
     model = "rgb" if channels == 3 else "minisblack"
     expected = np.broadcast_to(FULL[..., :channels], RGB.shape)
-    for bits, largest in ((12, 65535), (12, 16384), (14, 16983)):
+    for bits, largest in ((12, 65535), (12, 18384), (14, 17983)):
         values = (FULL[..., :channels] << (bits - 8)).astype(np.uint16)
         values[3, 3:8] = largest
         (tmp_path / "a.png").write_bytes(deep_png(values))
@@ -573,6 +573,19 @@ def test_hot_pixels_do_not_make_a_photo_dark(tmp_path: Path, channels: int) -> N
         values[4, :17] = largest
         tifffile.imwrite(tmp_path / "a.tif", values, photometric=model)
         assert decode_image(tmp_path / "a.tif").notes == ()
+
+
+def test_a_level_of_black_does_not_make_a_photo_dark(tmp_path: Path) -> None:
+    values = FULL.astype(np.uint16) * 65 + 600
+    values[:5] = 16383 + 600
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    decoded = decode_image(tmp_path / "a.tif")
+    assert decoded.notes == ("scaled from 14 bits",)
+    assert (decoded.pixels[:5] == 255).all()
+    np.testing.assert_array_equal(decoded.pixels[5:], np.rint(values[5:] / 16383 * 255).clip(0, 255))
+    values[1:3] = 16384 + 1024
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    assert decode_image(tmp_path / "a.tif").notes == ()
 
 
 def test_floating_point_values_of_fewer_bits_are_not_dark(tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ their number is printed at the end of a run. HEIC needs the extra `heic`.
 
 In files of 16 bits, values that all fit into 14 bits or fewer are taken for those of a camera that stores
 them as they are, and scaled from that depth, with a note; so are floating-point values as small as that. At
-most 16 larger values, or 1 in 100,000, are taken for hot pixels. This brightens photos that are as dark as
-that; a TIFF can forbid it with the tag MaxSampleValue 65535, a PNG with the chunk sBIT 16.
+most 16 larger values, or 1 in 100,000, are taken for hot pixels; values of 14 bits may exceed that by
+1,024, a level of black. This brightens photos that are as dark as that; a TIFF can forbid it with the tag
+MaxSampleValue 65535, a PNG with the chunk sBIT 16.
 
 | format | contents | pixels | note |
 |---|---|---|---|

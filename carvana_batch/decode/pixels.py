@@ -34,6 +34,9 @@ LOSSY = "lossy"
 FEWEST_BITS, MOST_BITS = 8, 14
 """Range of the bits of cameras whose values are stored in 16 bits without being scaled."""
 
+BLACK_LEVEL = 1024
+"""By so much, values of 14 bits may be larger than that: some programs leave the level of black in them."""
+
 FEW_VALUES, FEW_SHARE, LARGEST_SHARE = 16, 1e-5, 0.01
 """So many values, or such a share if more, may be larger, as hot pixels are; but at most the last share."""
 
@@ -99,10 +102,10 @@ def significant_bits(values: NDArray[np.uint16], declared: int | None = None) ->
 
 
 def _largest_value(values: NDArray[np.uint16]) -> int:
-    """Return the largest value; without hot pixels, if all others are of few bits."""
-    largest = int(values.max())
-    if largest < 2**MOST_BITS:
-        return largest
+    """Return the largest value; without hot pixels and a level of black, if all others are of few bits."""
+    largest, white = int(values.max()), (1 << MOST_BITS) - 1
+    if largest < 2**MOST_BITS + BLACK_LEVEL:
+        return min(largest, white)
     hot = int(np.count_nonzero(values >= 2**MOST_BITS))
     if hot > min(max(FEW_VALUES, FEW_SHARE * values.size), LARGEST_SHARE * values.size):
         return largest

@@ -38,7 +38,8 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(folder)
         lock.release()
 
 
@@ -48,6 +49,8 @@ def _make_folder(parent: Path, prefix: str) -> tuple[Path, filelock.BaseFileLock
         lock = filelock.FileLock(folder / LOCK_NAME)
         try:
             lock.acquire()
+        except FileNotFoundError:  # another run took the folder for a dead one
+            continue
         except (OSError, NotImplementedError):
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -67,7 +70,21 @@ def _remove_dead_folders(parent: Path, prefix: str) -> None:
     for folder in found:
         # Others' folders, and what vanishes meanwhile, are no reason to stop.
         with contextlib.suppress(OSError, NotImplementedError, filelock.Timeout):
-            if folder.stat().st_uid != os.getuid() or not (folder / LOCK_NAME).is_file():
+            if folder.stat().st_uid != os.getuid():
+                continue
+            if not (folder / LOCK_NAME).is_file():  # killed just before or after it was locked
+                folder.rmdir()
                 continue
             with filelock.FileLock(folder / LOCK_NAME, timeout=0):
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last, so that the next run can tell what remains if this one is killed."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
+    (folder / LOCK_NAME).unlink(missing_ok=True)
+    folder.rmdir()

@@ -779,11 +779,6 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
         "empty.jpg": (b"", "is empty (0 bytes)"),
         "text.jpg": (b"not a photo at all\n", "is not an image in a supported format"),
         "page.png": (b"<!DOCTYPE html>", "is not an image in a supported format"),
-        "eps.jpg": (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "is not an image in a supported format",
-        ),
-        "fits.jpg": (b"SIMPLE  =                    T", "is not an image in a supported format"),
         "photoshop.jpg": (b"8BPS\0\1" + bytes(30), "is a Photoshop file, which is not read; save it as"),
         "camera.nef": (b"II*\0\x08\0\0\0", "is a raw file of a camera, which is not read"),
         "canon.jpg": (b"II*\0\x10\0\0\0CR\2\0", "is a raw file of a camera, which is not read"),

@@ -47,8 +47,9 @@ def test_folders_of_killed_processes_are_removed(tmp_path):
 
 
 def test_what_may_be_of_others_is_kept(tmp_path):
-    """Without a lock, a link, another form of the name, a file, and a folder of another user."""
+    """Files without a lock, a link, another form of the name, a file, and a folder of another user."""
     (tmp_path / "name-aaaaaaaa").mkdir()
+    (tmp_path / "name-aaaaaaaa" / "file").touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "lock").touch()
     (tmp_path / "name-bbbbbbbb").symlink_to("elsewhere")
@@ -69,3 +70,10 @@ def test_what_may_be_of_others_is_kept(tmp_path):
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), temporary_folder(tmp_path / "none", PREFIX):
         pass
+
+
+def test_an_empty_folder_was_killed_before_it_was_locked(tmp_path):
+    (tmp_path / "name-aaaaaaaa").mkdir()
+    with temporary_folder(tmp_path, PREFIX):
+        pass
+    assert names_below(tmp_path) == []

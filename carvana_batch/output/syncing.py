@@ -9,11 +9,9 @@ from carvana_batch.files import atomic_writer, remove_file, sync_file, sync_fold
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
 
-THREADS = 8
-
 
 class Syncing:
-    """Syncs all masks of a run once, at its end, which takes less time than one after the other.
+    """Syncs all masks of a run once, at its end.
 
     Until then, a power cut may leave masks shorter than the journal says; the next run makes them again.
 
@@ -43,9 +41,6 @@ class Syncing:
         Raises:
             CarvanaBatchError: the disk is full, or fails.
         """
-        # Imported here, because the help text must not wait for the library that it needs.
-        from carvana_batch.parallel import map_in_order
-
         paths = self._paths
         if paths.synced.exists():  # so nothing has changed
             return
@@ -58,9 +53,7 @@ class Syncing:
                 sync_file(file)
             return {file.parent for file in files}
 
-        folders = {paths.root, paths.state}
-        for changed in map_in_order(sync_photo, entries, THREADS):
-            folders |= changed
+        folders: set[Path] = set().union({paths.root, paths.state}, *map(sync_photo, entries))
         for folder in list(folders):
             folders.update(parent for parent in folder.parents if paths.root in parent.parents)
         for folder in sorted(folders):

@@ -54,8 +54,8 @@ def assert_completes(zygote, here, train, whole):
     ("how", "lasting", "step", "message"),
     [
         ("ENOSPC", True, 149, "No space left"),
-        ("EIO", False, 149, "Input/output error"),
-        ("EACCES", False, 151, "Permission denied"),
+        pytest.param("EIO", False, 149, "Input/output error", marks=pytest.mark.long),
+        pytest.param("EACCES", False, 151, "Permission denied", marks=pytest.mark.long),
     ],
 )
 def test_failing_calls_end_a_run_that_can_be_resumed(

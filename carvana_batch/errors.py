@@ -13,6 +13,11 @@ CarvanaBatchError            exit code 1
 
 from __future__ import annotations
 
+TOO_MANY_PROCESSES = (
+    "no more processes or threads may be started; allow more of them (ulimit -u, or the limit of the"
+    " container)"
+)
+
 EXIT_SOME_FAILED = 3
 """Exit code of a run that finished although some photos failed or could not be paired."""
 
@@ -53,3 +58,8 @@ class FolderChangedError(CarvanaBatchError):
 
 class FolderInUseError(CarvanaBatchError):
     exit_code = 11
+
+
+def is_out_of_threads(error: RuntimeError) -> bool:
+    """Whether Python could not start a thread; it has no class for this error."""
+    return str(error) == "can't start new thread"

@@ -11,13 +11,14 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from carvana_batch.errors import CarvanaBatchError, OutOfSpaceError, UsageError
-from carvana_batch.text import shown
+from carvana_batch.text import escape_name, shown
 
 TEMPORARY_PREFIX = ".carvana-batch-"
 
@@ -34,6 +35,12 @@ SINGLE_FILE_ERRORS = {
     errno.ENOTDIR,
 }
 """Errors caused by the name of one file or by what already exists there; other files may still succeed."""
+
+CLOCK_TOLERANCE = 2.0
+"""Seconds by which the times of files and processes may be wrong: those of FAT are even."""
+
+_in_use: set[str] = set()
+"""Names of the temporary files that this process is writing."""
 
 CANNOT_SYNC_FOLDER = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
@@ -108,11 +115,12 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
     check_target(path)
     target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
     # Not derived from the target's name, which may be as long as the file system allows.
-    name = f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    name = f"{temporary_prefix()}{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     temporary = target.parent / name
     text: dict[str, Any] = (
         {} if mode == "wb" else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     )
+    _in_use.add(name)
     try:
         with temporary.open(mode.replace("w", "x"), **text) as file:
             yield file
@@ -121,13 +129,46 @@ def atomic_writer(path: Path, mode: Literal["wb", "w"] = "wb", *, sync: bool = T
                 os.fsync(file.fileno())
         temporary.replace(target)
         if sync:
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         # It no longer exists unless there was an error; and that error matters more than one of removing.
         with contextlib.suppress(OSError):
             temporary.unlink()
+        _in_use.discard(name)
+
+
+def open_plain(path: str, flags: int) -> int:
+    """An opener for ``open`` that refuses links and all but plain files; whoever has made one may want harm.
+
+    Raises:
+        OSError: it is one, or cannot be opened.
+    """
+    message = "it is a link, or not a plain file, so no run has made it; look into it, and remove it"
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, message, path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, message, path)
+    return descriptor
+
+
+def missing_rights(path: Path) -> str:
+    """Which right is missing for a file that may not be written, and how users can share a folder."""
+    nearest = next((each for each in (path, *path.parents) if each.exists()), path)
+    try:
+        owner = nearest.owner()
+    except (KeyError, OSError, NotImplementedError):
+        owner = "another user"
+    return (
+        f"{shown(nearest)} belongs to {owner} and is not open to your writing. Users who share a folder need"
+        " a common group with all rights in it (chmod -R g+rwX, chmod g+s) and `umask 002`"
+    )
 
 
 def write_error(path: Path, error: OSError) -> CarvanaBatchError:
@@ -151,33 +192,60 @@ def read_error(path: Path, error: OSError) -> CarvanaBatchError:
 
 def find_leftovers(folder: Path) -> list[Path]:
     """Temporary files in and below ``folder`` whose process ran on this machine and has ended."""
-    pattern = re.compile(f"{re.escape(TEMPORARY_PREFIX + _host())}-([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
+    pattern = re.compile(f"{re.escape(temporary_prefix())}([0-9]+)-[0-9a-f]+{TEMPORARY_SUFFIX}")
     found = [
         (Path(parent, name), int(match[1]))
         for parent, _, names in os.walk(folder)
         for name in names
         if (match := pattern.fullmatch(name))
     ]
-    return [path for path, process in found if not _is_alive(process)]
+    return [path for path, process in found if not _may_be_written(path, process)]
 
 
-def _is_alive(process: int) -> bool:
+def _may_be_written(path: Path, process: int) -> bool:
+    """Whether a temporary file may be one of the process that has this number now.
+
+    In containers, the number of a killed run may belong to another process, or to this one.
+    """
+    import psutil  # here, because the help text must not wait for it
+
+    if process == os.getpid():
+        return path.name in _in_use
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        started: float = psutil.Process(process).create_time()
+        return started <= path.stat().st_mtime + CLOCK_TOLERANCE
+    except (psutil.NoSuchProcess, FileNotFoundError, OverflowError):
         return False
-    except PermissionError:  # another user's process
+    except psutil.AccessDenied:  # another user's process
         return True
-    return True
 
 
 @functools.cache
-def _host() -> str:
-    """A short name of this machine for use in file names."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+def temporary_prefix() -> str:
+    """How the names of temporary files and folders of this machine begin, among those of other machines."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{TEMPORARY_PREFIX}{host}-"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut; a file that is gone has none.
+
+    Raises:
+        CarvanaBatchError: the disk is full, or fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut, if the system supports it."""
     if os.name == "nt":
         return
@@ -200,12 +268,18 @@ def write_row(file: IO[str], cells: Sequence[object]) -> None:
     writer.writerow(cells)
 
 
-def defuse_formula(text: str) -> str:
-    """Put an apostrophe before ``text`` if a spreadsheet would take it for a formula.
+_FORMULA = re.compile(r"(^|;)(?=[=+@\-\uff1d\uff0b\uff20\uff0d])")
+"""The beginning of a formula, in ASCII or full width. Spreadsheets of some languages divide lines of a CSV at
+semicolons."""
 
-    For tables that people open, not for submissions, in which names must not change.
+
+def table_cell(text: str) -> str:
+    """The text for a table that people open.
+
+    Controls are escaped, among them tabs and line ends (see :func:`escape_name`), and an apostrophe is put
+    before what a spreadsheet would take for a formula. Not for submissions, whose names may begin like one.
     """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return _FORMULA.sub(r"\1'", escape_name(text))
 
 
 def not_writable(root: Path, problem: str, argument: str = "OUT") -> UsageError:
@@ -229,6 +303,32 @@ def remove_file(path: Path) -> None:
         raise WriteError(f"Cannot remove {shown(path)}: {error.strerror or error}") from error
 
 
+def move_to_free_place(source: Path, target: Path) -> None:
+    """Rename a file in the same file system, unless there is something in the new place.
+
+    Raises:
+        WriteError: there is something; or the file cannot be renamed.
+    """
+    try:
+        try:
+            os.link(source, target)  # unlike renaming, this never replaces anything
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links, such as FAT
+            target.open("xb").close()
+            source.replace(target)
+        else:
+            source.unlink()
+        sync_folder(target.parent)
+    except FileExistsError as error:
+        raise WriteError(
+            f"{shown(target)} has appeared during the run, and stays as it is. Name another file, or use"
+            " --overwrite to replace it."
+        ) from error
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
 def write_file(path: Path, content: bytes, root: Path | None = None) -> None:
     """Write a file of an out folder, and create the folders above it.
 
@@ -249,7 +349,7 @@ def write_file(path: Path, content: bytes, root: Path | None = None) -> None:
                     folder.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
-    # Not synced: the size in the journal tells a resumed run which masks a power cut has shortened.
+    # Not synced here, because syncing one file after the other takes long; see Syncing.
     with atomic_writer(path, sync=False) as file:
         file.write(content)
 

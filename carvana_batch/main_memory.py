@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import re
 import resource
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import psutil
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-"""Where Linux shows the memory limits of a container."""
+"""Where Linux shows the memory limits of containers and of services, such as those of systemd-run."""
+
+OWN_GROUPS = Path("/proc/self/cgroup")
+"""Where it names the groups of this process."""
+
+
+class _GroupFiles(NamedTuple):
+    """Names of files in the folder of a control group, and of an entry of its ``memory.stat``.
+
+    The limit of a group holds for the groups in it, too.
+    """
+
+    limit: str
+    used: str
+    file_cache: str
+
+
+VERSION_1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+VERSION_2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of mallopt, from malloc.h of the GNU C library."""
@@ -23,21 +45,55 @@ MAX_MMAP_THRESHOLD = 32 * 2**20
 
 
 def free_main_memory() -> int:
-    """Return the bytes of main memory that are free now, within the limit of the control group, if any."""
+    """Return the bytes of main memory that are free now, within the limits of control groups, if any."""
     free = int(psutil.virtual_memory().available)
-    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
-    if limit.is_file() and used.is_file():
-        text = limit.read_text().strip()
-        if text.isdecimal():
-            free = min(free, max(0, int(text) - int(used.read_text()) + _file_cache()))
+    for folder, files in _control_groups():
+        limit = _read_number(folder / files.limit)
+        used = _read_number(folder / files.used)
+        if limit is not None and used is not None:
+            free = min(free, max(0, limit - used + _file_cache(folder, files.file_cache)))
     return free
 
 
-def _file_cache() -> int:
-    """Return the bytes of inactive file cache, which the control group counts as used but can reclaim."""
-    statistics = CONTROL_GROUP / "memory.stat"
-    lines = statistics.read_text().splitlines() if statistics.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+def _control_groups() -> Iterator[tuple[Path, _GroupFiles]]:
+    """Yield the folders of the control groups of this process from its own up, as each may have a limit.
+
+    A container without a namespace of control groups is told its path on the host, but sees its own group as
+    the root; folders that do not exist have no limits that could be read.
+
+    Source: https://man7.org/linux/man-pages/man7/cgroups.7.html
+    """
+    own = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
+    for line in own or ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, files = CONTROL_GROUP, VERSION_2
+        elif "memory" in controllers.split(","):
+            root, files = CONTROL_GROUP / "memory", VERSION_1
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for group in (inner, *inner.parents) if inner.parts else (inner,):
+            if ".." not in group.parts:  # of a group outside of the namespace
+                yield root / group, files
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a file; None if there is no file, or "max" in it, which means no limit."""
+    try:
+        text = path.read_text().strip()
+    except OSError:  # also where a group is removed meanwhile
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _file_cache(folder: Path, entry: str) -> int:
+    """Return the bytes of inactive file cache, which a control group counts as used but can reclaim."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{entry} "))
 
 
 _is_kept = False
@@ -69,6 +125,27 @@ def trim_main_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def limit_new_memory(new_bytes: int) -> Iterator[None]:
+    """Let allocations of this process fail, usually with MemoryError, once they exceed ``new_bytes``.
+
+    The limit is on address space, which the system grants to all threads. Without effect where the system
+    does not say how much is in use (other than Linux).
+    """
+    usage = Path("/proc/self/statm")
+    if not usage.is_file():
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(usage.read_text().split()[0]) * resource.getpagesize() + new_bytes
+    limits = [value for value in (limit, before, hard) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def peak_memory() -> int:

@@ -40,7 +40,7 @@ SUMMARIES = {
     **{
         Note(
             f"scaled from {bits} bits"
-        ): f"Scaled from {bits} bits, into which all 16-bit values fit: {{photos}}"
+        ): f"Scaled from {bits} bits, into which all 16-bit values but hot pixels fit: {{photos}}"
         for bits in range(8, 15)
     },
     Note.TRUE_MASK_TURNED: "True masks turned by the EXIF orientation, to compare with the masks: {photos}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from carvana_batch import __version__
 from carvana_batch.errors import UsageError
@@ -34,17 +34,23 @@ EXTRA_FILES = {
 PROBABILITY_EXTRAS = {"prob"}
 """Those that are made from the probability map, which is only kept for them."""
 
+NetworkSize = tuple[int, int] | Literal["native"] | None
+"""In which size the network sees photos: (width, height), as they are, or None for the one that the weights
+were trained for."""
+
 
 @dataclass(frozen=True)
 class Options:
     """The options of ``carvana-batch predict``; its help text explains them.
 
-    ``tile`` is (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
+    ``size`` and ``tile`` are (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
+    ``size`` may be ``"native"`` as well.
     """
 
     device: str = "auto"
     precision: str = "auto"
     memory: int | None = None
+    size: NetworkSize = None
     tile: tuple[int, int] | None = None
     overlap: int = DEFAULT_OVERLAP
     batch: int | None = None
@@ -63,6 +69,7 @@ class Options:
     ignored_values: tuple[int, ...] = ()
     shard: tuple[int, int] = (1, 1)
     overwrite: bool = False
+    verify: bool = False
 
     def settings(self, model: str) -> dict[str, Any]:
         """What all runs of one job must have in common, as it is compared and shown to the user.
@@ -79,7 +86,8 @@ class Options:
             "precision": self.precision,
             "memory": self.memory or "auto",
             "batch": self.batch or "auto",
-            "tile": "auto" if self.tile is None else "{}x{}".format(*self.tile),
+            "size": describe_size(self.size),
+            "tile": describe_size(self.tile),
             "overlap": self.overlap,
             "threshold": self.threshold,
             "tta": "flip" if self.flip else "none",
@@ -87,6 +95,13 @@ class Options:
             "mask-bits": self.mask_bits,
             "exif": "apply" if self.apply_exif else "ignore",
         }
+
+
+def describe_size(size: NetworkSize) -> str:
+    """A size as it is given on the command line."""
+    if size is None:
+        return "auto"
+    return size if isinstance(size, str) else "{}x{}".format(*size)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-import joblib
+with warnings.catch_warnings():
+    # Without semaphores, it says that it starts no processes; we do not want any.
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
+    import joblib
 
 TASKS_PER_WORKER = 64
 

@@ -54,6 +54,12 @@ class Progress:
     total: int
     done: int = 0
     failed: int = 0
+    kept: int = 0
+
+    @property
+    def finished(self) -> int:
+        """Photos of which it is known what comes of them."""
+        return self.done + self.failed + self.kept
 
 
 @dataclass
@@ -124,7 +130,7 @@ def run(
     check_request(refs, root, options)
     truth = find_truth(options)
     settings = options.settings(f"{model.name} {model.digest[:16]}")
-    with OutFolder(root, settings, options.shard, options.overwrite) as out:
+    with OutFolder(root, settings, options.shard, options.overwrite, options.rle_file) as out:
         this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag())
         this.prepare()
         this.process()
@@ -184,7 +190,7 @@ class Run:
         options, out = self.options, self.out
         if options.rle_file is not None:
             check_target(options.rle_file)
-        self.todo = out.find_missing(self.own)
+        self.todo = out.find_missing(self.own, verify=options.verify)
         self.report.already_done = len(self.own) - len(self.todo)
         if not self.todo:
             return
@@ -210,6 +216,8 @@ class Run:
             self.truth,
             options.threshold,
             out.check,
+            out.commit,
+            out.ownership,
         )
         self._progress = Progress(total=len(self.todo))
 
@@ -245,7 +253,7 @@ class Run:
         report.chosen = asdict(choice)
         report.warnings = self._loader.warnings + self._predictor.warnings
         report.done = self._progress.done
-        if self._progress.done + self._progress.failed < self._progress.total:
+        if self._progress.finished < self._progress.total:
             report.stopped_by = self.stop.signal
 
     def finish(self) -> None:
@@ -256,16 +264,20 @@ class Run:
         if self.truth is not None and self.truth.values.unusual:
             report.warnings.append(f"In the masks of --gt, {self.truth.values.unusual}.")
         report.peak_memory = peak_memory()
+        kept_now = self._progress.kept if self.todo else 0
         with out.shared_files_lock():
             journal = read_entries(out.paths.state)
             if report.stopped_by is None:
                 self._count_lost(journal)
             masked = report.complete(journal, self.own, self.refs, self.truth is not None)
+            out.syncing.sync(masked, {ref.key for ref in self.todo})  # before it is reported as done
+            report.already_done -= len(report.kept) - kept_now
             write_table(out.paths.report, journal.values())
             report.write(out.paths.run)
         if self.options.rle_file is not None and report.stopped_by is None:
             with RunLengthSpool(out.paths.spool) as spool:
-                rows = spool.rows(sorted(masked, key=lambda entry: mask_id(entry.key)), out.paths.mask)
+                entries = sorted(masked + report.kept, key=lambda entry: mask_id(entry.key))
+                rows = spool.rows(entries, out.paths.mask)
                 write_rows(self.options.rle_file, ((mask_id(entry.key), runs) for entry, runs in rows))
 
     def _make_predictor(self, earlier: Choice | None) -> Predictor:
@@ -296,12 +308,15 @@ class Run:
             self._spool.append(written.entry, written.runs)
         self.out.commit(written.entry)
         self.report.write_seconds += written.seconds
-        self._progress.done += 1
-        self.listener.on_progress(self._progress)
+        self._count(written.entry)
 
     def _commit_failure(self, failure: Failure) -> None:
-        self.out.commit_failure(failure)
-        self._progress.failed += 1
+        self._count(self.out.commit_failure(failure))
+
+    def _count(self, entry: Entry) -> None:
+        self._progress.done += entry.masked
+        self._progress.failed += entry.failed
+        self._progress.kept += entry.kept
         self.listener.on_progress(self._progress)
 
     def _count_lost(self, journal: dict[str, Entry]) -> None:
@@ -317,7 +332,8 @@ class Run:
         """Update the Dice of masks that earlier runs made, because the true masks may have changed."""
         todo = {ref.key for ref in self.todo}
         refs = {ref.key: ref for ref in self.own if ref.key not in todo}
-        entries = [entry for key, entry in sorted(read_entries(self.out.paths.state).items()) if key in refs]
+        journal = sorted(read_entries(self.out.paths.state).items())
+        entries = [entry for key, entry in journal if key in refs and entry.masked]
 
         def compare_file(entry: Entry) -> Entry:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,40 @@ def shown(path: Path | str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+"""Characters that terminals obey, that turn the direction of text, or that end lines, such as ESC and NEL."""
+
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
+
+_TO_ESCAPE = re.compile(rf"[{_CONTROLS}]|\\(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}})")
+
+_ESCAPED = re.compile(rf"[{_CONTROLS}\\]")
+
+
+def escape_name(name: str) -> str:
+    r"""The name for a table: control and bidi characters and line ends become ``\x1b`` or ``\u202e``.
+
+    A backslash becomes ``\x5c`` if it would look like the beginning of such an escape, so that
+    :func:`unescape_name` gives the name back. Other characters stay, also those that are only invisible, such
+    as the narrow spaces in the names of screenshots.
+    """
+    return _TO_ESCAPE.sub(lambda match: _escape(ord(match[0])), name)
+
+
+def unescape_name(text: str) -> str:
+    """The name that :func:`escape_name` made ``text`` of; other escapes stay."""
+
+    def unescape(match: re.Match[str]) -> str:
+        character = chr(int(match[1] or match[2], 16))
+        return character if _ESCAPED.match(character) and _escape(ord(character)) == match[0] else match[0]
+
+    return _ESCAPE.sub(unescape, text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def cut_short(text: str, length: int = 80) -> str:

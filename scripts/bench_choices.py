@@ -163,8 +163,9 @@ def measure_steps(task: Task, turns: int, with_compile: bool) -> None:
     dtype, network_input = predictor.limits.dtype, predictor.runner.input
     refs = task.photos[:PHOTOS_IN_MEMORY]
     photos = [Photo(ref, read_image(ref.path)) for ref in refs]
-    if model.size is not None or len({photo.pixels.shape for photo in photos}) > 1:
-        raise UsageError("use photos of one size, and a model that takes photos at their own size")
+    as_they_are = all(predictor.runner.network_size(photo) == photo.upright_shape for photo in photos)
+    if not as_they_are or len({photo.pixels.shape for photo in photos}) > 1:
+        raise UsageError("use photos of one size, which the model takes as they are")
     masks = [result.mask for result in predictor.predict(photos) if not isinstance(result, Failure)]
     canvases = [
         predictor.runner.load(photo, predictor.runner.plan(photo, predictor.limits.tiling))

@@ -76,7 +76,7 @@ class Row:
 
     def run(self, model: Model, out: Path, options: Sequence[str]) -> None:
         tile = [] if self.tile is None else ["--tile", str(self.tile)]
-        options = [*options, *tile, "--overlap", str(self.overlap)]
+        options = [*options, *tile, "--overlap", str(self.overlap), "--size", "native"]
         _, peak, _ = measure(self.photos, out, options, SAMPLING_SECONDS)
         report = json.loads((out / "run.json").read_text())
         shutil.rmtree(out)

@@ -150,10 +150,10 @@ class Zygote:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, folder, *arguments, stdin=os.devnull, tty=None, fault=None, tidy=False):
+    def start(self, folder, *arguments, stdin=os.devnull, tty=None, fault=None, setup=None, tidy=False):
         """Start ``carvana-batch ARGUMENTS`` in a folder; what it prints goes to files beside the folder.
 
-        ``fault``: arguments of ``faulty_files.Faults``, the folder below this one.
+        ``fault``: arguments of ``faulty_files.Faults``, the folder below this one; ``setup``: see zygote.py.
         """
         self._count += 1
         files = {name: Path(f"{folder}-{self._count}.{name}") for name in ("stdout", "stderr")}
@@ -165,6 +165,7 @@ class Zygote:
             "stdin": str(stdin),
             "tty": tty,
             "fault": fault,
+            "setup": setup,
             "tidy": tidy,
             **{name: str(path) for name, path in files.items()},
         }

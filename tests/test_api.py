@@ -86,8 +86,9 @@ def test_results_contain_the_probability_on_request(photos):
     np.testing.assert_array_equal(result.mask.to_bool(), result.probability > 0.25)
 
 
-def test_masks_are_the_thresholded_logits(masker):
+def test_masks_are_the_thresholded_logits():
     model = load_model("segunet-s")
+    masker = carvana_batch.Masker(device="cpu", precision="fp32", size="native")
     pixels = draw_photo(2, 5, SMALL)[0]
     images = torch.from_numpy((pixels / 255 - model.mean) / model.deviation).permute(2, 0, 1)[None].float()
     with torch.inference_mode():

@@ -40,6 +40,13 @@ def test_assumed_size_is_printed(here):
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_only_empty_rows_are_an_error(here):
+    (here / "s.csv").write_text("img,rle_mask\na.jpg,\nb.jpg,\n")
+    result = run("decode", "s.csv", "out", "--size", "3x2")
+    assert (result.exit_code, result.stdout) == (3, "2 decoded (2 of them empty), 0 failed -> out\n")
+    assert result.stderr == "Error: none of the 2 rows has a car: all are empty.\n"
+
+
 def test_at_most_ten_bad_rows_are_named(here):
     rows = "".join(f"{number}.jpg,4 {number}\n" for number in range(14))
     (here / "s.csv").write_text(f"img,rle_mask\n{rows}[red]\x1b.jpg,1 1\n../x.jpg,1 1\n")

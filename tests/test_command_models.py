@@ -45,7 +45,7 @@ def test_a_network_joins_the_list_through_the_registry(monkeypatch: pytest.Monke
 def test_show_tells_what_the_header_says() -> None:
     text = "\n".join(output_of("show", "segunet-s"))
     model = load_model("segunet-s")
-    for part in (model.digest, "segunet-s", "as they are", model.notes["data"], model.notes["licence"]):
+    for part in (model.digest, "segunet-s", "about 1918 pixels", model.notes["data"], model.notes["licence"]):
         assert part in text
 
 
@@ -54,7 +54,7 @@ def test_show_reads_a_file_and_its_size(tmp_path: Path) -> None:
     weights = NETWORKS["segunet-s"]().state_dict()
     save_model(tmp_path / "own", "segunet-s", weights, (0.1, 0.2, 0.3), (1, 1, 1), {"a": "b"}, (480, 320))
     lines = output_of("show", str(tmp_path / "own"))
-    assert "photos            averaged to 480x320" in lines
+    assert "photos            resized to 480x320" in lines
     assert "mean              0.1 0.2 0.3" in lines
     assert "a                 b" in lines
 

@@ -178,7 +178,7 @@ def test_a_list_on_standard_input_with_any_name(run, here):
     assert result.stderr.startswith("failed: bad =.jpg (decode): is not an image")
     with (here / "out" / "report.csv").open(newline="", errors="surrogateescape") as file:
         rows = [row["image"] for row in csv.DictReader(file)]
-    assert sorted(rows) == sorted(["bad =", "'=1", os.fsdecode(b"in/\xff\n[red] =1")])
+    assert sorted(rows) == sorted(["bad =", "'=1", os.fsdecode(b"in/\xff\\x0a[red] =1")])
 
 
 @pytest.mark.usefixtures("here", "without_model")
@@ -229,6 +229,8 @@ def test_an_out_folder_without_write_permission_is_rejected(run, here, monkeypat
         ("--threshold", "1.1"),
         ("--threshold", "-0.1"),
         ("--threshold", "half"),
+        ("--size", "full"),
+        ("--size", "1918"),
         ("--tile", "0"),
         ("--tile", "5x"),
         ("--tile", "ax5"),
@@ -263,6 +265,9 @@ def test_invalid_option_values_are_rejected(run, arguments):
         ("memory", "500m", 500 * 10**6),
         ("memory", "123456789", 123_456_789),
         ("memory", "7000000b", 7_000_000),
+        ("size", "auto", None),
+        ("size", "native", "native"),
+        ("size", "1918x1280", (1918, 1280)),
         ("tile", "auto", None),
         ("tile", "512", (512, 512)),
         ("tile", "640X480", (640, 480)),
@@ -290,15 +295,16 @@ def test_options_reach_the_run(monkeypatch):
         "carvana_batch.network.checkpoints.load_model", lambda name: SimpleNamespace(name=name)
     )
     arguments = (
-        "--model m --device cpu --precision bf16 --memory 1GB --tile 64x32 --overlap 8 --batch 3 --tta flip"
-        " --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv --gt truth"
-        " --exif apply --damaged accept --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
+        "--model m --device cpu --precision bf16 --memory 1GB --size 96x64 --tile 64x32 --overlap 8 --batch 3"
+        " --tta flip --threshold 0.25 --mask-bits 8 --save prob --save overlay --save prob --rle r.csv"
+        " --gt truth --exif apply --damaged accept --pixel-limit 99 --workers 5 --limit 3 --shard 1/2"
     )
     result = CliRunner().invoke(group, ["predict", "in", "out", *arguments.split()])
     assert str(result.exception) == "recorded", result.output
     ((count, root, model, options),) = calls
     assert (count, str(root), model.name) == (3, "out", "m")
     assert (options.device, options.precision, options.memory) == ("cpu", "bf16", 10**9)
+    assert options.size == (96, 64)
     assert (options.tile, options.overlap, options.batch, options.flip) == ((64, 32), 8, 3, True)
     assert (options.threshold, options.mask_bits, options.extras) == (0.25, 8, ("overlay", "prob"))
     assert (str(options.rle_file), str(options.truth)) == ("r.csv", "truth")
@@ -459,6 +465,16 @@ def test_rle_file_is_that_of_submit(run, here):
     assert rows[0].count(b"\n") == 5
 
 
+def test_a_run_is_not_continued_with_another_size(run, here):
+    assert run("in", "out", "--size", "96x64", "--limit", "1").exit_code == 0
+    result = run("in", "out")
+    assert isinstance(result.exception, UsageError)
+    assert "size: '96x64' before, 'auto' now" in str(result.exception)
+    assert run("in", "out", "--size", "96x64").exit_code == 0
+    with Image.open(here / "in" / "car3.jpg") as photo, Image.open(here / "out" / "car3.png") as mask:
+        assert mask.size == photo.size
+
+
 def test_extras_and_mask_bits(run, here):
     extras = ("--save", "overlay", "--save", "cutout")
     assert run("in", "out", *extras, "--mask-bits", "8").exit_code == 0
@@ -480,6 +496,8 @@ def upright(path, orientation):
 
 @pytest.mark.parametrize("tile", [(), ("--tile", "256x256", "--overlap", "64")])
 def test_exif_orientations(run, here, tile):
+    # A map that is enlarged after it was turned differs in the last bits.
+    tile = (*tile, "--size", "native")
     (here / "phone").mkdir()
     write_photo(here / "upright.png", here / "upright.gif", seed=1, size=(300, 200))
     with Image.open(here / "upright.png") as photo, Image.open(here / "upright.gif") as true:
@@ -585,6 +603,21 @@ def test_damaged_photos_are_refused_and_can_be_masked_later(run, here):
         notes = {row["image"]: row["notes"] for row in csv.DictReader(file)}
     assert notes.pop("damaged").startswith("damaged: its picture data are corrupt or incomplete (")
     assert set(notes.values()) == {""}
+
+    kept = run("in", "out")
+    assert kept.exit_code == 0
+    assert "Masked although damaged (--damaged accept): 1 photo" in kept.stdout
+
+
+def test_other_images_in_the_out_folder_are_named_at_the_start(run, here):
+    (here / "out").mkdir()
+    (here / "out" / "holiday.jpg").write_bytes((here / "in" / "car0.jpg").read_bytes())
+    for arguments in ((), ("--dry-run",), ("--limit", "1")):
+        result = run("in", "out", *arguments)
+        assert result.exit_code == 0
+        assert "Warning: out holds 1 other image, such as holiday.jpg: submit and score" in result.stdout
+    (here / "out" / "holiday.jpg").unlink()
+    assert "Warning" not in run("in", "out", "--limit", "1").stdout
 
 
 def test_other_settings_need_overwrite(run, here):

@@ -462,6 +462,19 @@ def test_a_side_without_any_car_is_an_error(here, sides):
     assert result.exit_code == 3
     for word in sides.values():
         assert f"Error: none of the 5 {word} masks that were compared has a car" in result.stderr
+    assert ("--car-value" in result.stderr) == ("gt" in sides)
+
+
+def test_rows_without_any_car_are_an_error_of_the_rows(here):
+    (here / "rows.csv").write_text("img,rle_mask\n" + "".join(f"{name}.jpg,\n" for name in "abcde"))
+    for arguments, word in [(("rows.csv", "--gt", "gt"), "predicted"), (("--gt", "rows.csv"), "true")]:
+        result = score(*arguments)
+        assert result.exit_code == 3
+        assert (
+            f"Error: none of the 5 {word} masks that were compared has a car: their rows in rows.csv are"
+            " empty.\n"
+        ) in result.stderr
+        assert "--car-value" not in result.stderr
     assert (here / "scores.csv").exists()
 
 

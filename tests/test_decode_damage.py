@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -47,7 +48,9 @@ def test_sound_files_have_no_damage(image):
     for mode in ("RGB", "L", "1", "P", "RGBA"):
         content = saved("BMP", image.convert(mode))
         assert damage(find_bmp_damage, content) is None
-        assert damage(find_bmp_damage, content + bytes(2)) is None  # some programs write these
+        for behind in (bytes(2), bytes(100), b"\r\n", b"abc"):  # some programs write these
+            assert damage(find_bmp_damage, content + behind) is None
+        assert damage(find_bmp_damage, content + b"four") is not None
 
 
 @pytest.mark.parametrize("options", [{"quality": 90}, {"lossless": True}])
@@ -75,6 +78,48 @@ def test_checksums_of_a_png(tmp_path):
     (tmp_path / "mask.png").write_bytes(mask)
     with pytest.raises(DamageError, match="a checksum"):
         read_mask(tmp_path / "mask.png")
+
+
+def png_with_fewer_rows(pixels, rows, *, bits=8, interlaced=False):
+    """A PNG whose header says more rows than there are; its data are valid apart from that."""
+    height, width = pixels.shape[:2]
+    parts = [pixels]
+    if interlaced:
+        starts = ((0, 0), (0, 4), (4, 0), (0, 2), (2, 0), (0, 1), (1, 0))
+        steps = ((8, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (2, 1))
+        parts = [pixels[y::down, x::across] for (y, x), (down, across) in zip(starts, steps, strict=True)]
+    lines = [b"\0" + row.tobytes() for part in parts for row in part if part.size]
+    data = zlib.compress(b"".join(lines[: len(lines) - rows]))
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if pixels.ndim == 3 else 0, 0, 0, interlaced)
+    chunks = ((b"IHDR", header), (b"IDAT", data[:50]), (b"IDAT", data[50:]), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("shape", [(120, 160, 3), (119, 33), (2, 3, 3), (9, 1), (1, 7)])
+def test_pngs_with_fewer_rows_than_their_header_says(tmp_path, shape, interlaced):
+    pixels = np.random.default_rng(0).integers(1, 256, shape).astype(np.uint8)
+    path = tmp_path / "a.png"
+    for values, bits in ((pixels, 8), (pixels.astype(">u2") * 257, 16)):
+        path.write_bytes(png_with_fewer_rows(values, 0, bits=bits, interlaced=interlaced))
+        read = read_image(path)
+        np.testing.assert_array_equal(read if pixels.ndim == 3 else read[..., 0], pixels)
+        for rows in {1, shape[0] // 2} - {0}:
+            path.write_bytes(png_with_fewer_rows(values, rows, bits=bits, interlaced=interlaced))
+            with pytest.raises(ImageError, match=r"end before the picture does|cut short"):
+                read_image(path)
+
+
+def test_masks_with_fewer_rows_than_their_header_says(tmp_path):
+    mask = np.where(np.asarray(PHOTO.convert("L")) > 128, 255, 0).astype(np.uint8)
+    (tmp_path / "a.png").write_bytes(png_with_fewer_rows(mask, 0))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png").to_bool(), mask > 0)
+    (tmp_path / "a.png").write_bytes(png_with_fewer_rows(mask, 50))
+    with pytest.raises(DamageError, match="end before the picture does"):
+        read_mask(tmp_path / "a.png")
 
 
 def test_bytes_inserted_into_a_bmp(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,6 +63,10 @@ ODDITIES = {
     "zeros after the end": lambda content: content + bytes(3000),
     "another JPEG": lambda content: content + jpeg(),
     "a wrong profile": lambda content: insert(content, segment(0xE2, b"ICC_PROFILE\0\3\2" + bytes(9))),
+    "a short profile": lambda content: insert(content, segment(0xE2, b"ICC_PROFILE\0")),
+    "a short colour model": lambda content: insert(content, segment(0xEE, b"Adobe")),
+    "a short JFIF": lambda content: insert(content, segment(0xE0, b"JFIF\0")),
+    "a short preview": lambda content: insert(content, segment(0xE2, b"MPF\0")),
     "another version of JFIF": lambda content: content.replace(b"JFIF\0\1", b"JFIF\0\2"),
     "wrong EXIF": lambda content: insert(content, segment(0xE1, b"Exif\0\0nonsense")),
     "zeros in metadata": lambda content: insert(content, segment(0xE1, bytes(3000))),
@@ -78,6 +83,25 @@ def test_oddities_are_harmless(tmp_path, kind, oddity):
     image = decode_image(tmp_path / "odd.jpg", accept_damage=True)
     assert (image.notes, image.damage) == ((), "")
     np.testing.assert_array_equal(image.pixels, read_image(tmp_path / "whole.jpg"))
+
+
+def test_short_metadata_do_not_cost_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a.jpg").write_bytes(insert(jpeg(exif=exif), segment(0xEE, b"Adobe")))
+    assert decode_image(tmp_path / "a.jpg").orientation == 6
+
+
+def test_kinds_of_jpeg_that_are_not_read_are_named(tmp_path):
+    pixels = np.asarray(PHOTO)
+    contents = {
+        "a JPEG of 12 bits": imagecodecs.jpeg8_encode(pixels.astype(np.uint16) * 16, 90, bitspersample=12),
+        "a JPEG-LS": imagecodecs.jpegls_encode(pixels),
+    }
+    for name, content in contents.items():
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ImageError, match=f"is {name}, which is not read; save it as"):
+            read_image(tmp_path / "a.jpg")
 
 
 def test_parameters_without_meaning_are_harmless():

@@ -1,5 +1,6 @@
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -20,11 +22,12 @@ import torch
 from PIL import Image
 from torch.utils.data import dataloader
 
-from carvana_batch.decode import loader
+from carvana_batch.decode import loader, worker_pool
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
-from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
+from carvana_batch.decode.shared_memory import SLOTS, InPipe, SharedMemory
 from carvana_batch.decode.workers import memory_shared_with_workers
+from carvana_batch.errors import CarvanaBatchError, ImageError
 from carvana_batch.notes import Note
 from carvana_batch.values import Failure, ImageRef, Photo
 
@@ -105,7 +108,7 @@ class RecordingMemory(SharedMemory):
         in_slot = super().put(pixels)
         self.record("decoded" if decoded else "copied")
         if in_slot.memory is not None:
-            self.record("sent", in_slot.memory.numel())
+            self.record("sent", self._slots[in_slot.slot].numel())
         return in_slot
 
     def lines(self, first_word):
@@ -117,7 +120,7 @@ class FullMemory(SharedMemory):
     """Has no room for any photo."""
 
     def put(self, pixels):
-        return pixels
+        return InPipe(pixels, "no room")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -216,21 +219,80 @@ def test_options_reach_the_decoder(tmp_path, workers):
     assert second.pixels.shape == (100, 101, 3)
 
 
-def test_file_size_and_time_are_from_before_reading(tmp_path, monkeypatch):
-    ref = write_photo(tmp_path / "a.png", 1)
-    before = ref.path.stat()
-    decode_image = loader.decode_image
+@pytest.fixture
+def change_while_read(monkeypatch):
+    """``change_while_read(*changes)``: each is called once, with the path of the photo, while it is read."""
 
-    def read_and_change(path, **options):
-        decoded = decode_image(path, **options)
-        write_photo(path, 2, (50, 30))
-        return decoded
+    def install(*changes):
+        left = list(changes)
+        decode_image = loader.decode_image
 
-    monkeypatch.setattr(loader, "decode_image", read_and_change)
-    (photo,) = make_loader([ref], OPTIONS, 0)
-    assert describe(photo) == ("a", 1)
-    assert (photo.file_bytes, photo.file_time) == (before.st_size, before.st_mtime_ns)
-    assert ref.path.stat().st_size != before.st_size
+        def read_and_change(path, **options):
+            try:
+                return decode_image(path, **options)
+            finally:
+                if left:
+                    left.pop(0)(path)
+
+        monkeypatch.setattr(loader, "decode_image", read_and_change)
+
+    return install
+
+
+def rewrite(value, size=(5, 3)):
+    """Another photo in place of this one."""
+    return lambda path: write_photo(path, value, size)
+
+
+def replace_with_same_size_and_time(path):
+    status, content = path.stat(), path.read_bytes()
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def touch(path):
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+CHANGES = [rewrite(9), touch, replace_with_same_size_and_time, os.unlink, lambda path: os.truncate(path, 9)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_photo_that_changes_is_read_again(tmp_path, change_while_read, change, workers, count_faults):
+    refs = [write_photo(tmp_path / f"{name}.png", number) for number, name in enumerate("abc", start=1)]
+    change_while_read(lambda path: None, change)
+    results = list(make_loader(refs, OPTIONS, workers))
+    assert [describe(results[0]), describe(results[2])] == [("a", 1), ("c", 3)]
+    if not refs[1].path.exists():
+        assert describe(results[1])[1].startswith("does not exist")
+    elif refs[1].path.stat().st_size == 9:
+        assert describe(results[1])[1].startswith("is ")
+    else:
+        assert describe(results[1]) == ("b", 9 if change is CHANGES[0] else 2)
+        status = refs[1].path.stat()
+        assert (results[1].file_bytes, results[1].file_time) == (status.st_size, status.st_mtime_ns)
+    count_faults("a photo that changes while it is read is read again, or fails", 1)
+
+
+def test_a_photo_that_becomes_complete_is_masked(tmp_path, change_while_read, count_faults):
+    ref = write_photo(tmp_path / "a.png", 7)
+    whole = ref.path.read_bytes()
+    ref.path.write_bytes(whole[: len(whole) // 2])
+    change_while_read(lambda path: path.write_bytes(whole[:-5]), lambda path: path.write_bytes(whole))
+    assert [describe(result) for result in make_loader([ref], OPTIONS, 0)] == [("a", 7)]
+    count_faults("a photo that changes while it is read is read again, or fails", 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_keeps_changing_is_a_failure(tmp_path, change_while_read, workers, count_faults):
+    refs = [write_photo(tmp_path / f"{name}.png", 1) for name in "ab"]
+    change_while_read(*[rewrite(2, (5, size)) for size in (4, 5, 6)])
+    first, second = (describe(result) for result in make_loader(refs, OPTIONS, workers))
+    assert first == ("a", "changed while it was read; run the same command again once it is complete")
+    assert second == ("b", 1)
+    count_faults("a photo that changes while it is read is read again, or fails", 3)
 
 
 def test_a_photo_too_large_for_memory_is_a_failure(tmp_path, monkeypatch):
@@ -556,12 +618,169 @@ def test_photos_arrive_when_shared_memory_is_full(photos, monkeypatch):
             in_flight.append(options["prefetch_factor"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(loader, "DataLoader", RecordingLoader)
+    monkeypatch.setattr(worker_pool, "DataLoader", RecordingLoader)
     photo_loader = make_loader(photos, OPTIONS, 2)
     assert [describe(result) for result in photo_loader] == expected
     assert in_flight == [2, 1]
     (warning,) = photo_loader.warnings  # only once
     assert warning.startswith("shared memory (/dev/shm) is full")
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Eight photos; the red value of each is its number."""
+    return [write_photo(tmp_path / f"{number}.png", number) for number in range(8)]
+
+
+def check_that_all_arrive(refs, workers, warning, *, left):
+    """All photos arrive although something is missing, which is said once, and ``left`` workers decode."""
+    photo_loader = make_loader(refs, OPTIONS, workers)
+    assert [describe(result) for result in photo_loader] == [(ref.key, int(ref.key)) for ref in refs]
+    (line,) = photo_loader.warnings
+    assert warning in line
+    assert photo_loader.workers == left
+    assert multiprocessing.active_children() == []
+
+
+NO_PROCESSES = "no more processes or threads may be started"
+
+
+@pytest.mark.parametrize(("forks", "left"), [(0, 0), (1, 1), (2, 1)])
+def test_processes_that_may_not_be_started(many, monkeypatch, forks, left):
+    """Some of three processes start before the limit is reached."""
+    fork = os.fork
+    alive = multiprocessing.active_children
+
+    def limited():
+        if len(alive()) >= forks:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    check_that_all_arrive(many, 3, NO_PROCESSES, left=left)
+
+
+@pytest.mark.parametrize(
+    ("number", "warning"),
+    [
+        (errno.EMFILE, "too many files are open; allow more of them (ulimit -n)"),
+        (
+            errno.EROFS,
+            "shared memory (/dev/shm), in which processes wait for each other, cannot be used (Read",
+        ),
+        (errno.ENOENT, "cannot be used (No such file or directory); mount it, open to writing"),
+    ],
+)
+def test_queues_that_cannot_be_made(many, monkeypatch, number, warning):
+    def refuse(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
+    check_that_all_arrive(many, 2, warning, left=0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "warning"),
+    [
+        (lambda: os._exit(3), "a process that decodes died at its start"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "a process that decodes died at its start"),
+        (lambda: time.sleep(1000), "a process that decodes does not answer"),
+    ],
+)
+def test_workers_that_die_or_hang_at_their_start(many, monkeypatch, fault, warning):
+    monkeypatch.setattr(worker_pool, "GREETING_TIMEOUT", 0.4)
+    monkeypatch.setattr(worker_pool, "begin_worker", lambda *_: fault())
+    check_that_all_arrive(many, 2, warning, left=0)
+
+
+def test_a_bug_at_the_start_of_a_worker_is_shown(many, monkeypatch):
+    def fail(*_arguments):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(worker_pool, "begin_worker", fail)
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        list(make_loader(many, OPTIONS, 2))
+    assert multiprocessing.active_children() == []
+
+
+def test_one_worker_that_dies_at_its_start(many, monkeypatch):
+    begin = worker_pool.begin_worker
+    monkeypatch.setattr(worker_pool, "begin_worker", lambda folder, n: os._exit(3) if n else begin(folder, n))
+    check_that_all_arrive(many, 2, "died at its start; memory may be short; photos were decoded by", left=1)
+
+
+def test_threads_that_workers_may_not_start(many, monkeypatch):
+    main = os.getpid()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if os.getpid() != main:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    check_that_all_arrive(many, 2, NO_PROCESSES, left=0)
+
+
+def test_sockets_that_workers_cannot_make(many, monkeypatch, tmp_path):
+    """The paths are too long for a socket, and there is no other folder."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(worker_pool, "SHORT_FOLDERS", (str(folder),))
+    warning = "processes cannot make sockets in a temporary folder (AF_UNIX path too long); photos go"
+    check_that_all_arrive(many, 2, warning, left=2)
+
+
+def test_memory_that_the_main_process_cannot_open(many, monkeypatch):
+    """The first memory is opened, and a later one is not."""
+    open_memory = torch.UntypedStorage._new_shared_fd_cpu  # type: ignore[attr-defined]
+    opened = []
+
+    def refuse(descriptor, size):
+        if len(opened) == 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(size)
+        return open_memory(descriptor, size)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared_fd_cpu", refuse)
+    check_that_all_arrive(
+        many, 2, "too many files are open; allow more of them (ulimit -n); photos go", left=2
+    )
+    assert opened == [1, 1, 45]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_may_not_be_opened_are_no_fault_of_photos(many, monkeypatch, workers):
+    def refuse(path, **_options):
+        try:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read") from error
+
+    monkeypatch.setattr(loader, "decode_image", refuse)
+    with pytest.raises(CarvanaBatchError, match=r"^Photos cannot be decoded: too many files are open"):
+        list(make_loader(many, OPTIONS, workers))
+
+
+def test_first_photos_that_are_all_lost_stop_the_run(many, monkeypatch):
+    monkeypatch.setattr(loader, "decode_image", lambda _path, **_options: os._exit(1))
+    results = iter(make_loader(many, OPTIONS, 2))
+    assert all(isinstance(next(results), Failure) for _ in range(4))
+    with pytest.raises(CarvanaBatchError, match=r"^None of the first 5 photos was decoded") as caught:
+        next(results)
+    assert "the process that decoded it died" in str(caught.value)
+
+
+def test_later_photos_that_are_lost_do_not_stop_the_run(many, monkeypatch):
+    many[0].path.unlink()  # an answer, although it is a failure
+    decode_image = loader.decode_image
+    monkeypatch.setattr(
+        loader,
+        "decode_image",
+        lambda path, **options: decode_image(path, **options) if path.stem == "0" else os._exit(1),
+    )
+    assert len(list(make_loader(many, OPTIONS, 1))) == 8
 
 
 def test_no_warning_if_shared_memory_suffices(photos):

@@ -11,7 +11,7 @@ import pytest
 from helpers import names_below
 
 from carvana_batch.errors import OutOfSpaceError, UsageError
-from carvana_batch.files import TEMPORARY_PREFIX, WriteError, atomic_writer, check_target
+from carvana_batch.files import TEMPORARY_PREFIX, WriteError, atomic_writer, check_target, find_leftovers
 
 
 def failing(number):
@@ -248,3 +248,16 @@ def test_killed_process_leaves_the_old_file(target):
     assert not existed or target.read_bytes() == b"old"
     (leftover,) = [path for path in target.parent.iterdir() if path != target]
     assert leftover.name.startswith(TEMPORARY_PREFIX)
+
+
+def test_leftovers_under_numbers_of_living_processes(tmp_path):
+    """A file is older than the process that has the number of its writer now, if that one is dead."""
+    with atomic_writer(tmp_path / "file") as file:
+        being_written = Path(file.name)
+        own = being_written.with_name(being_written.name[:-8] + "0000.tmp")
+        parent = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-"))
+        first = own.with_name(own.name.replace(f"-{os.getpid()}-", "-1-"))
+        for path in (own, parent, first):
+            path.touch()
+        os.utime(first, (1e9, 1e9))
+        assert sorted(find_leftovers(tmp_path)) == sorted([own, first])

@@ -55,9 +55,11 @@ to 8, grey becomes RGB, transparent parts become white, and embedded colour prof
 first page or frame is read, with the note *only the first page or frame*. Notes are in `report.csv`, and
 their number is printed at the end of a run. HEIC needs the extra `heic`.
 
-In 16-bit PNG and TIFF files, values that all fit into 14 bits or fewer are taken for those of a camera that
-stores them as they are, and scaled from that depth, with a note. This brightens photos that are as dark as
-that; a file can forbid it with the tag MaxSampleValue 65535 or the chunk sBIT 16.
+In files of 16 bits, values that all fit into 14 bits or fewer are taken for those of a camera that stores
+them as they are, and scaled from that depth, with a note; so are floating-point values as small as that. At
+most 16 larger values, or 1 in 100,000, are taken for hot pixels; values of 14 bits may exceed that by
+1,024, a level of black. This brightens photos that are as dark as that; a TIFF can forbid it with the tag
+MaxSampleValue 65535, a PNG with the chunk sBIT 16.
 
 | format | contents | pixels | note |
 |---|---|---|---|
@@ -273,7 +275,15 @@ def phone_rows() -> Iterator[Row]:
         data = bytes(imagecodecs.jpeg2k_encode(values, level=0, bitspersample=bits, reversible=True))
         agreement = EXACT if bits == 8 else ROUNDED
         yield Row("JPEG 2000", f"lossless, {bits} bit", data, SMOOTH, agreement)
+    data, note = bytes(imagecodecs.jpegxl_encode(RAW12, lossless=True)), "scaled from 12 bits"
+    yield Row("JPEG XL", "12 bit, stored in 16", data, SMOOTH, ROUNDED, note)
+    data = bytes(imagecodecs.jpeg2k_encode(RAW12, level=0, reversible=True))
+    yield Row("JPEG 2000", "12 bit, stored in 16", data, SMOOTH, ROUNDED, note)
     yield Row("JPEG 2000", "8 bit, with alpha", saved("JPEG2000", RGBA), transparent)
+
+
+def jpeg_12() -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(SMOOTH.astype(np.uint16) << 4, 90, bitspersample=12))
 
 
 def refused_rows() -> Iterator[Row]:
@@ -287,6 +297,14 @@ def refused_rows() -> Iterator[Row]:
     )
     yield Row("others", "Photoshop (PSD)", b"8BPS\0\1", f"is a Photoshop file{advice}")
     yield Row("others", "OpenEXR", b"\x76\x2f\x31\x01", f"is an OpenEXR file{advice}")
+    yield Row("others", "DICOM", bytes(128) + b"DICM", f"is a DICOM file{advice}")
+    yield Row("others", "FITS", b"SIMPLE  =                    T", f"is a FITS file{advice}")
+    yield Row("others", "JPEG of 12 bits", jpeg_12(), "is a JPEG of 12 bits, which is not read")
+    yield Row(
+        "others", "JPEG-LS", bytes(imagecodecs.jpegls_encode(SMOOTH)), "is a JPEG-LS, which is not read"
+    )
+    likewise = "EPS, ICO, ICNS, MNG, BPG, FLIF, JPEG XS, SGI, DDS, QOI, PCX, PPM, TGA, ..."
+    yield Row("others", f"JNG (likewise {likewise})", b"\x8bJNG\r\n\x1a\n", f"is a JNG file{advice}")
     yield Row("others", "any other content", b"text", "is not an image in a supported format")
 
 

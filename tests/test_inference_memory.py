@@ -29,6 +29,7 @@ def set_free_memory(monkeypatch, available, folder, **files):
     """Simulate a machine with ``available`` bytes and a container with limits in files of ``folder``."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     monkeypatch.setattr(main_memory, "CONTROL_GROUP", folder)
+    monkeypatch.setattr(main_memory, "OWN_GROUPS", folder / "own")
     for name, content in files.items():
         (folder / f"memory.{name}").write_text(content)
 
@@ -50,6 +51,50 @@ def test_free_memory_in_a_container(monkeypatch, tmp_path):
     assert free_memory(CPU) == 6000
     set_free_memory(monkeypatch, 6000, tmp_path, current="9000\n", stat="inactive_file 0\n")
     assert free_memory(CPU) == 0
+
+
+def write_group(folder, limit, used, cache, names):
+    folder.mkdir(parents=True)
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / f"memory.{name}").write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"inactive_file {cache}\ntotal_inactive_file {cache}\n")
+
+
+V1, V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
+UNLIMITED = {V1: 9223372036854771712, V2: "max"}
+
+
+@pytest.mark.parametrize(
+    ("own", "root", "names"),
+    [
+        ("0::/a.slice/b.scope\n", "", V2),
+        ("12:cpu:/\n4:memory:/a.slice/b.scope\n0::/\n", "memory", V1),
+        ("5:cpu,memory:/a.slice/b.scope\n", "memory", V1),
+    ],
+)
+def test_the_tightest_limit_of_nested_groups_counts(monkeypatch, tmp_path, own, root, names):
+    set_free_memory(monkeypatch, 10_000, tmp_path)
+    (tmp_path / "own").write_text(own)
+    outer = tmp_path / root / "a.slice"
+    assert free_memory(CPU) == 10_000
+    write_group(outer, 8000, 3000, 500, names)
+    assert free_memory(CPU) == 5500
+    write_group(outer / "b.scope", 4000, 2500, 1000, names)
+    assert free_memory(CPU) == 2500
+    (outer / "b.scope" / f"memory.{names[0]}").write_text(f"{UNLIMITED[names]}\n")
+    assert free_memory(CPU) == 5500
+    write_group(outer / "other.scope", 10, 10, 0, names)
+    assert free_memory(CPU) == 5500
+
+
+@pytest.mark.parametrize(
+    "own", ["4:memory:/docker/0123\n", "0::/docker/0123\n", "0::/../../other\n", "0::/\n"]
+)
+def test_a_container_is_told_a_path_that_it_cannot_see(monkeypatch, tmp_path, own):
+    set_free_memory(monkeypatch, 10_000, tmp_path, max="8000\n", current="3000\n")
+    (tmp_path / "own").write_text(own)
+    write_group(tmp_path / "memory", 8000, 3000, 0, V1)
+    assert free_memory(CPU) == 5000
 
 
 def test_memory_budget(monkeypatch, tmp_path):

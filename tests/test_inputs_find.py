@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carvana_batch.errors import UsageError
+from carvana_batch.decode.photo import read_image
+from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs import find as inputs
 from carvana_batch.inputs.find import REPEATED, Found, find_images, read_file_list, take_shard
 from carvana_batch.inputs.keys import refuse_clashes
@@ -459,3 +460,30 @@ def test_files_of_known_suffixes_are_not_opened(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(inputs, "is_image", fail)
     assert keys(find_images(tmp_path)) == ["a", "b", "e.nef", "f.psd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "called"),
+    [
+        ("a.dcm", bytes(128) + b"DICM", "a DICOM file"),
+        ("a", bytes(128) + b"DICM", "a DICOM file"),
+        ("a.fit", b"SIMPLE  =                    T / standard FITS", "a FITS file"),
+        ("a.fits", b"anything", "a FITS file"),
+        ("a.ico", b"\0\0\1\0\1\0", "an ICO file"),
+        ("a.icns", b"icns\0\0\1\0", "an ICNS file"),
+        ("a.jng", b"\x8bJNG\r\n\x1a\n", "a JNG file"),
+        ("a.bpg", b"BPG\xfb", "a BPG file"),
+        ("a.flif", b"FLIF", "a FLIF file"),
+        ("a.jxs", b"\xff\x10\xff\x50", "a JPEG XS file"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript file"),
+        ("a.sgi", b"\1\xda\1\1", "an SGI file"),
+        ("a.raw", b"anything", "a raw file of a camera"),
+    ],
+)
+def test_images_that_are_not_read_are_found_and_named(
+    tmp_path: Path, name: str, head: bytes, called: str
+) -> None:
+    (tmp_path / name).write_bytes(head)
+    assert keys(find_images(tmp_path)) == [name]
+    with pytest.raises(ImageError, match=f"is {called}, which is not read"):
+        read_image(tmp_path / name)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carvana_batch.masks import rle
-from carvana_batch.masks.layout import Misfit, find_misfit, measure_misfit
+from carvana_batch.masks.layout import Misfit, find_clear_line, find_misfit, fits_swapped, measure_misfit
 
 SIZE = (160, 100)
 
@@ -54,6 +54,43 @@ def test_rows_of_another_width_are_recognised(true_size):
     masks = [ellipse(true_size[0], true_size[1], shift) for shift in range(5)]
     misfit = find_misfit(rows_of(masks))
     assert (misfit.line, misfit.columns, misfit.judged) == (true_size[0], False, 5)
+
+
+@pytest.mark.parametrize("wider", [-2, -1, 1, 2])
+def test_a_few_pixels_of_width_are_recognised(wider):
+    masks = [ellipse(480 + wider, 320, shift) for shift in range(5)]
+    assert find_misfit(rows_of(masks, (480, 320))).line == 480 + wider
+    assert find_misfit(rows_of(masks[:2], (480, 320))) is None
+
+
+def runs_of(mask, size):
+    return rle.parse(rle.encode(mask), size[1], size[0])
+
+
+@pytest.mark.parametrize("size", [(160, 100), (100, 160), (120, 120), (1918, 1280)])
+def test_a_single_right_row_fits(size):
+    runs = runs_of(ellipse(*size), size)
+    assert find_clear_line(runs, *size) == size[0]
+    assert not fits_swapped(runs, *size)
+
+
+@pytest.mark.parametrize("line", [80, 99, 120, 151])
+def test_a_single_row_of_another_width(line):
+    runs = runs_of(ellipse(line, 90), SIZE)
+    assert find_clear_line(runs, *SIZE) == line
+    assert not fits_swapped(runs, *SIZE)
+
+
+@pytest.mark.parametrize("size", [(160, 100), (100, 160)])
+def test_a_single_row_with_swapped_sides(size):
+    assert fits_swapped(runs_of(ellipse(*size[::-1]), size), *size)
+
+
+def test_a_single_row_that_may_be_slanted_or_is_short_fits():
+    assert find_clear_line(runs_of(ellipse(163, 90), SIZE), *SIZE) == SIZE[0]
+    few = runs_of(np.ones((15, 80), bool) & (np.arange(80) > 9), SIZE)
+    assert len(few) == 15
+    assert find_clear_line(few, *SIZE) == SIZE[0]
 
 
 def test_noise_and_slants_are_no_misfit():

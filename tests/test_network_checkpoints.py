@@ -100,7 +100,7 @@ def test_the_digest_tells_apart_what_differs_and_nothing_else(weights):
         {**weights, "renamed": weights[key]},
     ):
         assert weights_digest(changed) != digest
-    for entry in ("network", "mean", "deviation", "size"):
+    for entry in ("network", "mean", "deviation", "size", "scale"):
         assert weights_digest(weights, {entry: "[0.5, 0.5, 0.4]"}) != digest
     assert weights_digest(weights, {"val": "0.99"}) == digest
     turned = weights[key].expand(2, -1, -1, -1).transpose(0, 1)
@@ -272,6 +272,23 @@ def test_a_size_that_is_not_one_of_images_is_refused(tmp_path, weights, text):
     path = tmp_path / "weights.safetensors"
     write_with_header(path, weights, size=text)
     refused(path, "size")
+
+
+def test_the_scale_of_the_training_photos_is_kept(tmp_path, weights):
+    save_model(tmp_path / "scaled", "tiny", weights, MEAN, DEVIATION, {}, scale=1918)
+    save_model(tmp_path / "plain", "tiny", weights, MEAN, DEVIATION, {})
+    scaled, plain = load_model(tmp_path / "scaled"), load_model(tmp_path / "plain")
+    assert (scaled.scale, scaled.size, plain.scale) == (1918, None, None)
+    assert scaled.digest != plain.digest
+    assert "scale" not in scaled.notes
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "1e3", "1918.5", "NaN", "[1918]", "100000", "", "\u0661"])
+def test_a_scale_that_is_no_number_of_pixels_is_refused(tmp_path, weights, text):
+    path = tmp_path / "weights.safetensors"
+    header = {"network": "tiny", "mean": "[0.5, 0.5, 0.5]", "deviation": "[0.5, 0.5, 0.5]", "scale": text}
+    write_with_header(path, weights, **header, digest=weights_digest(weights, header))
+    refused(path, "scale")
 
 
 def test_a_run_without_best_weights_yet_names_the_latest(tmp_path, weights):

@@ -292,15 +292,28 @@ def test_overwrite_when_a_file_has_replaced_a_folder(tmp_path, photo):
     assert (tmp_path / "out" / "a").read_bytes() == b""
 
 
-def test_a_mask_that_cannot_be_removed(tmp_path, photo):
+def test_a_mask_that_cannot_be_removed(tmp_path, photo, monkeypatch):
+    def fail(_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    mask_once(tmp_path, photo)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with open_folder(tmp_path, overwrite=True) as out:
+        out.find_missing([photo])
+        with pytest.raises(WriteError, match=r"Cannot remove .*b\.png"):
+            out.start(CHOICE)
+
+
+def test_a_folder_in_the_place_of_a_mask_stays(tmp_path, photo):
     mask_once(tmp_path, photo)
     mask = tmp_path / "out" / "a" / "b.png"
     mask.unlink()
     mask.mkdir()
     with open_folder(tmp_path, overwrite=True) as out:
         out.find_missing([photo])
-        with pytest.raises(WriteError, match=r"Cannot remove .*b\.png"):
-            out.start(CHOICE)
+        out.start(CHOICE)
+        assert out.commit_failure(Failure.of(photo, "decode", "is empty")).failed
+    assert mask.is_dir()
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])
@@ -323,14 +336,17 @@ def test_a_lock_that_cannot_be_taken(tmp_path, monkeypatch):
         pass
 
 
-def test_full_disk_while_journaling_releases_the_lock(tmp_path):
+def test_full_disk_while_journaling_releases_the_lock(tmp_path, monkeypatch):
+    def fail(_file, _entry):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with (
         pytest.raises(OutOfSpaceError, match=r"No space left for .*journal-1-of-1\.jsonl"),
         open_folder(tmp_path) as out,
+        monkeypatch.context() as patch,
     ):
-        (out.paths.state / "journal-1-of-1.jsonl").symlink_to("/dev/full")
+        patch.setattr("carvana_batch.output.folder.append_entry", fail)
         out.commit(Entry("a", "in/a.jpg", 1, 1))
-    (out.paths.state / "journal-1-of-1.jsonl").unlink()
     with open_folder(tmp_path) as out:
         out.commit(Entry("a", "in/a.jpg", 1, 1))
     assert list(read_entries(out.paths.state)) == ["a"]
@@ -338,6 +354,7 @@ def test_full_disk_while_journaling_releases_the_lock(tmp_path):
 
 def test_a_journal_that_cannot_be_written(tmp_path):
     with open_folder(tmp_path) as out:
+        out.find_missing([])
         (out.paths.state / "journal-1-of-1.jsonl").mkdir()
         with pytest.raises(WriteError, match=r"Cannot write .*journal-1-of-1\.jsonl: Is a directory"):
             out.commit(Entry("a", "in/a.jpg", 1, 1))

@@ -41,7 +41,7 @@ def out(tmp_path, refs):
 
 
 def commit_mask(folder, spool, ref):
-    for path in folder.paths.of_photo(ref.key):
+    for path in folder.paths.of_photo(ref.key).values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"mask")
     source = ref.path.stat()
@@ -115,7 +115,9 @@ def test_a_failed_photo_counts_as_no_mask(out, refs):
 def test_a_file_that_is_not_of_a_run_is_counted_when_replaced(out, refs, tmp_path):
     (out / "new.png").write_bytes(b"of another program")
     new = ImageRef("new", tmp_path / "new.jpg")
-    assert overwrite(out, [new, refs[0]]) == f"Overwriting 2 of 4 masks in {out}"
+    names = f"1 of them not made by predict ({out / 'new.png'})"
+    assert overwrite(out, [new, refs[0]]) == f"Overwriting 2 of 4 masks in {out}, {names}"
+    assert (out / "new.png").read_bytes() == b"of another program"  # until there is a new mask
 
 
 def test_nothing_is_said_if_no_mask_goes(out, tmp_path):

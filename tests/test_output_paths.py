@@ -40,7 +40,7 @@ def test_one_shard_is_the_default():
 
 
 def test_all_files_of_a_photo():
-    assert sorted(PATHS.of_photo("a/b")) == [
+    assert sorted(PATHS.of_photo("a/b").values()) == [
         Path("out/_cutout/a/b.png"),
         Path("out/_overlay/a/b.jpg"),
         Path("out/_panel/a/b.jpg"),

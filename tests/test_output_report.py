@@ -72,6 +72,7 @@ def test_json_report(tmp_path):
         already_done=1,
         done=2,
         failures=[failed("a"), failed("\udcff\n")],
+        kept=[done("c").keep(9, 1)],
         without_truth=[done("b", reason="no true mask of this name")],
         notes={Note.FIRST_PAGE: 3},
         foreign=7,
@@ -102,6 +103,7 @@ def test_json_report(tmp_path):
             {"image": "in/a.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},
             {"image": "in/\udcff\n.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},
         ],
+        "kept": ["c"],
         "without_truth": ["b"],
         "notes": {"only the first page or frame": 3},
         "masks_of_other_photos": 7,
@@ -177,7 +179,7 @@ def test_table_keeps_any_name(tmp_path):
     write_table(tmp_path / "report.csv", [failed(name, reason=name) for name in names])
     rows = read_table(tmp_path / "report.csv")[1:]
     first_cells = {row[0] for row in rows}
-    assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", "'\ta", 'a"b,c', "a\nb", "\udcff", "日本", "'a"}
+    assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", r"\x09a", 'a"b,c', r"a\x0ab", "\udcff", "日本", "'a"}
     assert all(row[8] == row[0] for row in rows)
 
 

@@ -29,6 +29,7 @@ GROUND_FLOOR = {
     "orientation",
     "parallel",
     "stopping",
+    "temporary_folder",
     "text",
     "values",
 }
@@ -37,6 +38,7 @@ ROOMS = {
     "main_memory": set(),
     "parallel": set(),
     "stopping": set(),
+    "temporary_folder": set(),
     "text": set(),
     "notes": set(),
     "orientation": set(),

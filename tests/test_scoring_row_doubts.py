@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers import write_mask
+from helpers import store, with_orientation, write_mask
+from PIL import Image
 
 from carvana_batch.errors import UsageError
 from carvana_batch.masks import rle
@@ -99,3 +100,77 @@ def test_unusable_rows_are_passed_over(masks, tmp_path):
     scores = compare_masks(tmp_path / "rows.csv", tmp_path / "gt")
     assert ["look column-major" in note for note in scores.notes] == [True]
     assert [failure.id for failure in scores.unusable] == ["car_0", "car_2"]
+
+
+def write_sideways(folder, masks, sideways, orientation, upright_rows):
+    """Photos, of which some are stored sideways, masks and rows.csv; either masks or rows are as stored."""
+    rows = {}
+    (folder / "in").mkdir()
+    for name, mask in masks.items():
+        own = orientation if name in sideways else 1
+        photo = with_orientation(Image.new("RGB", mask.shape[::-1]), own)
+        store(photo, own).save(folder / "in" / f"{name}.png", exif=photo.getexif())
+        stored = np.asarray(store(Image.fromarray(mask), own))
+        rows[name] = mask if upright_rows else stored
+        write_mask(folder / "gt" / f"{name}.png", stored if upright_rows else mask)
+    return write_all(folder / "rows.csv", rows)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("upright_rows", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rows_of_sideways_photos_are_turned(masks, tmp_path, orientation, upright_rows, count):
+    sideways = list(masks)[:count]
+    rows = write_sideways(tmp_path, masks, sideways, orientation, upright_rows)
+    for sides in [(rows, tmp_path / "gt"), (tmp_path / "gt", rows)]:
+        scores = compare_masks(*sides, photos=tmp_path / "in")
+        assert scores.complete
+        assert (scores.notes, scores.turned) == ((), count)
+        assert [row.dice for row in scores.rows] == [1] * 5
+
+
+@pytest.mark.parametrize("upright_rows", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rows_of_sideways_photos_without_the_photos(masks, tmp_path, upright_rows, count):
+    sideways = list(masks)[:count]
+    rows = write_sideways(tmp_path, masks, sideways, 6, upright_rows)
+    scores = compare_masks(tmp_path / "gt", rows)
+    assert [row.dice for row in scores.rows] == [1] * (5 - count)
+    assert [failure.id for failure in scores.unusable] == sideways
+    assert all("give --images" in failure.reason for failure in scores.unusable)
+    assert all("--rle-order columns" in failure.reason for failure in scores.unusable)
+    assert len(scores.notes) == (count > 1)
+    assert all("lies on its side; give --images" in note for note in scores.notes)
+
+
+def test_rows_of_both_sides_for_sideways_photos(masks, tmp_path):
+    upright = write_all(tmp_path / "upright.csv", masks)
+    rows = write_sideways(tmp_path, masks, ["car_1", "car_2"], 8, upright_rows=False)
+    scores = compare_masks(rows, upright, size=(96, 64), photos=tmp_path / "in")
+    assert [row.dice for row in scores.rows] == [1] * 5
+    assert (scores.turned, scores.complete) == (2, True)
+    without = compare_masks(rows, upright, size=(96, 64))
+    assert [failure.id for failure in without.unusable] == ["car_1", "car_2"]
+
+
+def test_rows_down_the_columns_of_upright_photos_with_images(masks, tmp_path):
+    write_sideways(tmp_path, masks, [], 1, upright_rows=True)
+    rows = write_all(tmp_path / "columns.csv", {name: mask.T for name, mask in masks.items()})
+    (note,) = compare_masks(rows, tmp_path / "gt", photos=tmp_path / "in").notes
+    assert "1.00 column-major" in note
+
+
+def test_rows_down_the_columns_for_sideways_photos(masks, tmp_path):
+    write_sideways(tmp_path, masks, list(masks), 6, upright_rows=False)
+    rows = write_all(tmp_path / "columns.csv", {name: mask.T for name, mask in masks.items()})
+    (note,) = compare_masks(rows, tmp_path / "gt", photos=tmp_path / "in").notes
+    assert "1.00 column-major" in note
+
+
+def test_single_rows_of_another_size_cannot_be_compared(masks, tmp_path):
+    rows = write_all(tmp_path / "rows.csv", masks | {"car_2": car(60, 50)})
+    scores = compare_masks(rows, tmp_path / "gt")
+    (failure,) = scores.unusable
+    assert failure.id == "car_2"
+    assert "not of a mask of 96x64 pixels: the lines of its mask are 60 pixels apart" in failure.reason
+    assert [row.dice for row in scores.rows] == [1] * 4

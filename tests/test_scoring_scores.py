@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import names_below
 
-from carvana_batch.files import defuse_formula
+from carvana_batch.files import table_cell
 from carvana_batch.scoring.scores import (
     AVERAGED_COLUMNS,
     COLUMNS,
@@ -98,17 +98,32 @@ def test_csv_names_are_quoted_and_never_formulas(tmp_path):
     write_scores([make_score(name, 1.0) for name in names], tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         read = [row["image"] for row in csv.DictReader(file)]
-    assert read == ["'=cmd()", "'+1", "'-1", "'@a", "a,b", "a\nb", "[red]", "a=b", "ä\udcff"]
+    assert read == ["'=cmd()", "'+1", "'-1", "'@a", "a,b", r"a\x0ab", "[red]", "a=b", "ä\udcff"]
 
 
-@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@1", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@1", "\uff1d1", "-x;y", "=1-1"])
 def test_formulas_are_defused(text):
-    assert defuse_formula(text) == "'" + text
+    assert table_cell(text) == "'" + text
 
 
-@pytest.mark.parametrize("text", ["", "a", "0=1", "'=1", " =1", "00087a6bd4dc_01"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a;=1", "a;'=1"),
+        ("a;-1;b;@c;d", "a;'-1;b;'@c;d"),
+        ("=1;=2", "'=1;'=2"),
+        ("a\t=1", r"a\x09=1"),
+        ("\t=1", r"\x09=1"),
+        ("\r=1", r"\x0d=1"),
+    ],
+)
+def test_formulas_after_other_delimiters_are_defused(text, expected):
+    assert table_cell(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "0=1", "a,-1", "a-1;b=2", "'=1", " =1", "00087a6bd4dc_01"])
 def test_other_text_is_unchanged(text):
-    assert defuse_formula(text) == text
+    assert table_cell(text) == text
 
 
 def test_averages_skip_undefined_values():

@@ -111,6 +111,11 @@ def car(width, height):
     return ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.16) & (y > height / 3)
 
 
+def list_rows(masks):
+    """Lines of photos 0.jpg, 1.jpg, ... with their masks."""
+    return "".join(f"{number}.jpg,{rle.encode(mask)}\n" for number, mask in enumerate(masks))
+
+
 def test_assumed_size_must_hold_all_pixels(tmp_path, out):
     rows = f"a.jpg,1 5\nb.jpg,9 1 {1918 * 1280} 2\n"
     with pytest.raises(UsageError, match=r"s\.csv, line 3: the runs reach pixel 2,455,041, .* by --size W"):
@@ -128,6 +133,39 @@ def test_rows_of_another_size_are_refused(tmp_path, out, size):
     assert not out.exists()
     assert decode(tmp_path, rows, (960, 640)).masks == 1
     np.testing.assert_array_equal(pixels(out / "a.png"), car(960, 640))
+
+
+def test_rows_one_pixel_too_wide_are_refused(tmp_path, out):
+    rows = list_rows(np.roll(car(1919, 1280), 9 * number) for number in range(3))
+    with pytest.raises(UsageError, match=r"3 of 3 .* 1919 pixels apart, .* --size 1919xHEIGHT"):
+        decode(tmp_path, rows, size=None)
+    assert not out.exists()
+
+
+def test_small_rows_down_the_columns_are_refused_with_both_readings(tmp_path):
+    with pytest.raises(UsageError, match=r"--size 320xHEIGHT .* or, .* --size WIDTHx320 --rle-order columns"):
+        decode(tmp_path, list_rows([car(480, 320).T]), size=None)
+
+
+def test_names_may_begin_with_a_dot_and_a_slash(tmp_path, out):
+    summary = decode(tmp_path, "./a.jpg,1 1\n./b/c.jpg,1 1\na.png,1 1\n")
+    assert lines_and_names(summary.failures) == [(4, "a.png")]
+    assert names_in(out) == ["a.png", "b", "b/c.png"]
+
+
+@pytest.mark.parametrize("order", [None, "rows"])
+def test_single_rows_of_another_size_fail(tmp_path, out, order):
+    rows = list_rows([car(96, 64), car(96, 64), car(60, 50), car(96, 64)])
+    summary = decode(tmp_path, rows, size=(96, 64), order=order)
+    assert summary.masks == (4 if order else 3)
+    if order:
+        return
+    (failure,) = summary.failures
+    assert (failure.id, failure.stage) == ("2.jpg", "decode")
+    assert failure.reason.startswith(
+        "it does not look like a mask of 96x64: the lines of the mask are 60 pixels apart."
+    )
+    np.testing.assert_array_equal(pixels(out / "3.png"), car(96, 64))
 
 
 def test_rows_down_the_columns_are_refused_or_read_so(tmp_path, out):
@@ -204,7 +242,7 @@ def test_bad_rows_do_not_stop_the_others(tmp_path, out):
 
 
 OUTSIDE = ["../x", "a/../../x", "..", "/x", "/", "//x", "a/..", "../out/x"]
-HIDDEN = [".x", "a/.x", ".carvana-batch/journal", ".", "./x", "a/./x"]
+HIDDEN = [".x", "a/.x", ".carvana-batch/journal", ".", "a/./x"]
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, *HIDDEN, "a//x", "a/", "_overlay/x", "_prob/a/x", "x\0", "\0"])

@@ -108,7 +108,10 @@ def test_names_are_quoted_only_where_csv_needs_it(tmp_path):
     write_submission(tmp_path / "out", tmp_path / "s.csv", size=(1, 1))
     text = (tmp_path / "s.csv").read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert rows == [["img", "rle_mask"], *([f"{name}.jpg", "1 1"] for name in sorted(names))]
+    assert rows == [
+        ["img", "rle_mask"],
+        *([f"{name}.jpg".replace("\n", r"\x0a"), "1 1"] for name in sorted(names)),
+    ]
     assert '"a,b.jpg",1 1\n' in text
     assert "\n=1+1.jpg,1 1\n" in text
 
@@ -438,6 +441,7 @@ def zipped(text):
         b"img,rle_mask\ra_01.jpg,1 2\rb_01.jpg,\rb_02.jpg,3 1\r",
         b"img;rle_mask\r\na_01.jpg;1 2\r\nb_01.jpg;\r\nb_02.jpg;3 1\r\n",
         b"img\trle_mask\na_01.jpg\t1 2\nb_01.jpg\t\nb_02.jpg\t3 1\n",
+        b"\n  \r\nimg,rle_mask\n   \n./a_01.jpg,1 2\n\n.//b_01.jpg,\n././b_02.jpg,3 1\n \n",
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         gzip.compress(TEXT.encode()),
@@ -475,6 +479,10 @@ def test_files_of_other_tools_are_read(tmp_path, data):
         (b"img,rle_mask\na.jpg,1 2\nb.jpg,1 2\na.png,1 2\n", "line 4: a already has a row"),
         ("img,rle_mask\n\u00eb.jpg,1 2\ne\u0308.jpg,\n".encode(), "line 3: .* already has a row"),
         (b'img,rle_mask\na.jpg,"1 2\nb.jpg,1 2\n', "line 3: unexpected end of data"),
+        (b'\n \nimg,rle_mask\n  \na.jpg,"1 2\nb.jpg,1 2\n', "line 6: unexpected end of data"),
+        (b"\n\nimg,rle_mask\n  \nb.jpg\n", "line 5: .* 1 field"),
+        (b"\n \n", "begins with ''"),
+        (b"img,rle_mask\na.jpg,1 2\n./a.jpg,1 2\n", "line 3: a already has a row"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, data, reason):
@@ -490,17 +498,6 @@ def test_a_long_name_does_not_fill_the_message(tmp_path):
     (tmp_path / "s.csv").write_text("img,rle_mask\n" + f"{'a' * 5000},1 2\n" * 2)
     with pytest.raises(UsageError, match=r"line 3: a{80}\.\.\. already has a row"):
         read_rows(tmp_path / "s.csv")
-
-
-def test_unclosed_quote_does_not_fill_the_memory(tmp_path, monkeypatch):
-    before = csv.field_size_limit(1000)
-    monkeypatch.setattr(table, "FIELD_LIMIT", 1000)
-    (tmp_path / "s.csv").write_text('img,rle_mask\na.jpg,"' + "1 2\n" * 1000)
-    try:
-        with pytest.raises(UsageError, match=r"s\.csv, line \d+: field larger"):
-            read_rows(tmp_path / "s.csv")
-    finally:
-        csv.field_size_limit(before)
 
 
 def test_unreadable_files_are_named(tmp_path):

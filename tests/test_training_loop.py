@@ -37,7 +37,7 @@ from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import Samples
 from carvana_batch.training.settings import NO_AUGMENTATION, TrainingSettings
-from carvana_batch.training.starting import input_statistics
+from carvana_batch.training.starting import input_statistics, training_scale
 from carvana_batch.training.validation import predict_pairs, validate
 
 CPU = torch.device("cpu")
@@ -505,6 +505,30 @@ def test_input_statistics_are_those_of_the_photos(pairs: list[Pair]) -> None:
     pixels = np.concatenate([np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in pairs])
     assert mean == pytest.approx(pixels.mean(axis=0) / 255, abs=1e-3)
     assert deviation == pytest.approx(pixels.std(axis=0) / 255, abs=1e-3)
+
+
+def write_pair(folder: Path, name: str, size: tuple[int, int]) -> Pair:
+    """Write a photo of (width, height) and an empty mask."""
+    photo, mask = folder / f"{name}.png", folder / f"{name}_mask.png"
+    Image.new("RGB", size, "grey").save(photo)
+    Image.new("L", size).save(mask)
+    return Pair(name, photo, mask)
+
+
+def test_the_scale_is_that_of_the_photos(tmp_path: Path) -> None:
+    sizes = [(100, 60), (60, 110), (90, 90), (100, 99), (120, 2)]
+    pairs = [write_pair(tmp_path, str(number), size) for number, size in enumerate(sizes)]
+    assert training_scale(pairs, replace(SETTINGS, size=None)) == 100
+    assert training_scale(pairs, replace(SETTINGS, size=(64, 64))) is None
+    different = [*pairs, write_pair(tmp_path, "large", (200, 50))]
+    assert training_scale(different, replace(SETTINGS, size=None)) is None
+
+
+def test_weights_record_the_scale_of_their_photos(tmp_path: Path, pairs: list[Pair]) -> None:
+    run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None), stop_at=2)
+    run_training(tmp_path / "run", pairs, replace(SETTINGS, size=None))
+    with Image.open(pairs[0].image) as photo:
+        assert load_model(tmp_path / "run").scale == max(photo.size)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, pairs: list[Pair]) -> None:

@@ -493,6 +493,35 @@ def test_rows_count_the_pixels_of_the_stored_photo(tmp_path: Path) -> None:
     assert check_pairs(find_pairs(tmp_path))[0].fit == Fit.UNCLEAR
 
 
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("row_is_upright", [True, False])
+def test_rows_of_sideways_photos_are_turned(tmp_path: Path, orientation: int, row_is_upright: bool) -> None:
+    upright = write_oriented(tmp_path, orientation, True, size=(96, 64))
+    stored = np.asarray(store(Image.fromarray(upright), orientation))
+    car = (upright if row_is_upright else stored)[..., 0] > 0
+    (tmp_path / "masks" / "a_01.png").unlink()
+    (tmp_path / "masks").rmdir()
+    (tmp_path / "masks.csv").write_text(f"img,rle_mask\na_01.png,{runs_of(car)}\n")
+    np.testing.assert_array_equal(np.asarray(load_pair(find_pairs(tmp_path)[0], None)[1]), upright[..., 0])
+    assert check_pairs(find_pairs(tmp_path))[0].fit == (Fit.TURNED if row_is_upright else Fit.SAME)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_single_row_of_another_size_is_named(tmp_path: Path, orientation: int) -> None:
+    y, x = np.mgrid[:64, :96]
+    car = (x / 96 - 0.5) ** 2 + (y / 64 - 0.4) ** 2 < 0.1
+    rows = ["img,rle_mask"]
+    for number in range(3):
+        write_oriented(tmp_path / str(number), 1 if number else orientation, True, (96, 64))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / str(number) / "images" / "a_01.png").rename(tmp_path / "images" / f"{number}.png")
+        rows.append(f"{number}.png,{runs_of(car if number else car[:, 20:])}")
+    (tmp_path / "masks.csv").write_text("\n".join(rows) + "\n")
+    assert fault(tmp_path).startswith(
+        "  The run-length row of 0 is of a mask of another size: its lines are 76 pixels apart, but its"
+    )
+
+
 def write_ignored(folder: Path, unknown: NDArray[np.bool_]) -> None:
     """Write a photo whose mask is 0 and 1, and 255 where it is unknown."""
     for name in ("images", "masks"):

@@ -6,12 +6,15 @@ Any other starts a process and answers its id:
 arguments, folder   of the command line, and where it runs
 stdin, stdout, stderr   files; or tty, the name of a terminal that the process shall be alone on
 fault     arguments of Faults: what goes wrong with its files
+setup     environment: variables; limits: {"RLIMIT_NOFILE": 12}, for example
 tidy      whether the interpreter is shut down at the end, for which torch takes longer than for a small run
 """
 
 import json
 import os
+import resource
 import sys
+import tempfile
 
 from faulty_files import Faults
 
@@ -25,6 +28,14 @@ from carvana_batch.options import Options
 def answer(value):
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
+
+
+def set_up(environment=None, limits=None):
+    os.environ.update(environment or {})
+    tempfile.tempdir = None  # it remembers the temporary folder
+    os.closerange(3, 256)
+    for name, limit in (limits or {}).items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
 def become(order):
@@ -41,6 +52,8 @@ def become(order):
         setattr(sys, name, os.fdopen(number, mode, closefd=False))
     os.chdir(order["folder"])
     sys.argv = ["carvana-batch", *order["arguments"]]
+    if order.get("setup"):
+        set_up(**order["setup"])
     if order.get("fault"):
         Faults(**order["fault"]).install()
 

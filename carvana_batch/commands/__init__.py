@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import sys
@@ -11,13 +10,15 @@ import sys
 import click
 
 from carvana_batch import __version__
-from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
+from carvana_batch.errors import TOO_MANY_PROCESSES, CarvanaBatchError, is_out_of_threads
 from carvana_batch.text import shown
 
 COMMANDS = {
     "predict": "Mask the photos of a folder.",
     "submit": "Turn a folder of masks into the competition's CSV.",
     "decode": "Turn such a CSV back into masks.",
+    "verify": "Compare masks with the checksums of the run that made them.",
     "score": "Compare masks with the true ones.",
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",
@@ -48,17 +49,17 @@ def group() -> None:
     """Mask cars in very large folders of photographs at full resolution.
 
     Exit codes: 0 all done; 1 failed; 2 wrong usage; 3 finished, but some photos failed; 4 a quality
-    gate was missed; 11 the out folder is in use; 130 or 143 interrupted, can be resumed.
+    gate was missed; 11 the out folder is in use; 130 or 143 interrupted, can be resumed; 141 all done,
+    but stdout was closed.
     """
 
 
 def main() -> None:
     """The console script: a known error prints one message without a traceback, and sets the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
-            stream.reconfigure(errors="backslashreplace")
+    use_lasting_streams()
     try:
-        sys.exit(group(prog_name="carvana-batch", standalone_mode=False))
+        code = group(prog_name="carvana-batch", standalone_mode=False)
+        sys.exit(code or exit_code_of_output())
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -68,6 +69,11 @@ def main() -> None:
     except CarvanaBatchError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not is_out_of_threads(error):
+            raise
+        click.echo(f"Error: {TOO_MANY_PROCESSES}.", err=True)
+        sys.exit(1)
     except OSError as error:  # for example a name that is too long for any disk
         if not isinstance(error.filename, str | bytes):
             raise

@@ -60,9 +60,9 @@ def command(
     """Turn a submission back into masks.
 
     CSV is a .csv, .csv.gz or .zip such as submit writes. The mask of the row a/b.jpg is OUT/a/b.png. A row
-    that cannot be used is named at the end and does not stop the others; the exit code is then 3. Masks
-    that are in OUT already are not replaced, unless asked for. Rows that seem to be of another size, or to
-    count pixels down the columns, are refused.
+    that cannot be used is named at the end and does not stop the others; the exit code is then 3, as it is
+    if all rows are empty. Masks that are in OUT already are not replaced, unless asked for. Rows that seem
+    to be of another size, or to count pixels down the columns, are refused.
     """
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Decoding", total=None)
@@ -85,7 +85,10 @@ def command(
     print_failures(summary.failures)
     empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""
     click.echo(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")
-    if summary.failures:
+    only_empty = summary.masks > 0 and summary.empty == summary.masks
+    if only_empty:
+        click.echo(f"Error: none of the {summary.masks:,} rows has a car: all are empty.", err=True)
+    if summary.failures or only_empty:
         context.exit(EXIT_SOME_FAILED)
 
 

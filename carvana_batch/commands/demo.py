@@ -77,6 +77,7 @@ def _clear(folder: Path, images: Path, masks: Path, out: Path) -> None:
     marker.touch()  # it lists what is drawn from now on
     for name in marker.read_text(encoding="ascii").split():
         drawn = (images / f"{name}.jpg", masks / f"{name}_mask.gif")
-        for path in (*drawn, *OutPaths(out).of_photo(name)):  # predict --overwrite would keep these masks
+        masked = OutPaths(out).of_photo(name).values()  # predict --overwrite would keep these masks
+        for path in (*drawn, *masked):
             remove_file(path)
     marker.write_text("", encoding="ascii")

@@ -72,7 +72,7 @@ def _print_model(model: Model) -> None:
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     _print_entry("network", model.name)
     _print_entry("parameters", f"{parameters:,}")
-    _print_entry("photos", "as they are" if model.size is None else "averaged to {}x{}".format(*model.size))
+    _print_entry("photos", _describe_input(model))
     _print_entry("mean", " ".join(map(str, model.mean)))
     _print_entry("deviation", " ".join(map(str, model.deviation)))
     _print_entry("sha256", model.digest)
@@ -90,6 +90,15 @@ def _print_model(model: Model) -> None:
                 continue
             text = f"{part:.6g}" if isinstance(part, float) else str(part)
             _print_entry(f"  {name}", text)
+
+
+def _describe_input(model: Model) -> str:
+    """The size in which the network sees photos."""
+    if model.size is not None:
+        return "resized to {}x{}".format(*model.size)
+    if model.scale is not None:
+        return f"resized to about {model.scale} pixels on the long side"
+    return "as they are"
 
 
 def _print_entry(name: str, value: str) -> None:

@@ -73,6 +73,17 @@ class PhotoSize(MaskSize):
     problem = "is neither full nor WIDTHxHEIGHT"
 
 
+class NetworkSize(MaskSize):
+    """``auto`` to None, ``native`` to itself, ``WxH`` to (width, height) in pixels."""
+
+    name = "auto|native|WxH"
+    keyword = "auto"
+    problem = "is neither auto nor native nor WIDTHxHEIGHT, such as 1918x1280"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return value if value == "native" else super().convert(value, parameter, context)
+
+
 class TileSize(MaskSize):
     """``auto`` to None, ``N`` and ``WxH`` to (width, height) in pixels."""
 

@@ -7,16 +7,16 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from carvana_batch.commands.parameters import (
     Finite,
     Memory,
+    NetworkSize,
     Shard,
     TileSize,
     car_value_option,
@@ -25,7 +25,7 @@ from carvana_batch.commands.parameters import (
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
-from carvana_batch.files import check_target
+from carvana_batch.files import check_target, move_to_free_place, sync_folder, temporary_prefix
 from carvana_batch.inputs.find import Found, find_images, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
@@ -37,6 +37,7 @@ from carvana_batch.options import (
     PRECISION_NAMES,
     Options,
 )
+from carvana_batch.temporary_folder import temporary_folder
 from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
@@ -79,6 +80,14 @@ if TYPE_CHECKING:
     "--memory",
     type=Memory(),
     help="Most memory for the network.  [default: 6GB of a GPU, half of a CPU's free memory]",
+)
+@click.option(
+    "--size",
+    type=NetworkSize(),
+    default="auto",
+    show_default=True,
+    help="Size in which the network sees photos; masks have that of the photo. auto enlarges or reduces"
+    " photos to the scale that the weights were trained for, if they differ much from it.",
 )
 @click.option(
     "--tile",
@@ -191,6 +200,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Mask all photos again and replace their masks; masks of other photos in OUT stay.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Also compare the masks that are done with their checksums, and make damaged ones again.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option(
@@ -208,6 +222,7 @@ def command(
     device: str,
     precision: str,
     memory: int | None,
+    size: tuple[int, int] | Literal["native"] | None,
     tile: tuple[int, int] | None,
     overlap: int,
     batch: int | None,
@@ -227,6 +242,7 @@ def command(
     limit: int | None,
     shard: tuple[int, int],
     overwrite: bool,
+    verify: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -250,6 +266,7 @@ def command(
         device=device,
         precision=precision,
         memory=memory,
+        size=size,
         tile=tile,
         overlap=overlap,
         batch=batch,
@@ -268,6 +285,7 @@ def command(
         ignored_values=ignored_values,
         shard=shard,
         overwrite=overwrite,
+        verify=verify,
     )
     found = _find(source, out, files_from, follow_links)
     refs = found.refs[:limit]
@@ -276,9 +294,12 @@ def command(
         _check_mask_file(refs[0].path, out, options)
     else:
         from carvana_batch.output.checks import check_request
+        from carvana_batch.output.other_images import describe_other_images
 
         check_request(refs, out, options)
     reporter = Reporter(quiet=quiet, to_stderr=as_json)
+    if not mask_file and (line := describe_other_images(out, (ref.key for ref in refs))):
+        reporter.say(f"Warning: {line}")
     if found.ignored_line:
         reporter.say(f"passed over: {found.ignored_line}")
     if dry_run:
@@ -291,7 +312,7 @@ def command(
 
     loaded = load_model(model)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
-    folder = _folder_of_mask_file(refs[0], out) if mask_file else contextlib.nullcontext(out)
+    folder = _folder_of_mask_file(refs[0], out, overwrite) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
         report = run(refs, root, loaded, options, reporter.listener, stop)
@@ -350,11 +371,14 @@ def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _folder_of_mask_file(ref: ImageRef, out: Path) -> Iterator[Path]:
+def _folder_of_mask_file(ref: ImageRef, out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary out folder beside a single mask file, from which the mask is moved at the end."""
     target = Path(os.path.realpath(out))
-    with tempfile.TemporaryDirectory(prefix=".carvana-batch-", dir=target.parent) as folder:
-        yield Path(folder)
-        mask = Path(folder) / f"{ref.key}.png"
-        if mask.exists():
+    with temporary_folder(target.parent, temporary_prefix()) as folder:
+        yield folder
+        mask = folder / f"{ref.key}.png"
+        if mask.exists() and overwrite:
             mask.replace(target)
+            sync_folder(target.parent)
+        elif mask.exists():
+            move_to_free_place(mask, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -70,7 +71,8 @@ class Screen:
     def restore_terminal(self) -> None:
         """Show the cursor, which the progress bar hides, before the process exits at once."""
         if self._bar is not None:
-            os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -111,7 +113,7 @@ class Reporter(Screen):
         self._bar.start()
 
     def _show(self, progress: Progress) -> None:
-        finished = progress.done + progress.failed
+        finished = progress.finished
         now = time.monotonic()
         rate = finished / max(now - self._began, 1e-9)
         failures = f"{progress.failed:,} failed" if progress.failed else ""
@@ -136,7 +138,7 @@ def print_plan(
     folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
     if not (mask_file or options.overwrite):
         folder.read_settings(skipped=["model"])
-    todo = own if mask_file else folder.find_missing(own, skipped=["model"])
+    todo = own if mask_file else folder.find_missing(own, ["model"], options.verify)
     done = len(own) - len(todo)
     if reporter.to_stderr:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
@@ -166,9 +168,18 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
         click.echo(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
     if len(report.without_truth) > NAMES_SHOWN:
         click.echo(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
+    if report.kept:
+        names = ", ".join(shown(f"{entry.key}.png") for entry in report.kept[:NAMES_SHOWN])
+        more = ", ..." if len(report.kept) > NAMES_SHOWN else ""
+        reporter.say(
+            f"Warning: kept, because predict did not make {'it' if len(report.kept) == 1 else 'them'}:"
+            f" {names}{more}. --overwrite replaces such masks."
+        )
     counts = [f"{report.done:,} masked", f"{len(report.failures):,} failed"]
     if report.already_done:
         counts.insert(1, f"{report.already_done:,} done before")
+    if report.kept:
+        counts.append(f"{len(report.kept):,} kept")
     if report.left:
         counts.append(f"{report.left:,} left")
     reporter.say(", ".join(counts) + f" -> {shown(out)}")

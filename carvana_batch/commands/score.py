@@ -135,7 +135,7 @@ def command(
         click.echo(json.dumps(describe(scores, output)))
     else:
         print_scores(scores, output)
-    if report_empty_sides(scores):
+    if report_empty_sides(scores, predicted, truth):
         context.exit(EXIT_SOME_FAILED)
     if fail_under is not None:
         check_gate(scores, fail_under)
@@ -143,17 +143,19 @@ def command(
         context.exit(EXIT_SOME_FAILED)
 
 
-def report_empty_sides(scores: Scores) -> bool:
+def report_empty_sides(scores: Scores, predicted: Path, truth: Path) -> bool:
     """Say on stderr if all masks of a side are empty, which is a mistake in reading or writing them."""
-    sides = {
-        "predicted": [row.area_predicted for row in scores.rows],
-        "true": [row.area_true for row in scores.rows],
-    }
-    empty = [side for side, areas in sides.items() if areas and not any(areas)]
-    for side in empty:
+    values = "check their values, of which the higher is car"
+    sides = [
+        ("predicted", predicted, values, [row.area_predicted for row in scores.rows]),
+        ("true", truth, f"{values} (or --car-value)", [row.area_true for row in scores.rows]),
+    ]
+    empty = [(side, path, advice) for side, path, advice, areas in sides if areas and not any(areas)]
+    for side, path, advice in empty:
+        if not path.is_dir():
+            advice = f"their rows in {shown(path)} are empty"
         click.echo(
-            f"Error: none of the {len(scores.rows):,} {side} masks that were compared has a car: check their"
-            " values, of which the higher is car (or --car-value, in the masks of --gt).",
+            f"Error: none of the {len(scores.rows):,} {side} masks that were compared has a car: {advice}.",
             err=True,
         )
     return bool(empty)

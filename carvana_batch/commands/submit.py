@@ -15,7 +15,7 @@ from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
 from carvana_batch.submission.write import write_submission
-from carvana_batch.text import shown
+from carvana_batch.text import NAMED, shown
 
 
 @click.command()
@@ -75,9 +75,9 @@ def command(
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if state is not None and sample is None and summary.rows < state.masked:
+    if state is not None and sample is None and summary.rows < (expected := state.masked + len(state.kept)):
         click.echo(
-            f"Warning: {shown(masks)} has {state.masked - summary.rows:,} masks less than predict made. The"
+            f"Warning: {shown(masks)} has {expected - summary.rows:,} masks less than predict made. The"
             " same predict command, run again, makes them once more.",
             err=True,
         )
@@ -124,6 +124,14 @@ def warn_of_unfinished(folder: Path, state: RunState) -> None:
         click.echo(
             f"Warning: {name} is not finished. {'; '.join(facts)}. The same predict command, run again, does"
             " the rest.",
+            err=True,
+        )
+    if state.kept:
+        names = ", ".join(shown(f"{key}.png") for key in state.kept[:NAMED])
+        more = ", ..." if len(state.kept) > NAMED else ""
+        click.echo(
+            f"Warning: masks in {name} that predict did not make: {len(state.kept):,} ({names}{more})."
+            " They are used as they are.",
             err=True,
         )
     if state.failed:

@@ -16,10 +16,26 @@ from PIL import Image
 
 CRITICAL_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT"}
 
+CUT_SHORT_DATA = "is damaged: its picture data end before the picture does"
+
 LEFT_OVER = "is damaged: its picture data are corrupt, as the picture is whole before they end"
 
 FILE_HEADER, V5_HEADER, V5_PROFILE = 14, 124, 112
 """Sizes of the headers of a BMP, and the offset in the second one of where its colour profile is."""
+
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Samples of a pixel by the colour type of a PNG."""
+
+WHOLE = ((0, 0, 1, 1),)
+
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and steps, of the pixels in each pass of an interlaced PNG."""
+
+MOST_TRAILING_BYTES = 3
+"""Bytes behind the pixels of a BMP that some programs write, such as a line end."""
+
+UNPACKED_BYTES = 1 << 16
+"""How much is unpacked at a time to count it."""
 
 CUT_OFF = 6
 """Bytes that are taken from the end of compressed data, to see whether they are needed."""
@@ -41,6 +57,36 @@ def find_png_damage(file: BinaryIO) -> str | None:
             return "is damaged: a checksum of its picture data is wrong"
         offset = end + 4
     return None
+
+
+def find_missing_png_rows(file: BinaryIO) -> str | None:
+    """Return that a PNG has fewer rows than its header says, or None; Pillow leaves the others black."""
+    content = file.read()
+    if len(content) < 33:
+        return None
+    width, height, bits, colour_type, interlaced = struct.unpack_from(">IIBBxxB", content, 16)
+    bits *= PNG_SAMPLES.get(colour_type, 1)
+    missing = 0
+    for left, top, across, down in PASSES if interlaced else WHOLE:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        missing += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    unpacker = zlib.decompressobj()
+    for kind, packed in _png_chunks(content):
+        while kind == b"IDAT" and packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, UNPACKED_BYTES))
+            packed = unpacker.unconsumed_tail
+    return CUT_SHORT_DATA if missing > 0 else None
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and data of each chunk before the end of the picture."""
+    offset = 8
+    while offset + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, offset)
+        if kind == b"IEND":
+            return
+        yield kind, content[offset + 8 : offset + 8 + length]
+        offset += 12 + length
 
 
 def find_webp_damage(file: BinaryIO) -> str | None:
@@ -81,7 +127,7 @@ def find_bmp_damage(file: BinaryIO) -> str | None:
     file.seek(start + (width * bits + 31) // 32 * 4 * abs(height))
     end = file.tell()
     rest = file.read()
-    if rest.strip(b"\0") and not _has_profile_behind(file, header, end):
+    if len(rest) > MOST_TRAILING_BYTES and rest.strip(b"\0") and not _has_profile_behind(file, header, end):
         return f"is damaged: it has {len(rest):,} bytes more than its header says"
     return None
 

@@ -6,6 +6,7 @@ by Pillow. Only the first page or frame of a file is decoded, and embedded colou
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -21,8 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from carvana_batch.decode.damage import find_bmp_damage, find_gif_damage, find_png_damage, find_webp_damage
-from carvana_batch.decode.jpeg import decode_jpeg
+from carvana_batch.decode.damage import (
+    find_bmp_damage,
+    find_gif_damage,
+    find_missing_png_rows,
+    find_png_damage,
+    find_webp_damage,
+)
+from carvana_batch.decode.heif_damage import find_heif_damage
+from carvana_batch.decode.jpeg import decode_jpeg, without_odd_metadata
+from carvana_batch.decode.jpeg_2000 import decode_deep_jpeg_2000, find_jpeg_2000_damage
+from carvana_batch.decode.jpeg_markers import unread_jpeg
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
@@ -124,7 +134,7 @@ def read_header(
     Args:
         file: an open image file, at its start.
         pixel_limit: most pixels that the image may have.
-        on_damage: called with the reason if a TIFF is damaged, but pixels can be decoded.
+        on_damage: called with the reason if a TIFF or AVIF is damaged, but pixels can be decoded.
 
     Returns:
         The first page or frame, with its orientation tag. TIFF, AVIF and JPEG XL are decoded already; pass
@@ -153,7 +163,11 @@ def read_header(
             return decode_jpeg_xl(file, pixel_limit)
         image = _open_header(file, image_format)
         check_size(image.width, image.height, pixel_limit)
-        return _decode_turned(image) if image_format == "AVIF" else image
+        if image_format != "AVIF":
+            return image
+        turned = _decode_turned(image)
+        report_damage(image, file, on_damage)
+        return turned
 
 
 def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
@@ -165,8 +179,22 @@ def _open_header(file: BinaryIO, image_format: str) -> Image.Image:
     if feature is not None and not features.check(feature):
         raise ImageError(f"is an image of the format {image_format}, which this build of Pillow cannot read")
     with without_metadata_warnings():
+        if image_format == "JPEG":
+            return _open_jpeg_header(file)
         content = without_metadata(file) if image_format == "PNG" else file
         return Image.open(content, formats=[image_format])
+
+
+def _open_jpeg_header(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=["JPEG"])
+    except UnidentifiedImageError:
+        file.seek(0)
+        content = file.read()
+        if unread := unread_jpeg(content):
+            advice = "save it as JPEG of 8 bits, PNG or TIFF"
+            raise ImageError(f"is {unread}, which is not read; {advice}") from None
+        return Image.open(io.BytesIO(without_odd_metadata(content)), formats=["JPEG"])
 
 
 def _decode_turned(image: Image.Image) -> Image.Image:
@@ -184,8 +212,11 @@ def _decode_turned(image: Image.Image) -> Image.Image:
 
 
 FIND_DAMAGE = {
+    "AVIF": find_heif_damage,
     "BMP": find_bmp_damage,
     "GIF": find_gif_damage,
+    "HEIF": find_heif_damage,
+    "JPEG2000": find_jpeg_2000_damage,
     "PNG": find_png_damage,
     "WEBP": find_webp_damage,
 }
@@ -211,9 +242,27 @@ def decode_pixels(
             pixels = decode_jpeg(file.read(), image.mode, None, on_damage)
             if pixels is not None:
                 return _as_image(pixels, image)
+        if image.format == "JPEG2000":
+            file.seek(0)
+            deep = decode_deep_jpeg_2000(file)
+            if deep is not None:
+                report_damage(image, file, on_damage)
+                return deep
         image.load()
         report_damage(image, file, on_damage)
+        if image.format == "PNG" and _may_lack_rows(image):  # counting takes a third of the time of decoding
+            file.seek(0)
+            damage = find_missing_png_rows(file)
+            if damage is not None:
+                on_damage(damage)
     return image
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Return whether the last row of a PNG is zero, as Pillow leaves rows for which there are no data."""
+    width, height = image.size
+    last = image.crop((0, height - 1, width, height))
+    return bool(image.info.get("interlace")) or last.getbbox(alpha_only=False) is None
 
 
 def report_damage(image: Image.Image, file: BinaryIO, on_damage: Callable[[str], None]) -> None:

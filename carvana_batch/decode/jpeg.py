@@ -31,6 +31,9 @@ TEXT_MODE = "is damaged: each \\n in it has become \\r\\n, as in a transfer in t
 
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 
+FEWEST_LINE_ENDS = 8
+"""Fewer may be by chance."""
+
 COLORSPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 """Names that libjpeg-turbo has for modes of Pillow; its CMYK is inverted."""
 
@@ -45,6 +48,9 @@ Disks lose sectors of 512 bytes. Photos have up to 56 zeros in a row.
 
 MOST_CODED_ZEROS = 32
 """Zero bytes that data may end with, besides padding."""
+
+USEFUL_METADATA = {0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
+"""Metadata that :func:`without_odd_metadata` keeps, by marker: how they begin, and their least length."""
 
 PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
@@ -112,8 +118,8 @@ def find_damage(
 
 
 def is_text_mode(content: bytes) -> bool:
-    """Return whether all line feeds of compressed data follow a carriage return; there are at least 8."""
-    return BARE_LINE_FEED.search(content) is None and content.count(b"\r\n") >= 8
+    """Return whether all line feeds of compressed data follow a carriage return, and there are enough."""
+    return BARE_LINE_FEED.search(content) is None and content.count(b"\r\n") >= FEWEST_LINE_ENDS
 
 
 def _find_warning(segments: list[Segment], room: NDArray[np.uint8] | None) -> str | None:
@@ -135,15 +141,27 @@ def _find_warning(segments: list[Segment], room: NDArray[np.uint8] | None) -> st
     return warning
 
 
-def _without_metadata(segments: Iterable[Segment]) -> bytes:
-    """Join the segments that concern the picture.
+def without_odd_metadata(content: bytes) -> bytes:
+    """Return a JPEG without metadata other than its orientation and colour model.
+
+    Pillow gives up when other metadata are cut short.
+    """
+    return _without_metadata(read_segments(content), USEFUL_METADATA)
+
+
+def _without_metadata(
+    segments: Iterable[Segment], useful: dict[int, tuple[bytes, int]] | None = None
+) -> bytes:
+    """Join the segments that concern the picture, and useful metadata as in ``USEFUL_METADATA``.
 
     Only the last of several warnings is known, and it must not be one about metadata.
     """
     parts = [START_OF_IMAGE]
     sequential = False
     for marker, body, rest in segments:
-        if marker >= 0xE0 or marker == END:  # metadata and comments
+        name, shortest = (useful or {}).get(marker, (b"", 0))
+        is_useful = bool(name) and body.startswith(name) and len(body) >= shortest
+        if (marker >= 0xE0 and not is_useful) or marker == END:  # metadata and comments
             continue
         if marker in START_OF_FRAME:
             sequential = marker in SEQUENTIAL

@@ -21,6 +21,9 @@ END, HUFFMAN_TABLES, SCAN = 0xD9, 0xC4, 0xDA
 START_OF_FRAME = {*range(0xC0, 0xD0)} - {HUFFMAN_TABLES, 0xC8, 0xCC}
 """The markers whose segment contains the size of the image."""
 
+JPEG_LS = 0xF7
+"""The marker of the size of a JPEG-LS."""
+
 SEQUENTIAL, PROGRESSIVE = {0xC0, 0xC1}, 0xC2
 """Frames with Huffman codes."""
 
@@ -63,6 +66,16 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
         if segment.marker in START_OF_FRAME and len(segment.body) >= 5:
             height, width = struct.unpack_from(">HH", segment.body, 1)
             return width, height
+    return None
+
+
+def unread_jpeg(content: bytes) -> str | None:
+    """Return what to call a JPEG of a kind that libjpeg-turbo and Pillow do not read, or None."""
+    for segment in read_segments(content):
+        if segment.marker == JPEG_LS:
+            return "a JPEG-LS"
+        if segment.marker in START_OF_FRAME and segment.body:
+            return None if segment.body[0] == 8 else f"a JPEG of {segment.body[0]} bits"
     return None
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import imagecodecs
 from PIL import Image
 
-from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size, scale_to_eight_bits, to_image
+from carvana_batch.decode.pixels import CUT_SHORT, NOTES, PAGES, check_size, scale_samples, to_image
 from carvana_batch.errors import ImageError
 
 CONTAINER = b"\0\0\0\x0cJXL "
@@ -59,10 +59,11 @@ def decode_jpeg_xl(file: BinaryIO, pixel_limit: int) -> Image.Image:
         raise ImageError(
             f"has {values.shape[2]} channels, so it is not clear which are colours; save it as RGB"
         )
-    scaled = scale_to_eight_bits(values, header.bits)
-    channels = 1 if scaled.shape[2] < 3 else 3
-    image = to_image(scaled[..., :channels], scaled[..., channels] if scaled.shape[2] > channels else None)
-    image.info[PAGES] = 1 + header.is_animated
+    channels = 1 if values.shape[2] < 3 else 3
+    alpha = values[..., channels] if values.shape[2] > channels else None
+    colours, alpha, notes = scale_samples(values[..., :channels], alpha, header.bits)
+    image = to_image(colours, alpha)
+    image.info[PAGES], image.info[NOTES] = 1 + header.is_animated, notes
     return image
 
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from carvana_batch.decode.photo import decode_image
-from carvana_batch.decode.shared_memory import PREFETCHED_PHOTOS, InSlot, OpenedSlots, SharedMemory
-from carvana_batch.decode.workers import (
-    WORKER_POLL_SECONDS,
-    WorkerWatch,
-    begin_worker,
-    is_lost_worker,
-    workers_starting,
+from carvana_batch.decode.photo import DecodedImage, decode_image
+from carvana_batch.decode.shared_memory import (
+    PREFETCHED_PHOTOS,
+    InPipe,
+    InSlot,
+    OpenedSlots,
+    SharedMemory,
 )
-from carvana_batch.errors import DamageError, ImageError
+from carvana_batch.decode.worker_pool import WorkerPool, socket_folder
+from carvana_batch.decode.workers import WORKER_POLL_SECONDS, WorkerWatch, is_lost_worker
+from carvana_batch.decode.workers_error import OUT_OF_FILES, TOO_MANY_FILES, SharingError, WorkersError
+from carvana_batch.errors import CarvanaBatchError, DamageError, ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -30,14 +32,17 @@ from carvana_batch.orientation import UPRIGHT
 from carvana_batch.text import shown
 from carvana_batch.values import Failure, ImageRef, Photo
 
-FULL_SHARED_MEMORY = (
-    "shared memory (/dev/shm) is full: going on with fewer photos in flight, and those that do not fit go"
-    " through a pipe, which is slower; give a container more of it (--shm-size), or use fewer --workers"
-)
-
 ACCEPT_DAMAGE = "; --damaged accept masks what can be decoded"
 
+MAX_READS = 3
+"""How often a photo is read if it changes meanwhile, as when it is still being copied into the folder."""
+
+CHANGED = "changed while it was read; run the same command again once it is complete"
+
 NO_MEMORY = "does not fit into the memory that is free"
+
+MOST_LOST_AT_FIRST = 5
+"""Photos, from the first one on, that may be lost with their workers before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,19 @@ class DecodeOptions:
     accept_damage: bool = False
 
 
+class _Unable(NamedTuple):
+    """Why a process cannot decode any photo."""
+
+    reason: str
+
+
 class _Decoded(NamedTuple):
     """What a worker sends for a photo.
 
     Attributes:
         photo_index: of the photo.
-        result: its pixels (H, W, 3) uint8, in shared memory or not, or why there are none.
+        result: its pixels (H, W, 3) uint8, in shared memory or not, or why there are none: because of the
+            photo, or whatever the photo is.
         file_bytes: size of the file before it was read.
         file_time: time of its last change before it was read, in ns.
         seconds: time that decoding took.
@@ -72,7 +84,7 @@ class _Decoded(NamedTuple):
     """
 
     photo_index: int
-    result: InSlot | NDArray[np.uint8] | Failure
+    result: InSlot | InPipe | NDArray[np.uint8] | Failure | _Unable
     file_bytes: int
     file_time: int
     seconds: float
@@ -93,42 +105,60 @@ class _Decoding(Dataset[_Decoded]):
     def __getitem__(self, index: int) -> _Decoded:
         start = time.perf_counter()
         ref = self.photos[index]
-        path = ref.path
-        size = changed = 0
-        try:
-            # Before reading: if the file changes meanwhile, the next run masks it again.
-            status = path.stat()
-            size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # decode_image reports it with a better message
-            pass
-        result: InSlot | NDArray[np.uint8] | Failure
+        result: InSlot | InPipe | NDArray[np.uint8] | Failure | _Unable
+        result = Failure.of(ref, "decode", CHANGED)
         orientation = UPRIGHT
         notes: tuple[Note, ...] = ()
         damage = ""
+        for _ in range(MAX_READS):
+            # Changes between two writes are not seen here; but then the file's time is another in the next
+            # run, and it masks the photo again.
+            state = _file_state(ref.path)
+            read = self._read(ref)
+            if _file_state(ref.path) != state:
+                del read  # rather than two photos in memory
+                continue
+            if isinstance(read, (Failure, _Unable)):
+                result = read
+            else:
+                try:
+                    result = self.memory.put(read.pixels)
+                    orientation, notes, damage = read.orientation, read.notes, read.damage
+                except MemoryError:
+                    result = Failure.of(ref, "decode", NO_MEMORY)
+            break
+        size, changed, _ = state
+        seconds = time.perf_counter() - start
+        return _Decoded(index, result, size, changed, seconds, orientation, notes, damage)
+
+    def _read(self, ref: ImageRef) -> DecodedImage | Failure | _Unable:
+        """Decode a photo, perhaps into shared memory, where it is not sent before ``memory.put``."""
         try:
-            image = decode_image(
-                path,
+            return decode_image(
+                ref.path,
                 pixel_limit=self.options.pixel_limit,
                 apply_exif=self.options.apply_exif,
                 find_room=self.memory.find_room,
                 accept_damage=self.options.accept_damage,
             )
-            result, orientation, notes = self.memory.put(image.pixels), image.orientation, image.notes
-            damage = image.damage
         except ImageError as error:
-            reason = str(error).removeprefix(f"{shown(path)} ")  # the report names the photo itself
+            reason = str(error).removeprefix(f"{shown(ref.path)} ")  # the report names the photo itself
             if isinstance(error, DamageError):
                 reason += ACCEPT_DAMAGE
-            result = Failure.of(ref, "decode", reason)
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_FILES:
+                return _Unable(TOO_MANY_FILES)
+            return Failure.of(ref, "decode", reason)
         except MemoryError:
-            result = Failure.of(ref, "decode", NO_MEMORY)
-        seconds = time.perf_counter() - start
-        return _Decoded(index, result, size, changed, seconds, orientation, notes, damage)
+            return Failure.of(ref, "decode", NO_MEMORY)
 
 
-def _unchanged(decoded: Any) -> Any:
-    """Replaces torch's own collate function, which would convert the array to a tensor."""
-    return decoded
+def _file_state(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last change in ns, and inode of a file; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:  # decode_image reports it with a better message
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class PhotoLoader:
@@ -136,6 +166,9 @@ class PhotoLoader:
 
     A worker that hangs or dies, because a file crashes the decoder or memory runs out, costs at most one
     photo. With 0 workers, photos are decoded in this process, and a crash ends it.
+
+    What keeps workers from starting or sending is not blamed on the photos: pixels then go through a pipe,
+    or a single worker decodes, or this process does.
 
     Args:
         refs: the photos.
@@ -147,6 +180,9 @@ class PhotoLoader:
     Attributes:
         seconds: time that decoding took, summed over the workers.
         warnings: one line for each restriction that was necessary.
+
+    Raises:
+        CarvanaBatchError: while iterating, if no photo at all can be decoded.
     """
 
     def __init__(
@@ -161,98 +197,128 @@ class PhotoLoader:
         self.photos = PhotoList.of(refs)
         self.workers = workers
         self.seconds = 0.0
-        self.warnings: list[str] = []
+        self._fewer_workers = self._through_pipe = ""
         self._timeout, self._hung = options.timeout, False
+        self._answered, self._lost = False, 0
         self._prefetched = PREFETCHED_PHOTOS
         self._poll_seconds = poll_seconds
         self._dataset = _Decoding(self.photos, options, memory or SharedMemory())
 
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in (self._fewer_workers, self._through_pipe) if line]
+
     def __iter__(self) -> Generator[Photo | Failure]:
         position = 0
-        while position < len(self.photos):
-            indexes = range(position, len(self.photos))
-            with contextlib.closing(self._decode(indexes, self.workers)) as photos:
-                for photo in photos:
-                    position += 1
-                    yield photo
-                    if self.warnings and self._prefetched > 1:  # shared memory is full: fewer in flight
-                        self._prefetched = 1
-                        break
-                else:
-                    if position < len(self.photos):  # a worker died or hung, perhaps because of this photo
-                        yield self._decode_alone(position)
-                        position += 1
+        with socket_folder() if self.workers else contextlib.nullcontext() as sockets:
+            while position < len(self.photos):
+                try:
+                    with contextlib.closing(self._decode_from(position, sockets)) as photos:
+                        for photo in photos:
+                            position += 1
+                            yield photo
+                except WorkersError as error:
+                    self._make_do(error)
 
-    def _decode_alone(self, position: int) -> Photo | Failure:
+    def _decode_from(self, position: int, sockets: Path | None) -> Generator[Photo | Failure]:
+        """Decode from ``position`` on until fewer photos have to be in flight, or a worker is lost."""
+        indexes = range(position, len(self.photos))
+        with contextlib.closing(self._decode(indexes, self.workers, sockets)) as photos:
+            for photo in photos:
+                position += 1
+                yield photo
+                if self._through_pipe and self._prefetched > 1:  # shared memory is full
+                    self._prefetched = 1
+                    return
+        if position < len(self.photos):  # a worker died or hung, perhaps because of this photo
+            yield self._decode_alone(position, sockets)
+
+    def _make_do(self, error: WorkersError) -> None:
+        """Go on without what is missing; raise the error if that is impossible."""
+        if isinstance(error, SharingError) and not self._dataset.memory.problem:
+            self._dataset.memory.problem = str(error)
+        elif self.workers:
+            self.workers = min(1, self.workers - 1)
+            how = "by a single process" if self.workers else "in the main process, which a bad file may crash"
+            self._fewer_workers = f"{error}; photos were decoded {how}"
+        else:
+            raise CarvanaBatchError(f"Photos cannot be decoded: {error}.") from error
+
+    def _decode_alone(self, position: int, sockets: Path | None) -> Photo | Failure:
         """Decode one photo in a separate worker, so that only this photo can be lost."""
-        for photo in self._decode(range(position, position + 1), 1):
+        for photo in self._decode(range(position, position + 1), 1, sockets):
             return photo
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
         if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
+        self._lost += 1
+        if self._lost == MOST_LOST_AT_FIRST and not self._answered:
+            raise CarvanaBatchError(
+                f"None of the first {self._lost} photos was decoded, so this system is to blame rather than"
+                f" they; of the last one: {reason}. Use --workers 0 to see what happens in the main process."
+            )
         return Failure.of(self.photos[position], "decode", reason)
 
-    def _decode(self, indexes: range, workers: int) -> Generator[Photo | Failure]:
-        """Decode in the order of the indexes; end early if a worker dies or hangs."""
-        with warnings.catch_warnings():
-            # Users may choose more workers than there are cores.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = DataLoader(
-                self._dataset,
-                batch_size=None,
-                sampler=indexes,
-                num_workers=workers,
-                prefetch_factor=self._prefetched if workers else None,
-                collate_fn=_unchanged,
-                worker_init_fn=begin_worker,
-            )
-            with workers_starting():
-                photos = iter(loader)
-        slots = OpenedSlots()
+    def _decode(self, indexes: range, workers: int, sockets: Path | None) -> Generator[Photo | Failure]:
+        """Decode in the order of the indexes; end early if a worker dies or hangs.
+
+        Raises:
+            WorkersError: no photo can be decoded in this way, whatever it is.
+        """
+        if not workers:
+            for index in indexes:
+                yield self._result(self._dataset[index], OpenedSlots())
+            return
+        pool = WorkerPool(self._dataset, indexes, workers, self._prefetched, sockets)
         try:
-            for decoded in self._wait_for_each(photos) if workers else photos:
-                yield self._result(decoded, slots)
+            yield from self._wait_for_each(pool)
         except (RuntimeError, OSError, EOFError) as error:
             if not is_lost_worker(error):
                 raise
         finally:
-            if workers:  # garbage collection would do it later, perhaps after the queues are gone
-                photos._shutdown_workers()  # type: ignore[attr-defined]
+            pool.close()
 
-    def _wait_for_each(self, photos: Any) -> Iterator[_Decoded]:
+    def _wait_for_each(self, pool: WorkerPool) -> Iterator[Photo | Failure]:
         """Yield the results of the workers; a photo that takes too long ends them all."""
-        # Close our end of the pipe that only workers write to: reading then ends when all of them are dead.
-        photos._worker_result_queue._writer.close()
-        watch = WorkerWatch(photos._workers, self._poll_seconds)
+        slots = OpenedSlots()
+        watch = WorkerWatch(pool.workers, self._poll_seconds)
         watch.start()
         try:
             while True:
                 watch.deadline = time.monotonic() + self._timeout
                 try:
-                    decoded = next(photos)
+                    result = self._result(next(pool), slots)
                 except StopIteration:
                     return
                 watch.deadline = None
-                yield decoded
+                yield result
         finally:
             watch.ended.set()
             watch.join()
             self._hung = watch.hung
 
     def _result(self, decoded: _Decoded, slots: OpenedSlots) -> Photo | Failure:
-        """Return the photo or the failure that a worker has sent."""
+        """Return the photo or the failure that a worker has sent.
+
+        Raises:
+            WorkersError: it cannot decode any photo, or its memory cannot be opened.
+        """
+        self._answered = True
         self.seconds += decoded.seconds
         ref = self.photos[decoded.photo_index]
         pixels = decoded.result
         if isinstance(pixels, Failure):
             return pixels
+        if isinstance(pixels, _Unable):
+            raise WorkersError(pixels.reason)
         if isinstance(pixels, InSlot):
             try:
                 pixels = slots.view(pixels).copy()  # the worker will reuse the slot
             except MemoryError:
                 return Failure.of(ref, "decode", NO_MEMORY)
-        elif self.workers and not self.warnings:
-            self.warnings.append(FULL_SHARED_MEMORY)
+        elif isinstance(pixels, InPipe):
+            self._through_pipe = self._through_pipe or pixels.problem
+            pixels = pixels.pixels
         return Photo(
             ref,
             pixels,

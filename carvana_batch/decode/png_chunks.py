@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carvana_batch.decode.pixels import CUT_SHORT, NOTES, scale_deep, to_image
+from carvana_batch.decode.pixels import CUT_SHORT, NOTES, scale_samples, to_image
 from carvana_batch.errors import ImageError
 
 BITS_OF_PNG = 24
@@ -129,7 +129,7 @@ def decode_by_libpng(file: BinaryIO) -> Image.Image:
     alpha = values[..., channels] if values.shape[2] > channels else None
     if values.dtype == np.uint8:
         return to_image(colours, alpha)
-    scaled, scaled_alpha, notes = scale_deep(colours, alpha, _declared_bits(content, colours))
+    scaled, scaled_alpha, notes = scale_samples(colours, alpha, 16, _declared_bits(content, colours))
     image = to_image(scaled, scaled_alpha)
     image.info[NOTES] = notes
     return image

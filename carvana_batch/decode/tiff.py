@@ -26,12 +26,17 @@ from carvana_batch.decode.pixels import (
     SIGNIFICANT_BITS,
     check_size,
     notes_on_bits,
-    scale_deep,
-    scale_to_eight_bits,
+    scale_samples,
     significant_bits,
     to_image,
 )
-from carvana_batch.decode.tiff_damage import find_damage, is_cut_short, join_tables, read_segments
+from carvana_batch.decode.tiff_damage import (
+    find_contradiction,
+    find_damage,
+    is_cut_short,
+    join_tables,
+    read_segments,
+)
 from carvana_batch.decode.tiff_tags import (
     JPEG_IN_TIFF,
     PHOTOMETRIC_TAG,
@@ -155,7 +160,7 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
         raise unsupported_tiff(f"the colour model {PHOTOMETRIC(page.photometric).name}")
     if page.compression not in COMPRESSIONS:
         raise unsupported_tiff(f"the compression {COMPRESSION(page.compression).name}")
-    if page.is_reduced:
+    if page.is_reduced and (page.subifds or len(page.parent.pages) > 1):
         raise unsupported_tiff("a thumbnail as its first page, as in raw files of cameras")
     planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
     if page.shaped[:2] != (planes, 1) or not channels <= page.samplesperpixel <= 16:
@@ -173,6 +178,11 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
         raise ImageError("is damaged: parts of the picture are missing")
+    contents = find_contradiction(page)
+    if contents is not None:
+        raise unsupported_tiff(
+            f"tags that say {page.samplesperpixel} x {bits} bits per pixel, but data as large as {contents}"
+        )
     if is_cut_short(page, file_size):
         raise ImageError(CUT_SHORT)
 
@@ -252,7 +262,6 @@ def _tiff_image(
     has_alpha = extra != EXTRASAMPLE.UNSPECIFIED and values.shape[2] > channels and channels < 4
     colours: NDArray[Any] = values[..., :channels]
     alpha: NDArray[Any] | None = values[..., channels] if has_alpha else None
-    notes: tuple[Note, ...] = ()
     if values.dtype == np.uint16 and page.photometric == PHOTOMETRIC.MINISBLACK and alpha is None:
         # Not scaled to 8 bits yet, because a mask may have values of 0 and 1.
         image = Image.frombytes("I;16", size, colours.astype("<u2").tobytes())
@@ -261,11 +270,7 @@ def _tiff_image(
             image.info[SIGNIFICANT_BITS] = significant_bits(colours, declared_bits(page))
             image.info[NOTES] = notes_on_bits(image.info[SIGNIFICANT_BITS])
         return image
-    if values.dtype == np.uint16 and page.bitspersample == 16:
-        colours, alpha, notes = scale_deep(colours, alpha, declared_bits(page))
-    else:
-        colours = scale_to_eight_bits(colours, page.bitspersample)
-        alpha = None if alpha is None else scale_to_eight_bits(alpha, page.bitspersample)
+    colours, alpha, notes = scale_samples(colours, alpha, page.bitspersample, declared_bits(page))
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         colours = 255 - colours
     image = to_image(colours, alpha, premultiplied=extra == EXTRASAMPLE.ASSOCALPHA)

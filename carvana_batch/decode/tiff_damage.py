@@ -17,8 +17,21 @@ from carvana_batch.decode.tiff_tags import FAX, JPEG_IN_TIFF
 
 WRONG_SIZE = "is damaged: a part of its picture data is corrupt, as it is larger or smaller than the picture"
 
-DECODERS = {COMPRESSION.LZW: imagecodecs.lzw_decode, COMPRESSION.PACKBITS: imagecodecs.packbits_decode}
-"""Compressions without a checksum whose data have no size of their own."""
+DECODERS = {
+    COMPRESSION.ADOBE_DEFLATE: imagecodecs.deflate_decode,
+    COMPRESSION.DEFLATE: imagecodecs.deflate_decode,
+    COMPRESSION.LZMA: imagecodecs.lzma_decode,
+    COMPRESSION.LZW: imagecodecs.lzw_decode,
+    COMPRESSION.PACKBITS: imagecodecs.packbits_decode,
+    COMPRESSION.ZSTD: imagecodecs.zstd_decode,
+}
+"""Compressions whose data are decoded to compare their size with that of the picture.
+
+tifffile ignores what is too much, and fills up what is missing.
+"""
+
+LAYOUTS = ((1, 8), (1, 16), (3, 8), (4, 8), (3, 16), (4, 16), (1, 32), (3, 32))
+"""Usual numbers of samples, and of bits of a sample."""
 
 
 def read_segments(page: tifffile.TiffPage, file: BinaryIO) -> Iterator[bytes]:
@@ -79,15 +92,32 @@ def find_damage(page: tifffile.TiffPage, file: BinaryIO, file_size: int) -> str 
     return None
 
 
-def _size_of_segment(page: tifffile.TiffPage, index: int) -> int:
-    """Size of a decoded strip or tile in bytes."""
+def find_contradiction(page: tifffile.TiffPage) -> str | None:
+    """Return what uncompressed data seem to contain, if that is another layout than the tags say, or None.
+
+    The last strip is not asked, because some programs store too large a size for it.
+    """
+    if page.compression != COMPRESSION.NONE:
+        return None
+    counts = page.databytecounts[: max(1, len(page.databytecounts) - 1)]
+    for samples, bits in LAYOUTS:
+        sizes = [_size_of_segment(page, index, samples * bits) for index in range(len(counts))]
+        if sizes == list(counts) and counts[0] > _size_of_segment(page, 0):
+            return f"{samples} sample{'s' * (samples > 1)} of {bits} bits"
+    return None
+
+
+def _size_of_segment(page: tifffile.TiffPage, index: int, bits: int | None = None) -> int:
+    """Size of a decoded strip or tile in bytes; ``bits`` of a pixel are those in the tags by default."""
     if page.is_tiled:
         width, rows = page.tilewidth, page.tilelength
     else:
         width, rows = page.imagewidth, min(page.rowsperstrip, page.imagelength)
         rows = min(rows, page.imagelength - index % math.ceil(page.imagelength / rows) * rows)
-    samples = 1 if page.planarconfig == PLANARCONFIG.SEPARATE else page.samplesperpixel
-    return int(rows * math.ceil(width * samples * page.bitspersample / 8))
+    if bits is None:
+        samples = 1 if page.planarconfig == PLANARCONFIG.SEPARATE else page.samplesperpixel
+        bits = samples * page.bitspersample
+    return int(rows * math.ceil(width * bits / 8))
 
 
 def _is_text_mode(file: BinaryIO, excess: int) -> bool:

@@ -7,10 +7,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from carvana_batch.errors import is_out_of_threads
 from carvana_batch.main_memory import keep_freed_memory
 
 WORKER_POLL_SECONDS = 0.5
@@ -20,13 +23,22 @@ FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitin
 """Signals that only the main process handles, although a terminal or batch system may send them to all."""
 
 
-def begin_worker(_worker: int) -> None:
-    """Initialise a worker process; a ``worker_init_fn`` of torch.
+CANNOT_START_THREADS = 75
+"""Exit code of a worker process that may not start the threads that it needs."""
+
+
+def begin_worker(socket_folder: Path | None, _worker: int) -> None:
+    """Initialise a worker process; with the first argument given, a ``worker_init_fn`` of torch.
 
     Workers return freed memory to the system, because photos may differ in size. They block SIGTERM, so a
     thread waits for it, and exits if it was sent by the main process.
+
+    Args:
+        socket_folder: where the worker makes its socket; None for the usual temporary folder.
     """
     keep_freed_memory(False)
+    if socket_folder is not None:
+        tempfile.tempdir = str(socket_folder)
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -34,7 +46,40 @@ def begin_worker(_worker: int) -> None:
         os._exit(0)
 
     if signal.SIGTERM in FOR_MAIN_PROCESS:
-        threading.Thread(target=wait, daemon=True).start()
+        with exit_if_out_of_threads():
+            threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def exit_if_out_of_threads() -> Iterator[None]:
+    """End a worker process without a stack trace if it may start no thread in the with block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_threads(error):
+            raise
+        os._exit(CANNOT_START_THREADS)
+
+
+@contextlib.contextmanager
+def reserved_threads(count: int) -> Iterator[None]:
+    """A with block during which so many threads wait, to prove that they can be started afterwards.
+
+    Raises:
+        RuntimeError: they cannot be started; see :func:`is_out_of_threads`.
+    """
+    ended = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=ended.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 class WorkerWatch(threading.Thread):

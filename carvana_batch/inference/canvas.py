@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from carvana_batch.inference.thresholding import enlarge_probability
+from carvana_batch.inference.resizing import resize_probability
 from carvana_batch.inference.tiles import TilePlan, blend_weights, weight_sums
 from carvana_batch.inference.transfer import upload
 from carvana_batch.values import Photo
@@ -77,7 +77,4 @@ class Canvas:
             total.div_(upload(weight_sums(plan.tops, plan.tile_height), total.device)[:, None])
             total.div_(upload(weight_sums(plan.lefts, plan.tile_width), total.device))
         probability = total[: self.pixels.shape[0], : self.pixels.shape[1]]
-        height, width = self.photo.upright_shape
-        if probability.shape != (height, width):
-            probability = enlarge_probability(probability, height, width)
-        return probability
+        return resize_probability(probability, *self.photo.upright_shape)

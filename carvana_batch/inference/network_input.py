@@ -1,4 +1,4 @@
-"""From a decoded photo to the input of the network: resizing and normalising."""
+"""From the pixels of a photo to the input of the network: checking and normalising."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from carvana_batch.inference.canvas import Window
 
 NORMALISED_PIXELS = 2**16
 """Number of pixels that a CPU normalises at a time: at 12 bytes each they fit into the cache of a core."""
-
-
-def area_average(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (H, W) or (H, W, 3) uint8 to ``size`` (width, height), each pixel the mean of what it covers."""
-    # A copy, because torch wants arrays that are writable and own their memory.
-    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
 def as_rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

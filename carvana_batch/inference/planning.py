@@ -86,7 +86,12 @@ def _make_predictor(
         model,
         device,
         limits,
-        MaskOptions(options.threshold, options.flip, not PROBABILITY_EXTRAS.isdisjoint(options.extras)),
+        MaskOptions(
+            options.threshold,
+            options.flip,
+            not PROBABILITY_EXTRAS.isdisjoint(options.extras),
+            options.size,
+        ),
         on_change=lambda limits: on_change(describe_choice(device, limits, earlier)),
     )
     if earlier is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,16 @@ from torch import Tensor
 from carvana_batch.inference.canvas import Canvas, Window
 from carvana_batch.inference.devices import single_thread_on_small_cpus
 from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard
-from carvana_batch.inference.network_input import NetworkInput, area_average
+from carvana_batch.inference.network_input import NetworkInput
 from carvana_batch.inference.recovery import Limits
+from carvana_batch.inference.resizing import InputSize, resize_photo
 from carvana_batch.inference.thresholding import expected_dice, threshold_and_pack
 from carvana_batch.inference.tiles import TilePlan, Tiling
 from carvana_batch.inference.transfer import Download, upload
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.network.cpu_fusion import prepare_network
-from carvana_batch.options import DEFAULT_THRESHOLD
-from carvana_batch.orientation import inverse, swaps_sides, turn
+from carvana_batch.options import DEFAULT_THRESHOLD, NetworkSize
+from carvana_batch.orientation import inverse, turn
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 
@@ -33,11 +34,13 @@ class MaskOptions:
         threshold: probability above which a pixel is car.
         flip: also run the mirrored photo, and average.
         keep_probability: put the probability map into predictions.
+        size: in which the network sees photos.
     """
 
     threshold: float = DEFAULT_THRESHOLD
     flip: bool = False
     keep_probability: bool = False
+    size: NetworkSize = None
 
 
 class NetworkRunner:
@@ -55,13 +58,14 @@ class NetworkRunner:
         self, model: Model, device: torch.device, dtype: torch.dtype, options: MaskOptions, fused: bool = True
     ) -> None:
         self.model, self.device, self.dtype, self.options = model, device, dtype, options
+        self.input_size = InputSize.choose(model, options.size)
         self.input = NetworkInput(model.mean, model.deviation, device)
         self.freed_memory = FreedMemory(device)
         self._network = prepare_network(model.network, device, dtype, fused)
 
     def network_size(self, photo: Photo) -> tuple[int, int]:
         """(height, width) of the photo as the network sees it."""
-        return photo.upright_shape if self.model.size is None else self.model.size[::-1]
+        return self.input_size.of(*photo.upright_shape)
 
     def plan(self, photo: Photo, tiling: Tiling, tile_limit: int | None = None) -> TilePlan:
         """The tiles of a photo; ``tile_limit``: most pixels of one of them, None for no limit."""
@@ -70,11 +74,10 @@ class NetworkRunner:
 
     def load(self, photo: Photo, plan: TilePlan) -> Canvas:
         """Put a photo on the device, upright and in the size that the network wants."""
-        pixels, size = photo.pixels, self.model.size
-        if size is not None:
-            pixels = area_average(pixels, size[::-1] if swaps_sides(photo.orientation) else size)
-        upright = np.ascontiguousarray(turn(pixels, photo.orientation))
-        return Canvas(photo, plan, upload(upright, self.device))
+        # Turned before it is resized, so that the result does not depend on how the photo is stored.
+        upright = turn(photo.pixels, photo.orientation)
+        pixels = np.ascontiguousarray(resize_photo(upright, *self.network_size(photo)))
+        return Canvas(photo, plan, upload(pixels, self.device))
 
     def run(self, windows: Sequence[Window], batch: int) -> tuple[Tensor, Tensor]:
         """Run up to ``batch`` windows of one tile size.
@@ -121,11 +124,12 @@ class NetworkRunner:
 
     def fits(self, plan: TilePlan, limits: Limits) -> bool:
         """Whether a photo of one tile of this plan could be masked with nothing else on the device."""
-        width, height = self.model.size or (plan.tile_width, plan.tile_height)
-        blank = Photo(ImageRef("blank", Path("blank")), np.zeros((height, width, 3), np.uint8))
+        blank = Photo(
+            ImageRef("blank", Path("blank")), np.zeros((plan.tile_height, plan.tile_width, 3), np.uint8)
+        )
+        single = replace(plan, tops=(0,), lefts=(0,))
         with OutOfMemoryGuard() as guard:
-            tile_limit = plan.tile_height * plan.tile_width
-            canvas = self.load(blank, self.plan(blank, limits.tiling, tile_limit))
+            canvas = Canvas(blank, single, upload(blank.pixels, self.device))
             for window in canvas.windows():
                 probabilities, finite = self.run([window], limits.batch)
                 canvas.blend(window.top, window.left, probabilities[0, 0], finite[0])

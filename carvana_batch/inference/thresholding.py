@@ -74,13 +74,3 @@ def pack_bits_on_device(mask: Tensor) -> Tensor:
 def _values_of_bits(device: torch.device) -> Tensor:
     """Cached, because copying them to the device would wait for all its pending work."""
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
-
-
-def enlarge_probability(probability: Tensor, height: int, width: int) -> Tensor:
-    """Enlarge (h, w) to (height, width) float32 in [0, 1] by bilinear interpolation of the logits.
-
-    Across an outline, logits are nearly linear and probabilities are not.
-    """
-    logits = torch.logit(probability.float(), eps=1e-6)
-    enlarged = functional.interpolate(logits[None, None], (height, width), mode="bilinear")
-    return torch.sigmoid_(enlarged[0, 0])

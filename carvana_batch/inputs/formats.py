@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-HEAD_BYTES = 64
+HEAD_BYTES = 132
 """How many of the first bytes of a file tell its format."""
 
 
@@ -17,12 +17,15 @@ IMAGE_SUFFIXES = _suffixes(
 """Suffixes of the formats that are read, in lower case; upper case is accepted as well."""
 
 RAW_SUFFIXES = _suffixes(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2"
-    " .rwl .sr2 .srf .srw .x3f"
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw"
+    " .rw2 .rwl .sr2 .srf .srw .x3f"
 )
 """Suffixes of raw files of cameras."""
 
-OTHER_IMAGE_SUFFIXES = _suffixes(".dds .exr .jxr .pam .pbm .pcx .pgm .pnm .ppm .psb .psd .qoi .tga .wdp .xcf")
+OTHER_IMAGE_SUFFIXES = _suffixes(
+    ".bpg .cur .dcm .dds .dicom .eps .exr .fits .flif .fts .icns .ico .jng .jxr .jxs .mng .pam .pbm .pcx .pgm"
+    " .pnm .ppm .psb .psd .qoi .sgi .tga .wdp .xcf"
+)
 """Suffixes of further image formats that are not read."""
 
 NOT_IMAGES = _suffixes(
@@ -66,8 +69,21 @@ UNREADABLE_SIGNATURES = (
     (b"II\xbc\x01", "a JPEG XR file"),
     (b"qoif", "a QOI file"),
     (b"DDS ", "a DDS file"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"icns", "an ICNS file"),
+    (b"\x8aMNG\r\n\x1a\n", "an MNG file"),
+    (b"\x8bJNG\r\n\x1a\n", "a JNG file"),
+    (b"BPG\xfb", "a BPG file"),
+    (b"FLIF", "a FLIF file"),
+    (b"\xff\x10\xff\x50", "a JPEG XS file"),
+    (b"\0\0\0\x0cJXS \r\n\x87\n", "a JPEG XS file"),
+    (b"%!PS-Adobe-", "a PostScript file"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
 )
 """First bytes of image formats that are not read, and what to call such a file."""
+
+DICOM, DICOM_START = b"DICM", 128
+"""The mark of a DICOM file, and where it is."""
 
 BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
@@ -110,7 +126,11 @@ def unreadable_image(head: bytes, suffix: str) -> str | None:
     for signature, name in UNREADABLE_SIGNATURES:
         if head.startswith(signature):
             return name
-    return f"a {suffix[1:].upper()} file" if suffix in OTHER_IMAGE_SUFFIXES else None
+    if head.startswith(DICOM, DICOM_START):
+        return "a DICOM file"
+    if suffix not in OTHER_IMAGE_SUFFIXES:
+        return None
+    return f"{'an' if suffix[1] in 'eimsx' else 'a'} {suffix[1:].upper()} file"
 
 
 def is_image(head: bytes) -> bool:

@@ -172,7 +172,9 @@ def split_id(image: str) -> tuple[str, str]:
     return (folder + slash + car, view) if car else (image, "")
 
 
-def without_suffix(name: str) -> str:
-    """A photo's id: its name without the suffix of an image."""
+def row_id(name: str) -> str:
+    """A photo's id, from its name in a row: without the suffix of an image, and without ``./`` before it."""
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and dot + suffix.lower() in IMAGE_SUFFIXES else name

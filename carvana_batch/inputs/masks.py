@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
@@ -61,27 +62,37 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
         raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
     masks: dict[str, Path] = {}
     first_paths: dict[str, Path] = {}
-    for name, folders, files in os.walk(folder, onerror=_refuse_unlistable):
-        parent = Path(name)
-        extras = EXTRA_FOLDERS if parent == folder else set()
-        folders[:] = [child for child in folders if not child.startswith(".") and child not in extras]
-        beginning = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
-        for file in files:
-            stem, _, suffix = file.rpartition(".")
-            if not stem or file.startswith(".") or suffix.lower() not in MASK_SUFFIXES:
-                continue
-            found = mask_id(beginning + stem)
-            first = first_paths.setdefault(pairing_name(found), parent / file)
-            if first != parent / file:
-                both = " and ".join(map(shown, sorted([first, parent / file])))
-                raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
-            masks[found] = parent / file
+    for name in list_masks(folder, on_error=_refuse_unlistable):
+        found, path = mask_id(name.rpartition(".")[0]), folder / name
+        first = first_paths.setdefault(pairing_name(found), path)
+        if first != path:
+            both = " and ".join(map(shown, sorted([first, path])))
+            raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
+        masks[found] = path
     if not masks:
         raise UsageError(
             f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "
             f"its folders, except hidden ones and {', '.join(sorted(EXTRA_FOLDERS))}. {advice}"
         )
     return dict(sorted(masks.items()))
+
+
+def list_masks(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[str]:
+    """Yield the POSIX path below ``folder`` of each file that is taken for a mask.
+
+    Args:
+        folder: the folder.
+        on_error: called for each folder that cannot be listed, which by default is passed over.
+    """
+    for name, folders, files in os.walk(folder, onerror=on_error):
+        parent = Path(name)
+        extras = EXTRA_FOLDERS if parent == folder else set()
+        folders[:] = [child for child in folders if not child.startswith(".") and child not in extras]
+        beginning = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
+        for file in files:
+            stem, _, suffix = file.rpartition(".")
+            if stem and not file.startswith(".") and suffix.lower() in MASK_SUFFIXES:
+                yield beginning + file
 
 
 def _refuse_unlistable(error: OSError) -> None:

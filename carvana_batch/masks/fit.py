@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from carvana_batch.decode.photo import read_layout
+from carvana_batch.masks import rle
+from carvana_batch.masks.layout import find_clear_line, fits_swapped
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.orientation import UPRIGHT, Layout, inverse, swaps_sides
 from carvana_batch.values import PackedMask
@@ -60,3 +62,31 @@ def turn_to_fit_file(mask: PackedMask, size: tuple[int, int], photo: Path) -> Fi
         ImageError: it cannot be read.
     """
     return turn_to_fit(mask, size, read_layout(photo, pixel_limit=MASK_PIXEL_LIMIT))
+
+
+def read_row(text: str, photo: Layout) -> FittedMask:
+    """Read a run-length row on the grid on which its photo is stored.
+
+    A row does not contain its size, but its runs tell whether it is upright, if the photo lies on its side.
+
+    Raises:
+        RunLengthError: the row does not describe a mask of the photo's size.
+    """
+    width, height = photo.width, photo.height
+    runs = rle.parse(text, height, width)
+    fit = Fit.SAME if photo.orientation == UPRIGHT else Fit.UNCLEAR
+    if swaps_sides(photo.orientation):
+        if fits_swapped(runs, width, height):
+            upright = PackedMask.from_bool(rle.draw(runs, width, height))
+            return turn_to_fit(upright, (width, height), photo)
+        if fits_swapped(runs, height, width):
+            fit = Fit.SAME
+    return FittedMask(PackedMask.from_bool(rle.draw(runs, height, width)), fit)
+
+
+def find_other_line(text: str, photo: Layout) -> int:
+    """The pixels from a line to the next of a valid row that clearly is not of its photo; 0 if it may be."""
+    width, height = photo.upright_size
+    line = find_clear_line(rle.parse(text, height, width), width, height)
+    is_turned = line == height and swaps_sides(photo.orientation)
+    return 0 if line == width or is_turned else line

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ MIN_SHARE = 0.6
 
 SIMILAR, MIN_SIMILAR = 0.05, 3
 """If two lengths differ by less than this share, a slanted mask may fit both: so many rows must agree."""
+
+NEAR, MAX_NEAR_MISFIT, NOISE = 2, 1.05, 3
+"""Lines that differ by so few pixels shear a mask a little, so less misfit than ``MAX_MISFIT`` counts if rows
+agree; it must exceed this many standard deviations of what random pixels would cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def find_misfit(rows: Iterable[tuple[str, tuple[int, int]]]) -> Misfit | None:
         line = find_line(runs, width, height)
         vote = line == height != width, line if line != width else 0
         votes[vote] += 1
-        similar[vote] += abs(line - width) < SIMILAR * width
+        similar[vote] += is_similar(line, width)
     judged = votes.total()
     if not judged:
         return None
@@ -91,16 +96,43 @@ def find_line(runs: NDArray[np.int64], width: int, height: int) -> int:
     Args:
         runs: (N, 2), start and exclusive end of each run.
         width: the length that is preferred, unless another one fits clearly better.
-        height: another length to try, beside the most frequent distances between runs.
+        height: another length to try, beside those near ``width`` and the most frequent distances between
+            runs.
     """
     starts = runs[:, 0]
     steps = np.concatenate([starts[lag:] - starts[:-lag] for lag in range(1, 5)])
     lengths, counts = np.unique(steps[steps >= MIN_LINE], return_counts=True)
     frequent = lengths[np.argsort(-counts, kind="stable")[:4]].tolist()
-    misfits = {length: measure_misfit(runs, length) for length in (width, height, *frequent)}
+    near = range(max(width - NEAR, MIN_LINE), width + NEAR + 1)
+    misfits = {length: measure_misfit(runs, length) for length in (width, height, *near, *frequent)}
     best = min(misfits, key=lambda length: misfits[length])
-    limit = max(MAX_MISFIT * misfits[best], misfits[best] + len(runs))
+    least = misfits[best]
+    if abs(best - width) <= NEAR:
+        limit = max(MAX_NEAR_MISFIT * least, least + NOISE * sqrt(least))
+    else:
+        limit = max(MAX_MISFIT * least, least + len(runs))
     return best if misfits[width] > limit else width
+
+
+def find_clear_line(runs: NDArray[np.int64], width: int, height: int) -> int:
+    """The same for a single row, where no others agree: only a line that differs a lot is an alternative."""
+    if len(runs) < MIN_RUNS:
+        return width
+    line = find_line(runs, width, height)
+    return width if is_similar(line, width) else line
+
+
+def fits_swapped(runs: NDArray[np.int64], width: int, height: int) -> bool:
+    """Whether a row clearly is of a mask of ``height`` times ``width`` pixels, so that its sides are swapped.
+
+    Such a row cannot be told from one that counts the pixels of ``width`` times ``height`` down the columns.
+    """
+    return width != height and find_clear_line(runs, width, height) == height
+
+
+def is_similar(line: int, other: int) -> bool:
+    """Whether a slanted mask may fit both lengths of line."""
+    return abs(line - other) < SIMILAR * other
 
 
 def measure_misfit(runs: NDArray[np.int64], line: int) -> int:

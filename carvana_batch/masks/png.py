@@ -13,6 +13,9 @@ from carvana_batch.values import PackedMask
 
 COMPRESSION_LEVEL = 1
 
+PORTION = 2**20
+"""Bytes of a chunk that are read at a time, because its length may be wrong."""
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 BEGINNING = SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
@@ -70,6 +73,28 @@ def decode_mask(file: BinaryIO, pixel_limit: int) -> PackedMask | None:
     rows = lines[:, 1:].copy()
     rows[:, -1] &= 0xFF << -width % 8 & 0xFF
     return PackedMask(rows, width)
+
+
+def is_whole_png(file: BinaryIO) -> bool:
+    """Whether a file is a PNG with all of its chunks, and their checksums are right."""
+    if file.read(len(SIGNATURE)) != SIGNATURE:
+        return False
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            return False
+        length, kind = struct.unpack(">I4s", head)
+        checksum = zlib.crc32(kind)
+        while length:
+            data = file.read(min(length, PORTION))
+            if not data:
+                return False
+            length -= len(data)
+            checksum = zlib.crc32(data, checksum)
+        if file.read(4) != struct.pack(">I", checksum):
+            return False
+    return True
 
 
 def _read_scanlines(content: bytes, size: int) -> bytes | None:

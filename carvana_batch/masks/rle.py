@@ -54,8 +54,13 @@ def decode(text: str, height: int, width: int, order: Order = "rows") -> NDArray
         RunLengthError: something is not a number, a start has no length, a start or length is below 1, or
             runs overlap, are out of order or end beyond the image.
     """
+    return draw(parse(text, height, width), height, width, order)
+
+
+def draw(runs: NDArray[np.int64], height: int, width: int, order: Order = "rows") -> NDArray[np.bool_]:
+    """The (height, width) bool array of the (N, 2) runs that :func:`parse` returns."""
     mask = np.zeros(height * width, np.bool_)
-    for start, end in parse(text, height, width).tolist():
+    for start, end in runs.tolist():
         mask[start:end] = True
     return mask.reshape(height, width) if order == "rows" else mask.reshape(width, height).T
 
@@ -96,7 +101,11 @@ def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
     Raises:
         RunLengthError: see :func:`decode`.
     """
-    words = text.split()
+    size = f"the image of {width}x{height} = {height * width} pixels"
+    most = 2 * height * width  # numbers: each pixel may be a run
+    words = text.split(maxsplit=most)
+    if len(words) > most:
+        raise RunLengthError(f"Pair {height * width + 1} is one more than there can be in {size}.")
     for index, word in enumerate(words):
         if not NUMBER.fullmatch(word):
             raise RunLengthError(
@@ -105,10 +114,9 @@ def parse(text: str, height: int, width: int) -> NDArray[np.int64]:
             )
     if len(words) % 2:
         raise RunLengthError(f"Pair {len(words) // 2 + 1} has a start ({words[-1]}) but no length.")
-    runs = np.array(list(map(int, words)), np.int64).reshape(-1, 2)
+    runs = np.fromiter(map(int, words), np.int64, len(words)).reshape(-1, 2)
     starts, lengths = runs[:, 0], runs[:, 1]
     ends = starts + lengths
-    size = f"the image of {width}x{height} = {height * width} pixels"
     _refuse(runs, starts < 1, "starts below 1, the first pixel")
     _refuse(runs, lengths < 1, "has no length")
     _refuse(runs, ends > height * width + 1, f"ends beyond {size}")

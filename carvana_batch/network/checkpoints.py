@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,16 +18,23 @@ from carvana_batch.errors import ModelError
 from carvana_batch.files import atomic_writer
 from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.blocks import AnySizeNetwork
-from carvana_batch.text import shown
+from carvana_batch.network.pickled import OversizedError, load_pickled
+from carvana_batch.text import counted, shown
 
 FORMAT = "carvana-batch weights 1"
 
 DESCRIBING = ("network", "mean", "deviation", "size")
-"""Entries of the header that the digest covers, because they affect every mask."""
+"""Entries of the header that the digest covers, because they affect every mask; so does ``scale``."""
 
 PLAIN_MEAN = (0.5, 0.5, 0.5)
 
 PLAIN_DEVIATION = (0.5, 0.5, 0.5)
+
+MAX_WEIGHTS_BYTES = 2**29
+"""The largest network has 240 MB in float32."""
+
+MAX_TENSORS = 10_000
+"""The network with the most tensors has 224."""
 
 FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
 
@@ -43,7 +50,9 @@ class Model:
         deviation: the same.
         digest: SHA-256 of all of this, by which a resumed run recognises the model.
         notes: the rest of the header: training data, validation result, licence.
-        size: (width, height) to which photos are averaged for the network, None for photos as they are.
+        size: (width, height) to which photos are resized for the network, None if it depends on the photo.
+        scale: length in pixels of the long side of the photos that the weights were trained on, to which
+            photos of another scale are resized; None for photos as they are.
     """
 
     name: str
@@ -53,15 +62,19 @@ class Model:
     digest: str
     notes: dict[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    scale: int | None = None
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
     """SHA-256 of the weights and the header.
 
-    It covers network, mean, deviation and size of the header, and names, dtypes, shapes and bytes of the
-    tensors, sorted by name.
+    It covers network, mean, deviation, size and scale of the header, and names, dtypes, shapes and bytes of
+    the tensors, sorted by name.
     """
-    described = [(header or {}).get(key, "") for key in DESCRIBING]
+    header = header or {}
+    described = [header.get(key, "") for key in DESCRIBING]
+    if "scale" in header:  # weights of earlier versions have no scale, and keep their digest
+        described.append(header["scale"])
     digest = hashlib.sha256("\n".join(described).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -78,6 +91,7 @@ def save_model(
     deviation: tuple[float, float, float],
     notes: dict[str, str],
     size: tuple[int, int] | None = None,
+    scale: int | None = None,
 ) -> None:
     """Write weights of a network of the registry, complete or not at all; see :class:`Model`."""
     header = {
@@ -89,6 +103,8 @@ def save_model(
     }
     if size is not None:
         header["size"] = json.dumps(size)
+    if scale is not None:
+        header["scale"] = json.dumps(scale)
     header["digest"] = weights_digest(weights, header)
     content = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()}, header)
     with atomic_writer(path) as file:
@@ -130,9 +146,17 @@ def load_model(name_or_path: str | Path) -> Model:
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         return _load_foreign(path)
     try:
+        size = path.stat().st_size
+        if size > MAX_WEIGHTS_BYTES:  # which are those of its tensors, as they fill the file without overlap
+            raise ModelError(f"{shown(path)}: has {size:,} bytes, more than weights of any of the networks")
         with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = file.keys()
+            if len(keys) > MAX_TENSORS:
+                raise ModelError(
+                    f"{shown(path)}: has {counted(len(keys), 'tensor')}, more than any of the networks"
+                )
+            weights = {key: file.get_tensor(key) for key in keys}
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
             f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); fetch or train it again"
@@ -162,7 +186,8 @@ def _assemble(path: Path, header: dict[str, str], weights: dict[str, Tensor]) ->
     mean, deviation = _statistics(path, header, "mean"), _statistics(path, header, "deviation")
     if min(deviation) <= 0:
         raise ModelError(f"{shown(path)}: the deviations {deviation} in the header are not positive")
-    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, _size(path, header))
+    size, scale = _size(path, header), _scale(path, header)
+    return Model(name, _fill(path, name, weights), mean, deviation, digest, header, size, scale)
 
 
 def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
@@ -177,6 +202,16 @@ def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:
     if not (0 < width < 100_000 and 0 < height < 100_000):
         raise ModelError(f"{shown(path)}: the size {text!r} in the header is not one of images")
     return width, height
+
+
+def _scale(path: Path, header: dict[str, str]) -> int | None:
+    """Remove the scale of the training photos from the header and return it; None if there is none."""
+    text = header.pop("scale", None)
+    if text is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,4}", text):
+        raise ModelError(f"{shown(path)}: the scale {text!r} in the header is not a number of pixels")
+    return int(text)
 
 
 def _statistics(path: Path, header: dict[str, str], key: str) -> tuple[float, float, float]:
@@ -216,9 +251,9 @@ def _fill(path: Path, name: str, weights: dict[str, Tensor]) -> AnySizeNetwork:
 def _load_foreign(path: Path) -> Model:
     """Load a state dict that another tool saved; only tensors are unpickled."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about odd pickles before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path)
+    except OversizedError as error:
+        raise ModelError(f"{shown(path)}: not loaded, because {error}") from error
     except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
         # The message of the error is not shown, because it explains how to load the file unsafely.
         raise ModelError(

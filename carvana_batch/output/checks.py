@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from carvana_batch.inputs.keys import (
 )
 from carvana_batch.options import Options
 from carvana_batch.output.folder import OutFolder
-from carvana_batch.submission.table import check_submission_name
+from carvana_batch.output.paths import OutPaths
+from carvana_batch.submission.table import HEADER, check_submission_name, read_lines
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
@@ -33,6 +35,7 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
         )
     if options.rle_file is not None:
         check_submission_name(options.rle_file)
+        refuse_losing_a_table(options.rle_file, root)
     if options.truth is not None and options.truth.resolve() == root.resolve():
         raise UsageError(
             f"OUT and --gt are both {shown(root)}: the true masks would be lost. Choose another OUT."
@@ -43,6 +46,23 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
     check_out_folder(root)
     refuse_overwriting(refs, root, options)
     refuse_photos_in_out(refs, root)
+
+
+def refuse_losing_a_table(rle_file: Path, root: Path) -> None:
+    """Raise UsageError if ``--rle`` would replace the report, or a file without run-length rows."""
+    problem = ""
+    if os.path.realpath(rle_file) == os.path.realpath(OutPaths(root).report):
+        problem = "is the report of the run"
+    elif rle_file.is_file() and rle_file.stat().st_size:
+        try:
+            with contextlib.closing(read_lines(rle_file)) as lines:
+                header = next(lines)[1]
+        except UsageError:
+            header = []
+        if header != list(HEADER):
+            problem = "is there already, and has no run-length rows"
+    if problem:
+        raise UsageError(f"--rle {shown(rle_file)} {problem}: it would be lost. Name another file.")
 
 
 def refuse_photos_in_out(refs: Iterable[ImageRef], root: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -12,12 +14,14 @@ from typing import IO, Any
 
 import filelock
 
-from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.errors import FolderInUseError, ImageError, UsageError
 from carvana_batch.files import (
     OUT_OF_SPACE,
     atomic_writer,
     find_leftovers,
+    missing_rights,
     not_writable,
+    open_plain,
     read_error,
     remove_file,
     write_error,
@@ -25,11 +29,13 @@ from carvana_batch.files import (
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Choice
 from carvana_batch.output.held import HeldFolders
-from carvana_batch.output.journal import Entry, append_entry, read_entries
-from carvana_batch.output.lock import FolderLock, describe_holder, is_locked
+from carvana_batch.output.journal import Entry, append_entry, read_journals
+from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, read_holder
 from carvana_batch.output.overwriting import Overwriting
-from carvana_batch.output.paths import OutPaths, holder_of
+from carvana_batch.output.ownership import Ownership
+from carvana_batch.output.paths import MASK, OutPaths, holder_of
 from carvana_batch.output.resume import find_missing
+from carvana_batch.output.syncing import Syncing
 from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, ImageRef
 
@@ -46,11 +52,13 @@ class OutFolder:
         settings: see :meth:`Options.settings`.
         shard: (number, count) of the shard, counted from 1.
         overwrite: whether to discard what earlier runs have made; see :class:`Overwriting`.
+        rle_file: where this shard writes its run-length rows, None if it does not.
 
     Attributes:
         paths: where each file belongs.
         choice: what the first run of the job chose, None if there was none.
         overwriting: with ``overwrite``, what goes and what stays; known once the missing photos are.
+        ownership: which files of the missing photos are of a run; known once these photos are.
 
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
@@ -58,25 +66,38 @@ class OutFolder:
         FolderChangedError: from every method that writes, the folder is no longer the one that was entered.
     """
 
-    def __init__(self, root: Path, settings: dict[str, Any], shard: tuple[int, int], overwrite: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: dict[str, Any],
+        shard: tuple[int, int],
+        overwrite: bool,
+        rle_file: Path | None = None,
+    ) -> None:
         self.root, self.shard, self.overwrite = root, shard, overwrite
         self.paths = OutPaths(root, shard)
         self.settings = json.loads(json.dumps(settings))  # in the form in which it is read back
+        self._rle_file = "" if rle_file is None else os.path.realpath(rle_file)
         self.choice: Choice | None = None
         self.overwriting: Overwriting | None = None
-        self._retried_keys: set[str] = set()  # photos that an earlier run and this one try
+        self.ownership = Ownership(self.paths, replace_all=overwrite)
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
+        self._generation: int | None = None
         self._journal: IO[bytes] | None = None
+        self._journal_lock = threading.Lock()  # writer threads and the main one add lines
         self._held: HeldFolders | None = None
+        self._syncing: Syncing | None = None
         self._started = False
 
     def __enter__(self) -> OutFolder:
         try:
             self._take_lock()
-            self._lock.write_holder()
-            if not self.overwrite:
-                self.read_settings()
+            self._refuse_what_others_made()
             with self.shared_files_lock():
+                self._refuse_rows_of_another_shard()
+                if not self.overwrite:
+                    self.read_settings()
+                self._lock.write_holder(rle_file=self._rle_file)
                 self._remove_leftovers()
         except BaseException:
             self._let_go()
@@ -92,6 +113,13 @@ class OutFolder:
             self._undo()
         else:
             self._lock.release()
+
+    @property
+    def syncing(self) -> Syncing:
+        """Lets what was done reach the disk."""
+        if self._syncing is None:
+            raise RuntimeError("the out folder is not open")
+        return self._syncing
 
     def check(self) -> None:
         """Check that the folder is still the one that was entered; it is never made again.
@@ -116,12 +144,15 @@ class OutFolder:
         """Whether this run, or an earlier one, has been started in the folder."""
         return self.paths.settings.exists()
 
-    def find_missing(self, refs: Sequence[ImageRef], skipped: Collection[str] = ()) -> PhotoList:
+    def find_missing(
+        self, refs: Sequence[ImageRef], skipped: Collection[str] = (), verify: bool = False
+    ) -> PhotoList:
         """The photos that still have to be masked; can be called without entering the folder.
 
         Args:
             refs: the photos of this run.
             skipped: with ``overwrite``, see :meth:`read_settings`.
+            verify: whether files that are not as they were written count as missing, whatever their size.
 
         Raises:
             UsageError: the mask of another photo would be replaced; or with ``overwrite``, masks would stay
@@ -130,12 +161,16 @@ class OutFolder:
         photos = PhotoList.of(refs)
         if self.overwrite:
             self.overwriting = Overwriting((ref.key for ref in photos), self.paths)
+            self._generation = self.overwriting.generation + 1
             if self.overwriting.kept:
                 self.read_settings(skipped)
             return photos
-        entries = read_entries(self.paths.state)
-        missing = find_missing(photos, entries, self.paths, self.settings.get("save", ()))
-        self._retried_keys = {ref.key for ref in missing if ref.key in entries}
+        journals = read_journals(self.paths.state)
+        self._generation = journals.generation + 1
+        extras = self.settings.get("save", ())
+        missing = find_missing(photos, journals.latest, self.paths, extras, verify)
+        known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
+        self.ownership = Ownership(self.paths, journals, known)
         return missing
 
     def start(self, choice: Choice) -> Choice:
@@ -180,31 +215,47 @@ class OutFolder:
             lock.release()
 
     def commit(self, entry: Entry) -> None:
-        """Append an entry to the journal; call it after the mask has its final name."""
+        """Append an entry to the journal.
+
+        Call it after the mask has its final name; and with a pending entry, before any file of the photo has.
+        Several threads may call it at once.
+        """
         if not self._lock.is_held:
             raise RuntimeError("the out folder is not open")
         self.check()
-        entry = replace(entry, committed=time.time_ns())
         try:
-            if self._journal is None:
-                self._journal = self.paths.journal.open("ab", buffering=0)
-            append_entry(self._journal, entry)
+            with self._journal_lock:
+                if self._generation is None:
+                    self._generation = read_journals(self.paths.state).generation + 1
+                entry = replace(entry, generation=self._generation, committed=time.time_ns())
+                if self._journal is None:
+                    self.syncing.expect_changes()
+                    self._journal = open(  # noqa: SIM115
+                        self.paths.journal, "ab", buffering=0, opener=open_plain
+                    )
+                append_entry(self._journal, entry)
         except OSError as error:
             raise write_error(self.paths.journal, error) from error
 
-    def commit_failure(self, failure: Failure) -> None:
-        """Record a photo that has no mask, and remove the outdated files that an earlier run made of it."""
+    def commit_failure(self, failure: Failure) -> Entry:
+        """Record a photo that could not be masked, and remove the outdated files that runs made of it.
+
+        Returns:
+            The entry. With a mask of the user in the place of its mask, the photo has not failed.
+        """
         self.check()
-        if failure.id in self._retried_keys:
-            self._remove_files(failure.id)
+        self.ownership.remove_files(failure.id)
         try:
             source = Path(failure.source).stat()
             size, changed = source.st_size, source.st_mtime_ns
         except OSError:  # a missing file is a reason to fail, and has no size
             size = changed = 0
-        self.commit(
-            Entry(failure.id, failure.source, size, changed, stage=failure.stage, reason=failure.reason)
-        )
+        entry = Entry(failure.id, failure.source, size, changed, stage=failure.stage, reason=failure.reason)
+        if self.ownership.is_foreign(failure.id, MASK):
+            with contextlib.suppress(ImageError):  # what is there is not a mask, so the photo has none
+                entry = entry.keep(*self.ownership.read_kept_mask(failure.id))
+        self.commit(entry)
+        return entry
 
     def _take_lock(self) -> None:
         try:
@@ -214,10 +265,29 @@ class OutFolder:
                 if not other.name.endswith(f"-of-{self.shard[1]}") and is_locked(other):
                     raise self._in_use(other)
             self._held = HeldFolders([self.root, self.paths.state])
+            self._syncing = Syncing(self.paths)
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise write_error(self.root, error) from error
+            if isinstance(error, PermissionError) and error.filename is not None:
+                raise not_writable(self.root, missing_rights(Path(error.filename))) from error
+            self._refuse_what_others_made()  # such as a link in the place of the lock
             raise not_writable(self.root, error.strerror or str(error)) from error
+
+    def _refuse_what_others_made(self) -> None:
+        """Raise UsageError if a file that this run writes is a link, or of a user who does not share it."""
+        paths = self.paths
+        replaced = (paths.settings, paths.report, paths.run, paths.synced, self._lock.holder)
+        appended = (paths.journal, paths.spool, paths.lock, paths.shared_lock)
+        for path in (paths.state, *replaced, *appended):
+            if path.is_symlink():
+                raise UsageError(
+                    f"{shown(path)} is a link, so no run has made it, and writing there could do harm. Look"
+                    " into it, and remove it."
+                )
+        for path in (self.root, paths.state, *appended):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise not_writable(self.root, missing_rights(path))
 
     def _in_use(self, lock: Path) -> FolderInUseError:
         return FolderInUseError(
@@ -225,6 +295,20 @@ class OutFolder:
             " another OUT, or share the work by giving every run its own part with --shard i/n (the same n"
             " for all)."
         )
+
+    def _refuse_rows_of_another_shard(self) -> None:
+        """Raise UsageError if another of these shards writes, or has written, its rows to the same file."""
+        for lock in self.paths.other_locks():
+            try:
+                other = read_holder(holder_of(lock)).get("rle_file")
+            except (OSError, ValueError, TypeError):  # it only says what the file is for
+                continue
+            if self._rle_file and other == self._rle_file and lock.name.endswith(f"-of-{self.shard[1]}"):
+                raise UsageError(
+                    f"--rle {shown(self._rle_file)} is already the file of shard"
+                    f" {lock.name.removeprefix('lock-').replace('-of-', '/')}, whose rows would be lost. Give"
+                    " each shard a file of its own, or use `carvana-batch submit` once all are done."
+                )
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed runs.
@@ -237,10 +321,6 @@ class OutFolder:
         if leftovers and not any(is_locked(lock) for lock in self.paths.other_locks()):
             for path in leftovers:
                 remove_file(path)
-
-    def _remove_files(self, key: str) -> None:
-        for path in self.paths.of_photo(key):
-            remove_file(path)
 
     def read_settings(self, skipped: Collection[str] = ()) -> None:
         """Read what the first run of the job was asked for and what it chose.

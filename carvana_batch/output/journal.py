@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from carvana_batch.files import atomic_writer, read_error
+from carvana_batch.files import atomic_writer, open_plain, read_error
 from carvana_batch.inputs.keys import mask_name_problem
 from carvana_batch.notes import Note
+from carvana_batch.options import EXTRA_FILES
+
+
+class ExtraFile(NamedTuple):
+    """An extra file of a photo: its kind, one of ``EXTRA_FILES``, its size, and the CRC-32 of its bytes."""
+
+    kind: str
+    size: int
+    checksum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +39,18 @@ class Entry:
         expected_dice: see :class:`Prediction`.
         dice: against the true mask, None if there is none.
         mask_bytes: size of the mask's file, which tells whether it is complete.
+        mask_checksum: CRC-32 of its bytes; None in journals of earlier versions.
+        extras: the extra files of the photo; none in journals of earlier versions.
+        kept: whether the mask is not of a run but of the user, and stays as it is.
+        pending: whether the line was written before the files that it lists, so that it is known after a kill
+            that they are of a run. Such a line says nothing about the photo.
         stage: what failed, "" if nothing did.
         reason: of the failure, or why there is no Dice.
         notes: on the photo, if it was masked.
         damage: how the photo is damaged, if it was masked nevertheless.
-        committed: when the line was written in ns, which gives the order of lines in several journals.
+        generation: one more than that of any line that the run found when it began, which gives the order of
+            lines in several journals; 0 in those of earlier versions.
+        committed: when the line was written in ns, which gives the order if that does not.
     """
 
     key: str
@@ -46,19 +63,68 @@ class Entry:
     expected_dice: float | None = None
     dice: float | None = None
     mask_bytes: int = 0
+    mask_checksum: int | None = None
+    extras: tuple[ExtraFile, ...] = ()
+    kept: bool = False
+    pending: bool = False
     stage: str = ""
     reason: str = ""
     notes: tuple[Note, ...] = ()
     damage: str = ""
+    generation: int = field(default=0, compare=False)
     committed: int = field(default=0, compare=False)
 
     @property
     def failed(self) -> bool:
         return self.stage != ""
 
+    @property
+    def masked(self) -> bool:
+        """Whether a run has written the mask."""
+        return not (self.failed or self.kept)
+
+    def keep(self, mask_bytes: int, mask_checksum: int) -> Entry:
+        """The entry of the same photo, if a mask of the user is in the place of its mask."""
+        return Entry(
+            self.key,
+            self.source,
+            self.source_bytes,
+            self.source_time,
+            mask_bytes=mask_bytes,
+            mask_checksum=mask_checksum,
+            reason=self.reason,
+            kept=True,
+        )
+
+
+DEFAULTS = {each.name: each.default for each in fields(Entry)}
+
+
+class Journals(NamedTuple):
+    """What the journals of all shards say.
+
+    Attributes:
+        latest: the latest entry of each key.
+        pending: the entries that were not followed by an entry that is not pending, by key.
+    """
+
+    latest: dict[str, Entry]
+    pending: dict[str, list[Entry]]
+
+    @property
+    def generation(self) -> int:
+        """The latest generation of any entry; 0 if there are none."""
+        unfinished = (entry for entries in self.pending.values() for entry in entries)
+        return max((entry.generation for entry in chain(self.latest.values(), unfinished)), default=0)
+
 
 def read_entries(state: Path) -> dict[str, Entry]:
-    """The latest entry of each key in the journals of all shards.
+    """The latest entry of each key; see :func:`read_journals`."""
+    return read_journals(state).latest
+
+
+def read_journals(state: Path) -> Journals:
+    """Read the journals of all shards.
 
     Lines that are incomplete, or anything other than an entry, are passed over.
 
@@ -66,17 +132,36 @@ def read_entries(state: Path) -> dict[str, Entry]:
         CarvanaBatchError: a journal cannot be read.
     """
     latest: dict[str, Entry] = {}
+    pending: dict[str, list[Entry]] = {}
     for path in sorted(state.glob("journal-*.jsonl")):
         try:
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with open(path, encoding="utf-8", errors="replace", opener=open_plain) as file:
                 # Within one journal the last line counts, regardless of the clock.
-                own = {entry.key: entry for entry in _parse(file)}
+                own = _read_one(file)
         except OSError as error:
             raise read_error(path, error) from error
-        for entry in own.values():
-            if entry.key not in latest or latest[entry.key].committed <= entry.committed:
+        for key, unfinished in own.pending.items():
+            pending.setdefault(key, []).extend(unfinished)
+        for entry in own.latest.values():
+            if entry.key not in latest or _order(latest[entry.key]) <= _order(entry):
                 latest[entry.key] = entry
-    return latest
+    return Journals(latest, pending)
+
+
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.generation, entry.committed
+
+
+def _read_one(lines: Iterable[str]) -> Journals:
+    latest: dict[str, Entry] = {}
+    pending: dict[str, list[Entry]] = {}
+    for entry in _parse(lines):
+        if entry.pending:
+            pending.setdefault(entry.key, []).append(entry)
+        else:
+            latest[entry.key] = entry
+            pending.pop(entry.key, None)
+    return Journals(latest, pending)
 
 
 def drop_entries(journal: Path, keys: Collection[str]) -> None:
@@ -86,7 +171,10 @@ def drop_entries(journal: Path, keys: Collection[str]) -> None:
         CarvanaBatchError: the journal cannot be read or written.
     """
     try:
-        with journal.open(encoding="utf-8", errors="replace") as file, atomic_writer(journal, "w") as kept:
+        with (
+            open(journal, encoding="utf-8", errors="replace", opener=open_plain) as file,
+            atomic_writer(journal, "w") as kept,
+        ):
             for entry in _parse(file):
                 if entry.key not in keys:
                     kept.write(_line(entry))
@@ -99,7 +187,8 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
         try:
             values = json.loads(line)
             notes = tuple(Note(note) for note in values.pop("notes", ()))
-            entry = Entry(**values, notes=notes)
+            extras = tuple(ExtraFile(*extra) for extra in values.pop("extras", ()))
+            entry = Entry(**values, notes=notes, extras=extras)
         except (AttributeError, ValueError, TypeError, RecursionError):
             continue
         if _is_sound(entry):
@@ -109,13 +198,18 @@ def _parse(lines: Iterable[str]) -> Iterator[Entry]:
 def _is_sound(entry: Entry) -> bool:
     """Whether all values have the right types and ranges; another program may have written anything."""
     texts = (entry.key, entry.source, entry.stage, entry.reason, entry.damage)
-    sizes = (entry.source_bytes, entry.width, entry.height, entry.mask_bytes)
+    checksum = 0 if entry.mask_checksum is None else entry.mask_checksum
+    sizes = [entry.source_bytes, entry.width, entry.height, entry.mask_bytes, checksum, entry.generation]
+    for extra in entry.extras:
+        sizes += extra[1:]
     times = (entry.source_time, entry.committed)
     shares = (entry.car_share, entry.expected_dice, entry.dice)
     return (
         all(isinstance(text, str) and _can_be_written(text) for text in texts)
         and all(type(number) is int for number in (*sizes, *times))
         and min(sizes) >= 0
+        and all(isinstance(extra.kind, str) and extra.kind in EXTRA_FILES for extra in entry.extras)
+        and type(entry.kept) is type(entry.pending) is bool
         and all(share is None or (type(share) is float and math.isfinite(share)) for share in shares)
         and not mask_name_problem(entry.key)
     )
@@ -132,7 +226,8 @@ def _can_be_written(text: str) -> bool:
 
 def _line(entry: Entry) -> str:
     # A line break first: it separates the line from one that a killed run left incomplete.
-    return "\n" + json.dumps(asdict(entry))
+    values = {name: value for name, value in asdict(entry).items() if value != DEFAULTS[name]}
+    return "\n" + json.dumps(values)
 
 
 def append_entry(file: IO[bytes], entry: Entry) -> None:

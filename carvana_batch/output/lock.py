@@ -27,7 +27,7 @@ class FolderLock:
 
     def __init__(self, lock: Path, holder: Path) -> None:
         self.path, self.holder = lock, holder
-        self._lock = filelock.FileLock(lock, timeout=LOCK_PATIENCE)
+        self._lock = filelock.FileLock(lock, timeout=LOCK_PATIENCE, thread_local=False)
         self._is_new = False
         self._made: list[Path] = []  # folders that acquire has made, the innermost first
 
@@ -73,14 +73,14 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def write_holder(self) -> None:
-        """Write down that this process holds the lock.
+    def write_holder(self, **more: str) -> None:
+        """Write down that this process holds the lock, and ``more`` about it.
 
         Raises:
             CarvanaBatchError: see :func:`atomic_writer`.
         """
         with atomic_writer(self.holder, "w", sync=False) as file:
-            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+            json.dump({"pid": os.getpid(), "host": socket.gethostname()} | more, file)
 
 
 def is_locked(lock: Path, patience: float = LOCK_PATIENCE) -> bool:
@@ -92,10 +92,19 @@ def is_locked(lock: Path, patience: float = LOCK_PATIENCE) -> bool:
         return True
 
 
+def read_holder(holder: Path) -> dict[str, str | int]:
+    """What was written down about a run that holds a folder, or was the last to hold it.
+
+    Raises:
+        OSError, ValueError: nothing, or it is damaged.
+    """
+    return dict(json.loads(holder.read_text(encoding="utf-8")))
+
+
 def describe_holder(holder: Path) -> str:
     """Who holds a locked folder, as far as it was written down."""
     try:
-        content = json.loads(holder.read_text())
+        content = read_holder(holder)
         return f"process {content['pid']} on {content['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

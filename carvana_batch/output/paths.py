@@ -5,6 +5,7 @@ out/_overlay/a/b.jpg              extra files, each kind in a folder of its own
 out/report.csv, out/run.json      the report
 out/.carvana-batch/settings.json  what the first run was asked for and what it chose
 out/.carvana-batch/journal-1-of-1.jsonl   one line for each photo that is done or has failed
+out/.carvana-batch/synced-1-of-1  while everything that the journal lists is known to be on the disk
 out/.carvana-batch/rle-1-of-1.jsonl       run-length rows of the masks, for the CSV of --rle
 out/.carvana-batch/lock-1-of-1    held by the run of a shard; holder-1-of-1.json says by whom
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 from carvana_batch.options import EXTRA_FILES
 
 STATE_FOLDER = ".carvana-batch"
+
+MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class OutPaths:
         folder, suffix = EXTRA_FILES[kind]
         return self.root / folder / f"{key}{suffix}"
 
-    def of_photo(self, key: str) -> list[Path]:
-        """All files that can be made of a photo."""
-        return [self.mask(key), *(self.extra(kind, key) for kind in EXTRA_FILES)]
+    def of_photo(self, key: str) -> dict[str, Path]:
+        """All files that can be made of a photo, by ``MASK`` or the kind of extra file."""
+        return {MASK: self.mask(key)} | {kind: self.extra(kind, key) for kind in EXTRA_FILES}
 
     @property
     def report(self) -> Path:
@@ -71,6 +74,10 @@ class OutPaths:
     @property
     def lock(self) -> Path:
         return self.state / f"lock-{self._shard_name}"
+
+    @property
+    def synced(self) -> Path:
+        return self.state / f"synced-{self._shard_name}"
 
     @property
     def shared_lock(self) -> Path:

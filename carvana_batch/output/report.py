@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from carvana_batch import __version__
 from carvana_batch.errors import EXIT_SOME_FAILED
-from carvana_batch.files import atomic_writer, defuse_formula, write_row
+from carvana_batch.files import atomic_writer, table_cell, write_row
 from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.output.journal import Entry
 from carvana_batch.values import ImageRef
@@ -62,6 +62,7 @@ class RunReport:
         already_done: photos that earlier runs have masked.
         done: photos that this run has masked.
         failures: journal entries of the photos without a mask.
+        kept: journal entries of the photos with a mask that is not of a run but of the user.
         without_truth: journal entries of the photos that could not be compared with a true mask.
         notes: number of masked photos with each kind of note, without those of 0.
         foreign: number of masks of other photos in the out folder.
@@ -84,6 +85,7 @@ class RunReport:
     already_done: int
     done: int = 0
     failures: list[Entry] = field(default_factory=list)
+    kept: list[Entry] = field(default_factory=list)
     without_truth: list[Entry] = field(default_factory=list)
     notes: dict[Note, int] = field(default_factory=dict)
     foreign: int = 0
@@ -104,7 +106,7 @@ class RunReport:
     @property
     def left(self) -> int:
         """Number of photos that a stopped run did not reach, without those that failed in an earlier run."""
-        return max(self.found - self.already_done - self.done - len(self.failures), 0)
+        return max(self.found - self.already_done - self.done - len(self.failures) - len(self.kept), 0)
 
     @property
     def photos_per_second(self) -> float:
@@ -145,6 +147,7 @@ class RunReport:
                 {"image": entry.source, "stage": entry.stage, "reason": entry.reason}
                 for entry in self.failures
             ],
+            "kept": [entry.key for entry in self.kept],
             "without_truth": [entry.key for entry in self.without_truth],
             "notes": self.notes,
             "masks_of_other_photos": self.foreign,
@@ -183,9 +186,10 @@ class RunReport:
             The entries of this shard's masks.
         """
         entries = [journal[ref.key] for ref in own if ref.key in journal]
-        masked = [entry for entry in entries if not entry.failed]
+        masked = [entry for entry in entries if entry.masked]
         all_masks = sum(not entry.failed for entry in journal.values())
         self.foreign = all_masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
+        self.kept = [entry for entry in entries if entry.kept]
         self.failures = [entry for entry in entries if entry.failed]
         counts = Counter(note for entry in masked for note in entry.notes)
         said = [note for note in Note if with_truth or note not in TRUE_MASK]
@@ -215,8 +219,9 @@ def _describe(note: Note, entry: Entry) -> str:
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
 
+    The status is done, failed, or kept, if the mask is not of a run but of the user.
     ``car_share`` is the part of the photo that the mask covers, in [0, 1]; several notes are separated by
-    semicolons. An apostrophe is put before names and reasons that a spreadsheet would take for a formula.
+    semicolons. See :func:`table_cell` for what may differ in names and reasons.
 
     Raises:
         CarvanaBatchError: see :func:`atomic_writer`.
@@ -229,14 +234,14 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
             write_row(
                 file,
                 (
-                    defuse_formula(entry.key),
-                    "failed" if entry.failed else "done",
+                    table_cell(entry.key),
+                    "failed" if entry.failed else "kept" if entry.kept else "done",
                     *(_decimal(value) for value in (entry.expected_dice, entry.dice, entry.car_share)),
                     entry.width or "",
                     entry.height or "",
                     entry.stage,
-                    defuse_formula(entry.reason),
-                    "; ".join(_describe(note, entry) for note in entry.notes),
+                    table_cell(entry.reason),
+                    table_cell("; ".join(_describe(note, entry) for note in entry.notes)),
                 ),
             )
 

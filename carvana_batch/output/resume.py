@@ -10,12 +10,17 @@ from carvana_batch.errors import UsageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
+from carvana_batch.output.verifying import find_deviations
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
 
 def find_missing(
-    photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths, extras: Collection[str] = ()
+    photos: PhotoList,
+    entries: Mapping[str, Entry],
+    paths: OutPaths,
+    extras: Collection[str] = (),
+    verify: bool = False,
 ) -> PhotoList:
     """The photos without a complete mask of their present state, or without an extra file.
 
@@ -24,12 +29,16 @@ def find_missing(
         entries: what the journals say, by key.
         paths: the out folder.
         extras: kinds of extra files that each photo has to have.
+        verify: whether files that are not as they were written count as missing, whatever their size.
 
     Raises:
         UsageError: the mask of another photo would be replaced.
     """
+    changed = _find_changed(photos, entries, paths) if verify else set()
     missing = photos.select(
-        index for index, ref in enumerate(photos) if not _is_done(ref, entries.get(ref.key), paths, extras)
+        index
+        for index, ref in enumerate(photos)
+        if ref.key in changed or not _is_done(ref, entries.get(ref.key), paths, extras)
     )
     for ref in missing:
         if ref.key in entries:
@@ -54,6 +63,12 @@ def find_lost(
     return lost
 
 
+def _find_changed(photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths) -> set[str]:
+    """Keys of the photos with files that are not as a run has written them."""
+    masked = [entries[ref.key] for ref in photos if ref.key in entries and entries[ref.key].masked]
+    return {entry.key for entry, deviations in find_deviations(masked, paths) if deviations}
+
+
 def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths, extras: Collection[str]) -> bool:
     """Whether the photo has not changed since it was masked, and its mask and extra files are complete."""
     if entry is None or entry.failed:
@@ -70,9 +85,13 @@ def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
     """Whether the mask and the extra files of a photo are complete."""
     try:
         mask_bytes = paths.mask(entry.key).stat().st_size
-        # The sizes of extra files are not known, but a power cut leaves some of them empty.
+        if entry.kept:
+            return mask_bytes == entry.mask_bytes
+        sizes = {kind: paths.extra(kind, entry.key).stat().st_size for kind in extras}
+        written = {extra.kind: extra.size for extra in entry.extras}
+        # An earlier version did not write down the sizes, but a power cut leaves some files empty.
         return mask_bytes == entry.mask_bytes and all(
-            paths.extra(kind, entry.key).stat().st_size for kind in extras
+            size == written.get(kind, size or -1) for kind, size in sizes.items()
         )
     except OSError:
         return False
@@ -80,7 +99,7 @@ def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
 
 def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:
     """Raise UsageError if the existing mask is of another photo, which is still where it was."""
-    if entry.failed or entry.source == ref.path_text:
+    if not entry.masked or entry.source == ref.path_text:
         return
     try:
         source, other = ref.path.stat(), Path(entry.source).stat()

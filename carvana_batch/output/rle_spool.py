@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from carvana_batch.files import atomic_writer, read_error, write_error
+from carvana_batch.files import atomic_writer, open_plain, read_error, write_error
 from carvana_batch.masks import rle
+from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import read_mask
 from carvana_batch.output.journal import Entry, append
 
@@ -26,7 +27,7 @@ class RunLengthSpool:
         self.path = path
         self._offsets: dict[str, int] = {}
         try:
-            self._end = path.open("ab", buffering=0)
+            self._end = open(path, "ab", buffering=0, opener=open_plain)  # noqa: SIM115
         except OSError as error:
             raise write_error(path, error) from error
         try:
@@ -63,8 +64,18 @@ class RunLengthSpool:
         self._offsets[entry.key] = offset
 
     def rows(self, entries: Iterable[Entry], mask_path: Callable[[str], Path]) -> Iterator[tuple[Entry, str]]:
-        """The given entries of masks, each with its run-length row."""
+        """The given entries of masks, each with its run-length row.
+
+        Raises:
+            ImageError: a mask cannot be read.
+            UsageError: it is not clear which values of a mask of the user are car.
+        """
         for entry in entries:
+            if entry.kept:
+                path = mask_path(entry.key)
+                values = decide_values(path, [path])
+                yield entry, rle.encode_packed(read_mask(path, values))
+                continue
             row = self._read(entry.key)
             if row is not None and row[1] == [entry.source_bytes, entry.source_time]:
                 yield entry, row[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.lock import is_locked
-from carvana_batch.output.paths import STATE_FOLDER
+from carvana_batch.output.paths import STATE_FOLDER, OutPaths
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,13 @@ class RunState:
     """The state of an out folder; counts are photos of all runs and shards together.
 
     Attributes:
-        masked: photos with a mask.
-        failed: photos that failed.
+        masked: photos with a mask that a run has made.
+        failed: photos that failed and have no mask.
         left: photos that have neither, as far as it is known.
         running: whether a run holds the folder.
         cut_short: whether the last run ended without its report; also true during the first run.
         shards: (begun, all), None if it is not known.
+        kept: keys of the photos with a mask that is not of a run but of the user.
     """
 
     masked: int
@@ -33,6 +35,7 @@ class RunState:
     running: bool
     cut_short: bool
     shards: tuple[int, int] | None
+    kept: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -57,13 +60,17 @@ def read_run_state(folder: Path) -> RunState | None:
         return None
     report = _read_json(folder / "run.json")
     shards = _count_shards(state)
+    paths = OutPaths(folder)
+    others = [entry for entry in entries if not entry.masked]
+    kept = tuple(sorted(entry.key for entry in others if os.path.lexists(paths.mask(entry.key))))
     return RunState(
-        masked=sum(not entry.failed for entry in entries),
-        failed=sum(entry.failed for entry in entries),
+        masked=len(entries) - len(others),
+        failed=len(others) - len(kept),
         left=_count_left(report, entries, shards),
-        running=_is_held(state),
+        running=is_held(state),
         cut_short=report is None or _count_rows(folder / "report.csv") < len(entries),
         shards=shards,
+        kept=kept,
     )
 
 
@@ -89,7 +96,8 @@ def _count_shards(state: Path) -> tuple[int, int] | None:
     return len(parts), int(count)
 
 
-def _is_held(state: Path) -> bool:
+def is_held(state: Path) -> bool:
+    """Whether a run holds the out folder, or one of its shards."""
     for path in sorted(state.glob("lock-*-of-*")):
         try:
             if is_locked(path, patience=0):

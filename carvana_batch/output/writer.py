@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +20,11 @@ from carvana_batch.masks.png import encode_mask
 from carvana_batch.notes import TURNED, Note
 from carvana_batch.options import DEFAULT_THRESHOLD
 from carvana_batch.output.extras import encode_extra
-from carvana_batch.output.journal import Entry
-from carvana_batch.output.paths import OutPaths
-from carvana_batch.values import ImageRef, PackedMask, Prediction
+from carvana_batch.output.journal import Entry, ExtraFile
+from carvana_batch.output.ownership import Ownership, Stamp
+from carvana_batch.output.paths import MASK, OutPaths
+from carvana_batch.text import shown
+from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 NOTES_OF_FIT: dict[Fit, tuple[Note, ...]] = {
     Fit.SAME: (),
@@ -57,6 +59,8 @@ class MaskWriter:
         truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
         threshold: probability above which a pixel of the masks is car.
         check: called before the files of a photo are written.
+        announce: called with a pending entry for the journal before the files of a photo are written.
+        ownership: which of the files that are there already are of a run; by default none.
     """
 
     def __init__(
@@ -68,27 +72,43 @@ class MaskWriter:
         truth: MaskFolder | None = None,
         threshold: float = DEFAULT_THRESHOLD,
         check: Callable[[], object] = lambda: None,
+        announce: Callable[[Entry], object] = lambda entry: None,
+        ownership: Ownership | None = None,
     ) -> None:
         self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
         self.encode_runs, self.truth, self.threshold = encode_runs, truth, threshold
-        self.check = check
+        self.check, self.announce = check, announce
+        self.ownership = ownership or Ownership(paths)
 
     def write(self, prediction: Prediction) -> Written:
         """Write all files of a prediction, the mask last: once it is there, the photo is done.
 
+        If there is a mask of the user in its place, that is kept, and nothing is written.
+
         Raises:
-            ImageError: the format of an extra file cannot hold this photo.
-            CarvanaBatchError: see :func:`write_file`, or raised by ``check``.
+            ImageError: the format of an extra file cannot hold this photo, or another file of the user is in
+                the place of one.
+            CarvanaBatchError: see :func:`write_file`, or raised by ``check`` or ``announce``.
         """
         start = time.perf_counter()
         photo, mask = prediction.photo, prediction.mask
         key, root = photo.ref.key, self.paths.root
         self.check()
+        files = {kind: encode_extra(kind, prediction, self.threshold) for kind in self.extras}
+        files[MASK] = encode_mask(mask, self.mask_bits)
+        stamp = Stamp.of(files[MASK])
+        if self.ownership.is_foreign(key, MASK, files[MASK]):
+            return Written(self._keep(photo), None, time.perf_counter() - start)
         for kind in self.extras:
-            write_file(self.paths.extra(kind, key), encode_extra(kind, prediction, self.threshold), root)
+            if self.ownership.is_foreign(key, kind, files[kind]):
+                raise ImageError(self._foreign(kind, key))
+        extras = tuple(ExtraFile(kind, *Stamp.of(files[kind])) for kind in self.extras)
+        pending = Entry(key, "", 0, 0, mask_bytes=stamp.size, mask_checksum=stamp.checksum, extras=extras)
+        self.announce(replace(pending, pending=True))
+        paths = self.paths.of_photo(key)
+        for kind, content in files.items():
+            write_file(paths[kind], content, root)
         compared = Compared() if self.truth is None else compare(photo.ref, mask, photo.notes, self.truth)
-        content = encode_mask(mask, self.mask_bits)
-        write_file(self.paths.mask(key), content, root)
         entry = Entry(
             key=key,
             source=photo.ref.path_text,
@@ -99,13 +119,33 @@ class MaskWriter:
             car_share=int(np.bitwise_count(mask.rows).sum()) / (mask.width * mask.height),
             expected_dice=prediction.expected_dice,
             dice=compared.dice,
-            mask_bytes=len(content),
+            mask_bytes=stamp.size,
+            mask_checksum=stamp.checksum,
+            extras=extras,
             reason=compared.reason,
             notes=photo.notes + compared.notes,
             damage=photo.damage,
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)
+
+    def _keep(self, photo: Photo) -> Entry:
+        """The entry of a photo in the place of whose mask there is a file of the user."""
+        key = photo.ref.key
+        try:
+            kept = self.ownership.read_kept_mask(key)
+        except ImageError as error:
+            raise ImageError(f"{self._foreign(MASK, key)}; it {error}") from error
+        self.ownership.remove_files(key)  # extra files show an earlier mask
+        entry = Entry(key, photo.ref.path_text, photo.file_bytes, photo.file_time)
+        return entry.keep(*kept)
+
+    def _foreign(self, kind: str, key: str) -> str:
+        path = self.paths.of_photo(key)[kind]
+        return (
+            f"{shown(path)} is there already and was not made by predict, so it stays; move it away, or use"
+            " --overwrite"
+        )
 
 
 class Compared(NamedTuple):

@@ -26,7 +26,7 @@ from carvana_batch.scoring.regions import (
     find_similar_outline,
     find_thin_structures,
 )
-from carvana_batch.scoring.row_doubts import describe_rows
+from carvana_batch.scoring.row_doubts import check_rows
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
 from carvana_batch.scoring.sources import MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
@@ -44,6 +44,11 @@ ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 SWAPPED_ADVICE = (
     "Its sides are swapped: probably one is upright and the other as the photo is stored; give --images, so"
     " that it can be turned by the EXIF orientation of the photo."
+)
+
+SWAPPED_ROW_ADVICE = (
+    "A run-length row has the sides that its runs fit; it may instead count pixels down the columns, which"
+    " `carvana-batch decode --rle-order columns` makes masks of."
 )
 
 
@@ -119,7 +124,10 @@ def compare_masks(
         raise UsageError(
             f"--car-value and --ignore-value are for mask files, but --gt {shown(truth)} has run-length rows."
         )
-    notes = describe_rows((predicted_masks, true_masks), true_ids, size)
+    (predicted_masks, true_masks), notes = check_rows(
+        (predicted_masks, true_masks), true_ids, size, photo_files
+    )
+    has_rows = isinstance(predicted_masks, MaskRows) or isinstance(true_masks, MaskRows)
     notes += _describe_values(predicted_masks, true_masks)
 
     def read(image: str) -> _Material:
@@ -141,6 +149,8 @@ def compare_masks(
                     reason += f" {SWAPPED_ADVICE}"
                 elif material.photo_failure is not None:
                     reason += f" {material.photo_failure.reason}"
+                if has_rows:
+                    reason += f" {SWAPPED_ROW_ADVICE}"
             return _Compared(Failure(image, "compare", reason))
         score = add_outline_metrics(score, predicted, true, material.photo)
         return _Compared(score, material.fit, material.photo_failure)

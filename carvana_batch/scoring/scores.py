@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carvana_batch.files import atomic_writer, defuse_formula, write_row
+from carvana_batch.files import atomic_writer, table_cell, write_row
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.masks.counts import count
 from carvana_batch.values import Failure, PackedMask
@@ -306,5 +306,5 @@ def _format_value(value: str | float | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return defuse_formula(value)
+        return table_cell(value)
     return f"{value:.8f}" if isinstance(value, float) else str(value)

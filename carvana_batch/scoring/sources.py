@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carvana_batch.errors import ImageError
 from carvana_batch.inputs.masks import find_masks
-from carvana_batch.masks import rle
+from carvana_batch.masks import layout, rle
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.submission.table import SUFFIXES, read_rows
 from carvana_batch.text import shown
@@ -17,27 +17,46 @@ from carvana_batch.values import PackedMask
 
 @dataclass(frozen=True, slots=True)
 class MaskRows:
-    """The rows of a run-length CSV (see ``read_rows``), by id; they do not contain the size of the masks."""
+    """The rows of a run-length CSV (see ``read_rows``), by id; they do not contain the size of the masks.
+
+    Attributes:
+        path: the file.
+        rows: id -> row.
+        as_given: whether rows are read with the size that is given, whatever their runs say.
+    """
 
     path: Path
     rows: dict[str, str] = field(repr=False)
+    as_given: bool = False
 
     @property
     def ids(self) -> Collection[str]:
         return self.rows.keys()
 
     def read(self, image: str, size: tuple[int, int]) -> PackedMask:
-        """Decode one mask of ``size``, (width, height).
+        """Decode one mask of ``size``, (width, height), or with swapped sides if its runs clearly say so.
+
+        A row as the photo is stored and one of the upright photo have the same number of pixels.
 
         Raises:
             ImageError: the row does not describe a mask of this size.
         """
         width, height = size
+        row = f"The run-length row of {shown(image)} in {shown(self.path)}"
         try:
-            return rle.decode_packed(self.rows[image], height, width)
+            runs = rle.parse(self.rows[image], height, width)
         except rle.RunLengthError as error:
-            row = f"The run-length row of {shown(image)} in {shown(self.path)}"
             raise ImageError(f"{row} cannot be used: {error}") from error
+        line = width if self.as_given else layout.find_clear_line(runs, width, height)
+        if line == height:
+            width, height = height, width
+        elif line != width:
+            raise ImageError(
+                f"{row} is not of a mask of {width}x{height} pixels: the lines of its mask are {line} pixels"
+                f" apart. If it is, make masks of the rows by `carvana-batch decode --size {width}x{height}"
+                " --rle-order rows` and give their folder."
+            )
+        return PackedMask.from_bool(rle.draw(runs, height, width))
 
 
 def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
@@ -64,6 +83,7 @@ def read_pair(
     """Read the two masks of one image, which has the first of ``ids`` on one side, the second on the other.
 
     A run-length row takes the size of the other mask. If both are rows, they take ``size``, (width, height).
+    In either case its sides may be swapped, see :meth:`MaskRows.read`.
 
     Raises:
         ImageError: one of the masks cannot be used.

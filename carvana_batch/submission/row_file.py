@@ -18,6 +18,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 ZIP_MAGIC = b"PK\x03\x04"
 
+STREAMED_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""Compression methods of a zip that zipfile unpacks piece by piece. With bzip2, it unpacks 4 KB at a time to
+whatever they hold, which may be gigabytes; and LZMA takes as much memory as the archive asks for."""
+
 
 @contextlib.contextmanager
 def open_row_file(path: Path) -> Iterator[IO[str]]:
@@ -27,7 +31,7 @@ def open_row_file(path: Path) -> Iterator[IO[str]]:
     suffix. Text is UTF-8, or UTF-16 if a byte order mark says so, as spreadsheets save it.
 
     Raises:
-        UsageError: a zip does not contain exactly one CSV.
+        UsageError: a zip does not contain exactly one CSV, stored or deflated.
         Exception: those of the libraries that read and decompress, also while the text is read.
     """
     with contextlib.ExitStack() as stack:
@@ -46,13 +50,21 @@ def open_row_file(path: Path) -> Iterator[IO[str]]:
         yield stack.enter_context(io.TextIOWrapper(binary, encoding, errors, newline=""))
 
 
-def _find_csv(archive: zipfile.ZipFile, path: Path) -> str:
-    """Return the name of the only CSV in the archive, ignoring the ``._`` files of archives made by macOS."""
-    names = [
-        name
-        for name in archive.namelist()
-        if name.lower().endswith(".csv") and not name.rpartition("/")[2].startswith("._")
+def _find_csv(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    """Return the only CSV in the archive, ignoring the ``._`` files of archives made by macOS."""
+    members = [
+        member
+        for member in archive.infolist()
+        if member.filename.lower().endswith(".csv")
+        and not member.filename.rpartition("/")[2].startswith("._")
     ]
-    if len(names) != 1:
-        raise UsageError(f"{shown(path)} holds {len(names)} CSV files; it must hold one, of run-length rows.")
-    return names[0]
+    if len(members) != 1:
+        raise UsageError(
+            f"{shown(path)} holds {len(members)} CSV files; it must hold one, of run-length rows."
+        )
+    if members[0].compress_type not in STREAMED_METHODS:
+        raise UsageError(
+            f"{shown(path)} is compressed by another method than deflate, the usual one of zip files. Unpack"
+            " it, and give the CSV."
+        )
+    return members[0]

@@ -17,16 +17,17 @@ import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from carvana_batch.errors import UsageError
 from carvana_batch.files import atomic_writer, read_error, write_row
-from carvana_batch.inputs.keys import mask_id, pairing_name, without_suffix
+from carvana_batch.inputs.keys import mask_id, pairing_name, row_id
 from carvana_batch.masks import rle
+from carvana_batch.submission.limits import MAX_ROW_CHARACTERS, KeptText, RowLines
 from carvana_batch.submission.row_file import open_row_file
-from carvana_batch.text import NAMED, cut_short, shown
+from carvana_batch.text import NAMED, cut_short, escape_name, shown, unescape_name
 
 COMPETITION_SIZE = (1918, 1280)
 """Width and height of the competition's photos."""
@@ -44,9 +45,6 @@ RUN_COLUMNS = {"rle_mask", "rle", "encodedpixels"}
 """Names, in lower case, that competitions give the column of run-length rows."""
 
 RUNS = re.compile("[0-9]+( +[0-9]+)+")
-
-FIELD_LIMIT = 2**26
-"""Maximum characters in a field or line; a longer one is not a row but, for example, an unclosed quote."""
 
 GZIP_LEVEL = 4
 """Takes a quarter of the time of level 6 and makes files 3 % larger (rows of the val masks)."""
@@ -91,54 +89,68 @@ def read_rows(path: Path) -> dict[str, str]:
     skipped.
 
     Raises:
-        UsageError: the file cannot be read or has no header, a row does not have two fields, or an id occurs
-            twice.
+        UsageError: the file cannot be read or has no header, a row does not have two fields, an id occurs
+            twice, or there is more than the limits of :mod:`~carvana_batch.submission.limits` allow.
     """
     runs: dict[str, str] = {}
     names: set[str] = set()
     with contextlib.closing(read_lines(path)) as lines:
         next(lines)
+        text = KeptText(path)
         for line, fields in lines:
             problem = check_row(fields)
-            photo_id = mask_id(without_suffix(fields[0]))
+            photo_id = mask_id(row_id(fields[0]))
             name = pairing_name(photo_id)
             if not problem and name in names:
                 problem = f"{cut_short(shown(photo_id))} already has a row; remove one."
             if problem:
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
-            names.add(name)
-            runs[photo_id] = fields[1]
+            names.add(text.keep(name))
+            runs[photo_id] = text.keep(fields[1])
     return runs
 
 
 def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
     """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
 
-    Lines are numbered from 1; blank ones are skipped. Fields are separated by commas, or by the
-    semicolons or tabs of the header. Only the header and the order of the columns are validated; use
-    ``check_row`` for the rest. Closing the generator closes the file.
+    Lines are numbered from 1; those that are empty or only have spaces are skipped. Fields are separated by
+    commas, or by the semicolons or tabs of the header. Escapes in the first field are resolved (see
+    :func:`~carvana_batch.text.unescape_name`). Only the header and the order of the columns are validated;
+    use ``check_row`` for the rest. Closing the generator closes the file.
 
     Raises:
-        UsageError: the file cannot be read, has no header, or has its columns swapped.
+        UsageError: the file cannot be read, has no header, has its columns swapped, or there is more than
+            the limits of :mod:`~carvana_batch.submission.limits` allow.
     """
     if not path.name.lower().endswith(SUFFIXES):
         raise UsageError(f"Cannot read {shown(path)}: run-length rows are in *{', *'.join(SUFFIXES)}.")
-    csv.field_size_limit(max(csv.field_size_limit(), FIELD_LIMIT))  # the default is 128 KiB
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_CHARACTERS))  # the default is 128 KiB
     try:
         with open_row_file(path) as text:
-            lines = _split_lines(text, path)
-            first = next(lines, "")
-            rows = csv.reader(chain([first], lines), delimiter=_find_delimiter(first), strict=True)
+            lines = RowLines(text, path)
+            blank, first = 0, next(lines, "")
+            while first and not first.strip():
+                lines.end_row()
+                blank, first = blank + 1, next(lines, "")
+            lines.delimiter = _find_delimiter(first)
+            rows = csv.reader(chain([first], lines), delimiter=lines.delimiter, strict=True)
             try:
                 header = next(rows, [])
+                lines.end_row()
                 _check_header(header, path)
-                yield rows.line_num, header
-                for number, row in enumerate(filter(None, rows)):
-                    if number == 0:
+                yield blank + rows.line_num, header
+                is_first = True
+                for row in rows:
+                    lines.end_row()
+                    if not _is_not_blank(row):
+                        continue
+                    if is_first:
                         _refuse_swapped(row, path)
-                    yield rows.line_num, row
+                        is_first = False
+                    row[0] = unescape_name(row[0])
+                    yield blank + rows.line_num, row
             except csv.Error as error:
-                raise UsageError(f"{shown(path)}, line {rows.line_num}: {error}.") from error
+                raise UsageError(f"{shown(path)}, line {blank + rows.line_num}: {error}.") from error
     except UNPACK_ERRORS as error:
         reason = (
             error.strerror if isinstance(error, OSError) and error.strerror else f"it is damaged: {error}"
@@ -146,20 +158,13 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
         raise UsageError(f"Cannot read {shown(path)}: {shown(reason.removesuffix('.'))}.") from error
 
 
+def _is_not_blank(row: Sequence[str]) -> bool:
+    return len(row) > 1 or any(field.strip() for field in row)
+
+
 def _find_delimiter(header: str) -> str:
     """Return what separates the two names of the header; spreadsheets of some languages save semicolons."""
     return next((delimiter for delimiter in DELIMITERS if delimiter in header), DELIMITERS[0])
-
-
-def _split_lines(text: IO[str], path: Path) -> Iterator[str]:
-    """Yield lines with their line ends; limit their length, because a small archive may hold a huge one."""
-    for number in count(1):
-        line = text.readline(FIELD_LIMIT)
-        if not line:
-            return
-        if len(line) == FIELD_LIMIT:
-            raise UsageError(f"{shown(path)}, line {number}: line longer than {FIELD_LIMIT:,} characters.")
-        yield line
 
 
 def check_row(fields: Sequence[str]) -> str:
@@ -182,6 +187,8 @@ def check_submission_name(target: Path) -> None:
 def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
     """Write a header and (photo, run-length row) pairs atomically, compressed according to the suffix.
 
+    Controls in the names of photos are escaped; see :func:`~carvana_batch.text.escape_name`.
+
     Raises:
         UsageError: a submission cannot be written at ``target``.
         CarvanaBatchError: see :func:`atomic_writer`.
@@ -192,7 +199,7 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
     with atomic_writer(target) as file, _open_text(file, target) as text:
         write_row(text, header)
         for name, runs in rows:
-            write_row(text, (name, runs))
+            write_row(text, (escape_name(name), runs))
             total += 1
             empty += not runs
             if not runs and len(first_empty) < NAMED:
@@ -244,9 +251,7 @@ def _check_header(fields: Sequence[str], path: Path) -> None:
             f"{shown(path)} begins with '{beginning}', which is not text in UTF-8, or in UTF-16 with a byte"
             " order mark. Save it as CSV in UTF-8."
         )
-    if len(fields) == len(HEADER) and (
-        without_suffix(fields[0]) != fields[0] or any(map(rle.NUMBER.match, fields))
-    ):
+    if len(fields) == len(HEADER) and (row_id(fields[0]) != fields[0] or any(map(rle.NUMBER.match, fields))):
         raise UsageError(
             f"{shown(path)} has no header, as it begins with the row '{beginning}'. Put the line {expected}"
             " above it."

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from carvana_batch.errors import UsageError
@@ -17,20 +16,24 @@ from carvana_batch.inputs.keys import (
     mask_id,
     mask_name_problem,
     pairing_name,
-    without_suffix,
+    row_id,
 )
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.layout import SAMPLE, find_misfit
+from carvana_batch.masks.layout import SAMPLE, find_clear_line, find_misfit
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import MASK_PIXEL_LIMIT
 from carvana_batch.parallel import map_in_order
+from carvana_batch.submission.limits import MAX_FAILED_ROWS, KeptText
 from carvana_batch.submission.table import COMPETITION_SIZE, check_row, read_lines
 from carvana_batch.text import cut_short, list_names, shown
-from carvana_batch.values import Failure
+from carvana_batch.values import Failure, PackedMask
 
 CHUNK_ROWS = 256
-"""Rows that are in memory at a time."""
+"""Rows that are in memory at a time, at most."""
+
+CHUNK_CHARACTERS = 2**22
+"""Once so many are in memory, no more rows are read before these are written. 256 usual rows have half."""
 
 LONGEST_SAMPLE = 200_000
 """Longer rows, in characters, are not kept in the sample of rows."""
@@ -93,14 +96,15 @@ def decode_submission(
     """Write the mask of each row as ``<id>.png`` into a folder.
 
     An id may contain folders: ``a/b`` for ``a/b.jpg``. A row that cannot be used does not stop the others.
-    It fails if it does not describe a mask of this size, if its id occurred before, or if ``submit`` and
-    ``score`` would not find its mask in the folder. The file is read twice and is never completely in memory.
+    It fails if it does not describe a mask of this size, if its runs clearly are of another size, if its id
+    occurred before, or if ``submit`` and ``score`` would not find its mask in the folder. The file is read
+    twice and is never completely in memory.
 
     Args:
         source: a .csv, .csv.gz or .zip of run-length rows.
         folder: the folder to write into; created if its parent exists.
         size: (width, height) of the photos; None for the competition's, if no row has pixels beyond it.
-        order: how the rows count pixels; None for along the rows, if a sample does not speak against it.
+        order: how the rows count pixels; None for along the rows, if their runs do not speak against it.
         mask_bits: bits per pixel of the PNGs: 1, or 8 for the values 0 and 255.
         overwrite: replace existing masks of the same names.
         workers: threads that write masks; by default one per core.
@@ -108,7 +112,8 @@ def decode_submission(
 
     Raises:
         UsageError: the file or the folder cannot be used, the rows seem to be of another size or order, or
-            masks exist already and ``overwrite`` is not set; nothing has been written.
+            masks exist already and ``overwrite`` is not set; nothing has been written. Or more than
+            ``MAX_FAILED_ROWS`` rows cannot be used; the masks of rows before these may have been written.
         CarvanaBatchError: the disk fails or is full; see :func:`write_file`.
     """
     if size is not None and size[0] * size[1] > MASK_PIXEL_LIMIT:
@@ -119,7 +124,6 @@ def decode_submission(
         size = COMPETITION_SIZE
         _refuse_pixels_beyond(size, source, survey)
     if order is None:
-        order = "rows"
         _refuse_misfit(size, source, survey)
     total, failures = survey.total, survey.failures
     write = partial(_write_mask, source=source, folder=folder, size=size, order=order, mask_bits=mask_bits)
@@ -130,6 +134,7 @@ def decode_submission(
             for row, result in zip(chunk, results, strict=True):
                 if isinstance(result, Failure):
                     failures[row.line] = result
+                    _refuse_many(source, failures)
                 else:
                     masks += 1
                     empty += not result
@@ -151,16 +156,18 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
     present_masks = _find_present_masks(folder)
     with contextlib.closing(read_lines(source)) as rows:
         next(rows)
+        ids = KeptText(source)
         for line, fields in rows:
             survey.total += 1
-            photo_id = without_suffix(fields[0])
+            photo_id = row_id(fields[0])
             problem = check_row(fields) or mask_name_problem(photo_id)
             if not problem:
-                first = first_lines.setdefault(fold_key(mask_id(photo_id)), line)
+                first = first_lines.setdefault(ids.keep(fold_key(mask_id(photo_id))), line)
                 if first != line:
                     problem = f"line {first} has the same id, or one that many disks take for the same."
             if problem:
                 survey.failures[line] = _make_failure(source, line, fields[0], "read", problem)
+                _refuse_many(source, survey.failures)
                 continue
             runs = fields[1]
             if runs and len(runs) <= LONGEST_SAMPLE and len(survey.sample) < SAMPLE:
@@ -205,7 +212,12 @@ def _refuse_misfit(size: tuple[int, int], source: Path, survey: _Survey) -> None
     if misfit is None:
         return
     width, height = size
-    advice = f"give the size of the photos by --size {misfit.line}xHEIGHT"
+    line = misfit.line
+    advice = (
+        f"give the size of the photos: --size {line}xHEIGHT if they are {line} pixels wide; or, if they are"
+        f" {line} pixels high and the rows column-major, as in many other competitions, --size WIDTHx{line}"
+        " --rle-order columns"
+    )
     if misfit.columns:
         advice = (
             "they look column-major, as in many other competitions. Give --rle-order columns; or, if the"
@@ -227,16 +239,25 @@ def _find_present_masks(folder: Path) -> dict[str, Path]:
 
 
 def _read_chunks(source: Path, skipped_lines: Collection[int]) -> Iterator[list[_Row]]:
-    """Yield lists of up to ``CHUNK_ROWS`` rows of the file, without those of some lines."""
+    """Yield lists of rows of the file, without those of some lines."""
     with contextlib.closing(read_lines(source)) as lines:
         next(lines)
-        rows = (_Row(line, *fields) for line, fields in lines if line not in skipped_lines)
-        while chunk := list(islice(rows, CHUNK_ROWS)):
+        chunk: list[_Row] = []
+        characters = 0
+        for line, fields in lines:
+            if line in skipped_lines:
+                continue
+            chunk.append(_Row(line, *fields))
+            characters += len(fields[1])
+            if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+                yield chunk
+                chunk, characters = [], 0
+        if chunk:
             yield chunk
 
 
 def _write_mask(
-    row: _Row, source: Path, folder: Path, size: tuple[int, int], order: rle.Order, mask_bits: int
+    row: _Row, source: Path, folder: Path, size: tuple[int, int], order: rle.Order | None, mask_bits: int
 ) -> bool | Failure:
     """Write the mask of a row.
 
@@ -247,9 +268,19 @@ def _write_mask(
         CarvanaBatchError: the disk fails, so that other masks could not be written either.
     """
     fail = partial(_make_failure, source, row.line, row.name)
-    path = _mask_path(folder, without_suffix(row.name))
+    path = _mask_path(folder, row_id(row.name))
     try:
-        mask = rle.decode_packed(row.runs, size[1], size[0], order)
+        width, height = size
+        runs = rle.parse(row.runs, height, width)
+        line = find_clear_line(runs, width, height) if order is None else width
+        if line != width:
+            return fail(
+                "decode",
+                f"it does not look like a mask of {width}x{height}: the lines of the mask are {line} pixels"
+                " apart. Give rows of each size in a file of their own, with --size; or --rle-order rows, to"
+                " read it as it is.",
+            )
+        mask = PackedMask.from_bool(rle.draw(runs, height, width, order or "rows"))
         if not _is_below(folder, path):
             return fail("write", f"its mask would lie outside of {shown(folder)}, where a link leads.")
         write_file(path, encode_mask(mask, mask_bits))
@@ -262,6 +293,16 @@ def _write_mask(
             return fail("write", str(error))
         raise
     return bool(row.runs.strip())
+
+
+def _refuse_many(source: Path, failures: dict[int, Failure]) -> None:
+    """Raise UsageError once there are more failures than are kept in memory."""
+    if len(failures) > MAX_FAILED_ROWS:
+        first = failures[min(failures)]
+        raise UsageError(
+            f"More than {MAX_FAILED_ROWS:,} rows of {shown(source)} cannot be used, so the others are not"
+            f" read. The first is {shown(first.source)}: {shown(first.reason)}"
+        )
 
 
 def _mask_path(folder: Path, photo_id: str) -> Path:

@@ -10,13 +10,14 @@ from itertools import chain
 from pathlib import Path
 
 from carvana_batch.errors import ImageError, UsageError
-from carvana_batch.inputs.keys import match_ids, pairing_name, without_suffix
+from carvana_batch.inputs.keys import match_ids, pairing_name, row_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import read_mask
 from carvana_batch.masks.values import MaskValues
 from carvana_batch.parallel import map_in_order
+from carvana_batch.submission.limits import KeptText
 from carvana_batch.submission.table import (
     COMPETITION_SIZE,
     HEADER,
@@ -130,14 +131,15 @@ def read_sample(path: Path) -> Sample:
     repeated: list[str] = []
     with contextlib.closing(read_lines(path)) as lines:
         _, header = next(lines)
+        text = KeptText(path)
         for line, fields in lines:
             if problem := check_row(fields):
                 raise UsageError(f"{shown(path)}, line {line}: {problem}")
-            photo_id = without_suffix(fields[0])
+            photo_id = row_id(fields[0])
             if pairing_name(photo_id) in seen:
-                repeated.append(photo_id)
+                repeated.append(text.keep(photo_id))
             seen.add(pairing_name(photo_id))
-            names.setdefault(photo_id, fields[0])
+            names.setdefault(photo_id, text.keep(fields[0]))
     if repeated:
         raise UsageError(
             f"The sample {shown(path)} has ids more than once, so it is not clear where their rows belong."

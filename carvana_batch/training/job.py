@@ -238,6 +238,7 @@ def _draw_results(
     Returns:
         The names of the pictures that were drawn.
     """
+    run.check_place()
     pairs = [pair for pair in val if pair.id in training.state.worst]
     panels = []
     for pair, prediction in predict_pairs(

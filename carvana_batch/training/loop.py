@@ -209,6 +209,7 @@ class Training:
         return sorted(scores, key=lambda score: score.image)
 
     def _write_weights(self, path: Path, summary: Summary | None) -> None:
+        self.run.check_place()
         cars = len({pair.car for pair in self.pairs})
         notes = {
             "data": f"{len(self.pairs):,} photos of {cars:,} cars",
@@ -219,8 +220,9 @@ class Training:
         if summary is not None:
             val_cars = len({pair.car for pair in self.val})
             notes["val"] = json.dumps({"photos": len(self.val), "cars": val_cars, **asdict(summary)})
-        model = self.state.model
-        save_model(path, model.name, self.state.average.state, model.mean, model.deviation, notes, model.size)
+        model, weights = self.state.model, self.state.average.state
+        size, scale = model.size, model.scale
+        save_model(path, model.name, weights, model.mean, model.deviation, notes, size, scale)
 
     def _save(self) -> None:
         """Write the checkpoint, from which a run resumes as if it had not been interrupted."""

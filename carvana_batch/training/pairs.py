@@ -17,7 +17,7 @@ from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.keys import match_ids, pairing_name, split_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.fit import Fit, FittedMask, turn_to_fit
+from carvana_batch.masks.fit import Fit, FittedMask, find_other_line, read_row, turn_to_fit
 from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.layout import SAMPLE, find_misfit
 from carvana_batch.masks.read import BLACK_AND_WHITE, read_mask
@@ -75,8 +75,8 @@ class Pair:
     def read_mask(self, photo: Layout) -> FittedMask:
         """Read the true mask on the pixel grid on which the photo is stored.
 
-        A mask file that has the size of the upright photo is turned. Run-length rows count the pixels of the
-        stored photo.
+        A mask file that has the size of the upright photo is turned, and so is a run-length row whose runs
+        clearly fit it. Other rows count the pixels of the stored photo.
 
         Raises:
             ImageError: the mask cannot be read, has other values than the other masks of its folder, or has
@@ -84,10 +84,9 @@ class Pair:
         """
         if self.mask is None:
             try:
-                mask = rle.decode_packed(self.runs or "", photo.height, photo.width)
+                return read_row(self.runs or "", photo)
             except rle.RunLengthError as error:
                 raise ImageError(f"The run-length row of {shown(self.id)} cannot be used: {error}") from error
-            return FittedMask(mask, Fit.SAME if photo.orientation == UPRIGHT else Fit.UNCLEAR)
         mask, fit = turn_to_fit(read_mask(self.mask, self.values), (photo.width, photo.height), photo)
         if (mask.width, mask.height) != (photo.width, photo.height):
             raise ImageError(
@@ -105,12 +104,15 @@ class CheckedPair(NamedTuple):
         has_car: whether any pixel of the mask is car.
         has_orientation: whether the photo has an EXIF orientation other than upright.
         fit: what the sizes say about the grid of the mask, compared with that of the stored photo.
+        other_line: pixels from a line of the mask to the next, if it is a run-length row that clearly is of a
+            mask of another size; else 0.
     """
 
     size: tuple[int, int]
     has_car: bool
     has_orientation: bool
     fit: Fit
+    other_line: int = 0
 
 
 def find_pairs(
@@ -223,12 +225,19 @@ def check_pairs(
             else:
                 checked.append(result)
             on_progress(done, len(pairs))
+    if not faults:
+        _refuse_misfit(pairs, checked)
+        faults = [
+            f"The run-length row of {shown(pair.id)} is of a mask of another size: its lines are"
+            f" {each.other_line} pixels apart, but its photo is {each.size[0]}x{each.size[1]}"
+            for pair, each in zip(pairs, checked, strict=True)
+            if each.other_line
+        ]
     if faults:
         raise UsageError(
             f"{len(faults)} of {len(pairs)} photos cannot be trained on. Repair them, or remove them with"
             " their masks:" + list_lines(faults)
         )
-    _refuse_misfit(pairs, checked)
     return checked
 
 
@@ -351,4 +360,5 @@ def _check_pair(pair: Pair) -> CheckedPair | Failure:
         has_car=bool(fitted.mask.rows.any()),
         has_orientation=decoded.orientation != UPRIGHT,
         fit=fitted.fit,
+        other_line=find_other_line(pair.runs, decoded.layout) if pair.runs else 0,
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from carvana_batch.decode.worker_pool import socket_folder
 from carvana_batch.decode.workers import begin_worker, is_lost_worker, workers_starting
 from carvana_batch.errors import CarvanaBatchError, ImageError
 from carvana_batch.training.processes import Processes
@@ -62,20 +65,21 @@ def passes_of_steps(
         for step_draws in draw_batches(len(samples), settings, steps)
         for pass_draws in take_passes(step_draws, settings.accumulate, processes.rank, processes.count)
     )
-    loader = DataLoader(
-        samples,
-        batch_sampler=draws,
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=begin_worker,
-        pin_memory=device.type == "cuda",
-    )
-    with workers_starting():
-        tensors = iter(loader)
-    passes = itertools.starmap(_make_pass, zip(drawn, tensors, strict=True))
     try:
-        while step_passes := list(itertools.islice(passes, settings.accumulate)):
-            yield step_passes
+        with socket_folder() if workers else contextlib.nullcontext() as sockets:
+            loader = DataLoader(
+                samples,
+                batch_sampler=draws,
+                collate_fn=collate,
+                num_workers=workers,
+                worker_init_fn=partial(begin_worker, sockets),
+                pin_memory=device.type == "cuda",
+            )
+            with workers_starting():
+                tensors = iter(loader)
+            passes = itertools.starmap(_make_pass, zip(drawn, tensors, strict=True))
+            while step_passes := list(itertools.islice(passes, settings.accumulate)):
+                yield step_passes
     except RuntimeError as error:
         if not (is_lost_worker(error) or is_shared_memory_full(error)):
             raise

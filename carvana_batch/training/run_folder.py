@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 
-from carvana_batch.errors import FolderInUseError, UsageError
+from carvana_batch.errors import FolderChangedError, FolderInUseError, UsageError
 from carvana_batch.files import atomic_writer, find_leftovers, not_writable, write_error
+from carvana_batch.network.pickled import load_pickled
+from carvana_batch.output.held import HeldFolders
 from carvana_batch.output.lock import FolderLock, describe_holder
 from carvana_batch.text import shown
 from carvana_batch.training.settings import (
@@ -46,21 +48,27 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         state = root / ".carvana-batch"
+        self._state = state
         self._lock = FolderLock(state / "lock", state / "holder.json")
+        self._held: HeldFolders | None = None
 
     def __enter__(self) -> RunFolder:
         try:
             self._take_lock()
+            self._hold()
             self._lock.write_holder()
             for leftover in find_leftovers(self.root):
                 leftover.unlink()
         except BaseException:
+            self._let_go()
             self._lock.undo()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not (self.samples.exists() or self.config.exists()):
+        self._let_go()
+        is_elsewhere = kind is not None and issubclass(kind, FolderChangedError)
+        if kind is not None and not (is_elsewhere or self.samples.exists() or self.config.exists()):
             self._lock.undo()
         else:
             self._lock.release()
@@ -75,6 +83,17 @@ class RunFolder:
                 f"{shown(self.root)} is in use by {describe_holder(self._lock.holder)}. Wait for it to end,"
                 " or choose another RUN."
             )
+
+    def _hold(self) -> None:
+        try:
+            self._held = HeldFolders([self.root, self._state])
+        except OSError as error:
+            raise not_writable(self.root, error.strerror or str(error), "RUN") from error
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+        self._held = None
 
     @property
     def config(self) -> Path:
@@ -185,7 +204,7 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = load_pickled(self.checkpoint)
         # A damaged pickle raises many kinds of exceptions, such as IndexError or struct.error.
         except Exception as error:
             raise UsageError(
@@ -203,10 +222,15 @@ class RunFolder:
         return state
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        self.check_place()
         with atomic_writer(self.checkpoint) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # how torch ends an archive after the file has raised an OSError
+                raise _find_os_error(error) or error from error
 
     def add_to_log(self, line: dict[str, Any]) -> None:
+        self.check_place()
         try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -223,7 +247,22 @@ class RunFolder:
                 continue
         return lines
 
+    def check_place(self) -> None:
+        """Check that the folder is still what and where it was when the run began.
+
+        Raises:
+            FolderChangedError: it was renamed, removed or replaced.
+            CarvanaBatchError: it cannot be looked at.
+        """
+        if self._held is None:
+            return
+        try:
+            self._held.check()
+        except FolderChangedError as error:
+            raise FolderChangedError(f"{error} A run with a checkpoint goes on with --resume.") from error
+
     def _write_text(self, path: Path, text: str) -> None:
+        self.check_place()
         with atomic_writer(path, "w") as file:
             file.write(text)
 
@@ -232,6 +271,13 @@ class RunFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{shown(path)} cannot be read ({error}); begin another RUN.") from error
+
+
+def _find_os_error(error: BaseException | None) -> OSError | None:
+    """Return the first OSError among an exception and those that were being handled when it was raised."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _normalised_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,15 @@ import torch
 
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.inference.precision import PRECISIONS, choose_precision
+from carvana_batch.inference.resizing import InputSize
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import Model, load_model
 from carvana_batch.text import NAMED, counted, shown
 from carvana_batch.training.pairs import CheckedPair, Pair, load_pair
 from carvana_batch.training.settings import TrainingSettings
 
-STATISTICS_PHOTOS = 64
-"""About how many photos the mean and standard deviation of the input are computed from."""
+SOME_PHOTOS = 64
+"""About how many photos the scale, mean and standard deviation of the input are computed from."""
 
 INIT_NOTE = "init"
 """Name of the note in a weights file that describes the weights its training started from."""
@@ -27,12 +29,30 @@ def input_statistics(
     pairs: Sequence[Pair],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Compute mean and standard deviation of the R, G and B channels over some photos, scaled to [0, 1]."""
-    chosen = pairs[:: max(1, len(pairs) // STATISTICS_PHOTOS)]
-    pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in chosen]
+    pixels = [np.asarray(load_pair(pair, (96, 64))[0]).reshape(-1, 3) for pair in _some(pairs)]
     values = np.concatenate(pixels) / 255
     red, green, blue = values.mean(axis=0).round(4).tolist()
     deviations = np.maximum(values.std(axis=0), 0.01).round(4).tolist()
     return (red, green, blue), (deviations[0], deviations[1], deviations[2])
+
+
+def training_scale(pairs: Sequence[Pair], settings: TrainingSettings) -> int | None:
+    """Find the scale of the photos as :class:`~carvana_batch.network.checkpoints.Model` records it.
+
+    Returns:
+        The median of the long sides of some photos; None if they differ too much for one scale, or if photos
+        are resized for training anyway.
+    """
+    if settings.size is not None:
+        return None
+    sides = [max(load_pair(pair, None)[0].size) for pair in _some(pairs)]
+    scale = median_low(sides)
+    seen = InputSize(scale=scale)
+    return scale if all(seen.of(side, side) == (side, side) for side in sides) else None
+
+
+def _some(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    return pairs[:: max(1, len(pairs) // SOME_PHOTOS)]
 
 
 def check_batch(settings: TrainingSettings, processes: int) -> None:
@@ -67,15 +87,18 @@ def load_initial(settings: TrainingSettings) -> Model:
 def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     """Load the model ``settings.init``, or make a new one with the input statistics of the photos.
 
-    The notes of a loaded model describe where its weights come from.
+    In either case it gets the scale of the photos. The notes of a loaded model describe where its weights
+    come from.
 
     Raises:
         UsageError: see :func:`load_initial`.
     """
+    scale = training_scale(pairs, settings)
     if settings.init is None:
         torch.manual_seed(settings.seed)
         mean, deviation = input_statistics(pairs)
-        return Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", size=settings.size)
+        network = NETWORKS[settings.model]()
+        return Model(settings.model, network, mean, deviation, "", size=settings.size, scale=scale)
     model = load_initial(settings)
     origin = (
         f"{settings.init}, sha256 {model.digest[:16]}, trained on {model.notes.get('data', 'unknown data')}"
@@ -83,7 +106,7 @@ def start_model(pairs: Sequence[Pair], settings: TrainingSettings) -> Model:
     if INIT_NOTE in model.notes:
         origin += f", from {model.notes[INIT_NOTE]}"
     notes = {INIT_NOTE: origin}
-    return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size)
+    return Model(model.name, model.network, model.mean, model.deviation, "", notes, settings.size, scale)
 
 
 def start_precision(model: Model, settings: TrainingSettings, device: torch.device) -> str:
@@ -102,13 +125,13 @@ def start_from_checkpoint(state: dict[str, Any], settings: TrainingSettings) -> 
     """
     try:
         mean, deviation, notes = tuple(state["mean"]), tuple(state["deviation"]), dict(state["notes"])
-        precision = state["precision"]
+        precision, scale = state["precision"], state.get("scale")  # version 0.2.0 did not record it
     except (KeyError, TypeError) as error:
         raise unusable_checkpoint(error) from error
     if precision not in PRECISIONS:
         raise unusable_checkpoint(ValueError(f"precision {precision!r}"))
-    model = Model(settings.model, NETWORKS[settings.model](), mean, deviation, "", notes, settings.size)
-    return model, precision
+    network = NETWORKS[settings.model]()
+    return Model(settings.model, network, mean, deviation, "", notes, settings.size, scale), precision
 
 
 def unusable_checkpoint(error: Exception) -> UsageError:

@@ -58,7 +58,9 @@ class TrainingState:
         model = self.model
         network = NETWORKS[model.name]()
         network.load_state_dict(self.average.state)
-        return Model(model.name, network.eval(), model.mean, model.deviation, "", size=model.size)
+        return Model(
+            model.name, network.eval(), model.mean, model.deviation, "", size=model.size, scale=model.scale
+        )
 
     def add_validation(self, summary: Summary, scores: Sequence[Score]) -> bool:
         """Record the validation of the present weights.
@@ -83,6 +85,7 @@ class TrainingState:
             "average": self.average.state,
             "mean": self.model.mean,
             "deviation": self.model.deviation,
+            "scale": self.model.scale,
             "notes": self.model.notes,
             "precision": self.precision,
             "step": self.step,

@@ -36,7 +36,7 @@ def save_changed(path, model, change):
     """The bundled weights after ``change(weights)``, with a checksum that is right."""
     weights = {key: value.clone() for key, value in model.network.state_dict().items()}
     change(weights)
-    save_model(path, model.name, weights, model.mean, model.deviation, {})
+    save_model(path, model.name, weights, model.mean, model.deviation, {}, scale=model.scale)
 
 
 def predict(zygote, here, *options):

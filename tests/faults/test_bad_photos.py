@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import unicodedata
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -342,10 +343,14 @@ NAMES = [
     "日本語",
     "{0} %s",
     "back\\slash\\n",
+    "a;=cmd()",
+    "next\x85line",
+    "isolate\u2066d",
     LONGEST,
 ]
 NOT_UTF8 = os.fsdecode(b"not\xfftext")
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULAS = ("=", "+", "-", "@")
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def escape_unprintable(text):
@@ -353,8 +358,19 @@ def escape_unprintable(text):
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def escape_formula(text):
-    return f"'{text}" if text.startswith(FORMULAS) else text
+def escape_controls(text):
+    """Replace control and bidi characters and line ends, by their Unicode properties."""
+    harmful = {letter for letter in text if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}}
+    harmful |= {letter for letter in text if unicodedata.bidirectional(letter) in BIDI_CONTROLS}
+    for letter in harmful:
+        text = text.replace(letter, (r"\x%02x" if letter < "\u0100" else r"\u%04x") % ord(letter))
+    return text
+
+
+def cell_of(text):
+    """What a table for people shows for a name."""
+    escaped = escape_controls(text)
+    return re.sub(";(?=[=+@-])", ";'", f"'{escaped}" if escaped.startswith(FORMULAS) else escaped)
 
 
 def assert_printable(printed):
@@ -417,7 +433,7 @@ def test_photos_of_any_name_are_masked_and_reported(masked_names, names, count_f
     keys = keys_for(names)
     assert masks_in(masked_names / "out").keys() == {f"{key}.png" for key in keys}
     header, *rows = read_csv(masked_names / "out" / "report.csv")
-    assert {row[0] for row in rows} == {escape_formula(key) for key in keys}
+    assert {row[0] for row in rows} == {cell_of(key) for key in keys}
     assert [len(row) for row in rows] == [len(header)] * len(keys)
     count_faults("a hostile file name does no harm", len(keys))
 
@@ -481,7 +497,7 @@ def test_a_submission_keeps_every_name_unchanged(zygote, masked_names, names, co
     assert_printable(finished.stdout + finished.stderr)
     header, *rows = read_csv(masked_names / "rows.csv")
     assert header == ["img", "rle_mask"]
-    assert {row[0] for row in rows} == {f"{key}.jpg" for key in keys_for(names)}
+    assert {row[0] for row in rows} == {escape_controls(f"{key}.jpg") for key in keys_for(names)}
     assert {len(row) for row in rows} == {2}
     finished = zygote.run(masked_names, "decode", "rows.csv", "decoded", "--size", "96x64")
     assert finished.code == 0, finished
@@ -557,6 +573,6 @@ def test_scores_and_their_page_show_every_name_as_text(
     pictures = {content["image"] for name, content in pages[0].json.items() if name.startswith("picture-")}
     assert (len(pictures), pictures <= shown) == (12, True)
     header, *rows = read_csv(masked_names / f"{truth}.csv")
-    assert {row[0] for row in rows} == {escape_formula(key) for key in keys}
+    assert {row[0] for row in rows} == {cell_of(key) for key in keys}
     assert [len(row) for row in rows] == [len(header)] * len(keys)
     count_faults("a hostile file name does no harm", len(list((masked_names / truth).rglob("*.gif"))))

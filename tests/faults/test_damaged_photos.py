@@ -6,6 +6,7 @@ such as changed values of uncompressed pixels, is counted, and must not become m
 
 import io
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -47,6 +48,16 @@ def tiff(mode="RGB", **options):
     return buffer.getvalue()
 
 
+def heic(**options):
+    buffer = io.BytesIO()
+    pytest.importorskip("pillow_heif").from_pillow(PHOTO).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def jpeg_xl(**options):
+    return bytes(imagecodecs.jpegxl_encode(np.asarray(PHOTO), **options))
+
+
 PHOTOS = {
     "JPEG": lambda: [
         saved("JPEG", quality=90),
@@ -76,6 +87,15 @@ PHOTOS = {
         saved("TIFF", compression="packbits"),
         tiff(photometric="ycbcr", compression="jpeg", tile=(64, 64)),
         saved("TIFF", "1", compression="group4"),
+    ],
+    "HEIC": lambda: [heic(quality=90), heic(quality=50)],
+    "AVIF": lambda: [saved("AVIF", quality=90, speed=8), saved("AVIF", quality=60, speed=8)],
+    "JPEG XL": lambda: [jpeg_xl(distance=1), jpeg_xl(distance=3, usecontainer=True)],
+    "lossless JPEG XL": lambda: [jpeg_xl(lossless=True)],
+    "JPEG 2000": lambda: [
+        saved("JPEG2000", irreversible=True, quality_layers=[8]),
+        saved("JPEG2000", irreversible=True, quality_layers=[40, 10], tile_size=(128, 128)),
+        saved("JPEG2000", no_jp2=True),
     ],
 }
 
@@ -209,6 +229,11 @@ SILENT = {
     "BMP": 92,
     "TIFF": 113,
     "compressed TIFF": 175,
+    "HEIC": 185,
+    "AVIF": 130,
+    "JPEG XL": 0,
+    "lossless JPEG XL": 0,
+    "JPEG 2000": 70,
 }
 """At most so many visibly broken photos are accepted without a word; see docs/promises.md."""
 
@@ -224,7 +249,7 @@ def test_visible_damage_is_refused(tmp_path, kind, count_faults):
 
 
 def test_zero_blocks_and_false_ends_are_always_noticed(tmp_path):
-    """The most frequent kinds of damage, in the format of nearly all photos."""
-    for kind in ("JPEG", "progressive JPEG", "WebP", "PNG", "GIF"):
+    """The most frequent kinds of damage, in all formats whose pixels are coded; HEIC may be missing."""
+    for kind in ("JPEG", "progressive JPEG", "WebP", "PNG", "GIF", "AVIF", "JPEG XL", "JPEG 2000", "HEIC"):
         counts = count_silent(kind, tmp_path / "photo", [zero_block, remove_block, cut, cut_and_ended])
         assert {silent for silent, _, _ in counts.values()} == {0}, (kind, counts)

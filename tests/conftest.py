@@ -39,6 +39,17 @@ def pytest_configure(config):
     config.stash[COUNTS] = Counter()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Add the counts of one of the processes among which pytest-xdist has divided the tests."""
+    node.config.stash[COUNTS].update(getattr(node, "workeroutput", {}).get("counts", {}))
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = dict(session.config.stash[COUNTS])
+
+
 @pytest.fixture(scope="session")
 def count_faults(pytestconfig):
     """``count_faults(promise, number)`` adds to the table that is printed after the tests."""

@@ -40,7 +40,7 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node, error):
+def pytest_testnodedown(node):
     """Add the counts of one of the processes among which pytest-xdist has divided the tests."""
     node.config.stash[COUNTS].update(getattr(node, "workeroutput", {}).get("counts", {}))
 

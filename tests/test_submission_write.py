@@ -444,8 +444,8 @@ def zipped(text):
         b"\n  \r\nimg,rle_mask\n   \n./a_01.jpg,1 2\n\n.//b_01.jpg,\n././b_02.jpg,3 1\n \n",
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
-        gzip.compress(TEXT.encode()),
-        gzip.compress(b"\xff\xfe" + TEXT.replace(",", ";").encode("utf-16-le")),
+        gzip.compress(TEXT.encode(), mtime=0),
+        gzip.compress(b"\xff\xfe" + TEXT.replace(",", ";").encode("utf-16-le"), mtime=0),
         zipped(TEXT),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import find_images
+from carvana_batch.masks.specks import clean
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
-from carvana_batch.values import Failure, Prediction
+from carvana_batch.values import Failure, PackedMask, Prediction
 
 
 class Masker:
@@ -38,7 +40,7 @@ class Masker:
         TypeError: an option that does not exist.
     """
 
-    def __init__(self, model: str | Path = "segunet-s", **options: Any) -> None:
+    def __init__(self, model: str | Path = "auto", **options: Any) -> None:
         self.options = Options(**options)
         self._predictor, self.description = make_predictor(load_model(model), self.options)
 
@@ -49,7 +51,8 @@ class Masker:
             ValueError: another shape or dtype.
             CarvanaBatchError: the output of the network is not finite, or the image does not fit into memory.
         """
-        return self._predictor.mask(pixels)
+        mask = self._predictor.mask(pixels)
+        return clean(PackedMask.from_bool(mask)).to_bool() if self.options.clean else mask
 
     def mask_folder(self, folder: str | Path) -> Iterator[Prediction | Failure]:
         """Mask the photos below a folder, or a single photo.
@@ -70,4 +73,7 @@ class Masker:
             self.options.pixel_limit, self.options.apply_exif, accept_damage=self.options.accept_damage
         )
         loader = PhotoLoader(find_images(Path(folder)).refs, options, self.options.workers or 0)
-        yield from self._predictor.predict(loader)
+        for result in self._predictor.predict(loader):
+            if self.options.clean and isinstance(result, Prediction):
+                result = replace(result, mask=clean(result.mask))
+            yield result

@@ -21,6 +21,7 @@ class Note(StrEnum):
     SCALED_14 = "scaled from 14 bits"
     TRUE_MASK_TURNED = "true mask turned"
     TRUE_MASK_UNCLEAR = "true mask upright or as stored"
+    SECOND_NETWORK = "masked by the second network"
     DAMAGED = "damaged"
 
 
@@ -46,6 +47,7 @@ SUMMARIES = {
     Note.TRUE_MASK_TURNED: "True masks turned by the EXIF orientation, to compare with the masks: {photos}",
     Note.TRUE_MASK_UNCLEAR: "True masks compared as they are, because their size does not tell whether they"
     " are upright or as the photo is stored: {photos}",
+    Note.SECOND_NETWORK: "Masked by the second network, for photos unlike those of a studio: {photos}",
     Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; OUT/report.csv says how",
 }
 """The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``."""

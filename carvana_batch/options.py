@@ -56,6 +56,7 @@ class Options:
     batch: int | None = None
     threshold: float = DEFAULT_THRESHOLD
     flip: bool = False
+    clean: bool = True
     extras: tuple[str, ...] = ()
     mask_bits: int = 1
     apply_exif: bool = False
@@ -91,6 +92,7 @@ class Options:
             "overlap": self.overlap,
             "threshold": self.threshold,
             "tta": "flip" if self.flip else "none",
+            "clean": "auto" if self.clean else "none",
             "save": sorted(self.extras),
             "mask-bits": self.mask_bits,
             "exif": "apply" if self.apply_exif else "ignore",

@@ -16,7 +16,7 @@ from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.files import check_target, concerns_one_file
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
-from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.predictor import AnyPredictor
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
@@ -212,6 +212,7 @@ class Run:
             out.paths,
             options.extras,
             options.mask_bits,
+            options.clean,
             options.rle_file is not None,
             self.truth,
             options.threshold,
@@ -280,7 +281,7 @@ class Run:
                 rows = spool.rows(entries, out.paths.mask)
                 write_rows(self.options.rle_file, ((mask_id(entry.key), runs) for entry, runs in rows))
 
-    def _make_predictor(self, earlier: Choice | None) -> Predictor:
+    def _make_predictor(self, earlier: Choice | None) -> AnyPredictor:
         predictor, self.report.device = make_predictor(
             self.model, self.options, earlier, on_change=self.out.record_choice
         )

@@ -144,9 +144,11 @@ class Prediction:
         mask: its hard mask.
         expected_dice: the Dice to be expected from the probability map alone, in [0, 1].
         probability: (H, W) float32 in [0, 1]; None unless asked for.
+        doubt: estimated 1 - Dice, in [0, 1], by a second network; None if there is none.
     """
 
     photo: Photo
     mask: PackedMask
     expected_dice: float
     probability: NDArray[np.float32] | None = field(default=None, repr=False)
+    doubt: float | None = None

@@ -51,6 +51,7 @@ from carvana_batch.demo import write_photos
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference.devices import pick_device
 from carvana_batch.inference.planning import describe_choice, make_predictor
+from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.keys import mask_id
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
@@ -211,6 +212,8 @@ def use_default_start_method() -> None:
 
 def run_forward(task: Task, _out: Path) -> Measurement:
     predictor, device = make_predictor(load_model(task.model), task.options)
+    if not isinstance(predictor, Predictor):
+        raise UsageError("the forward pass is measured with a single model, such as --model segunet-s")
     photos = (Photo(ref, read_image(ref.path)) for ref in task.photos)
     list(predictor.predict([next(photos)]))  # also compares the precision with float32
     stopwatch = Stopwatch(predictor.device)

@@ -45,6 +45,7 @@ from carvana_batch.demo import write_photos
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference import memory, runner
 from carvana_batch.inference.planning import default_workers, make_predictor
+from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inputs.find import find_images
 from carvana_batch.main_memory import keep_freed_memory
 from carvana_batch.masks.png import encode_mask
@@ -160,6 +161,8 @@ def measure_steps(task: Task, turns: int, with_compile: bool) -> None:
     """Time single steps of a run in this process."""
     model = load_model(task.model)
     predictor, _ = make_predictor(model, task.options)
+    if not isinstance(predictor, Predictor):
+        raise UsageError("steps are measured with a single model, such as --model segunet-s")
     dtype, network_input = predictor.limits.dtype, predictor.runner.input
     refs = task.photos[:PHOTOS_IN_MEMORY]
     photos = [Photo(ref, read_image(ref.path)) for ref in refs]

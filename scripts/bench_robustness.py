@@ -11,8 +11,7 @@ of its edge are repeated; around a photo at 0.4 of its size they are white, like
 """
 
 import argparse
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -20,25 +19,17 @@ import click
 import numpy as np
 import torch
 from measuring import describe_machine
-from PIL import Image, ImageEnhance, ImageFilter
+from photo_changes import WIDTHS, Change, changes
 
 from carvana_batch.commands.parameters import NetworkSize
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.planning import make_predictor
-from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.predictor import AnyPredictor
 from carvana_batch.masks.counts import count
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.values import PackedMask
-
-Picture = Image.Image
-Change = Callable[[Picture, Picture], tuple[Picture, Picture]]
-"""Changes a photo and its true mask (L, 0 or 255)."""
-
-WIDTHS = (320, 480, 640, 800, 960, 1280, 1600, 1918, 2400, 3000, 4032)
-COOL = (0.8, 1.0, 1.15)
-"""Factors of red, green and blue."""
 
 
 def main() -> None:
@@ -46,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="a folder with images/ and masks/")
-    parser.add_argument("--model", action="append", help="as in predict; repeatable  [default: segunet-s]")
+    parser.add_argument("--model", action="append", help="as in predict; repeatable  [default: auto]")
     parser.add_argument("--size", default="auto", help="as in predict  [default: auto]")
     parser.add_argument("--limit", type=int, default=12, help="number of photos  [default: 12]")
     parser.add_argument("--precision", default="auto", help="as in predict  [default: auto]")
@@ -57,7 +48,7 @@ def main() -> None:
     try:
         size = NetworkSize().convert(arguments.size, None, None)
         options = Options(precision=arguments.precision, size=size)
-        names = arguments.model or ["segunet-s"]
+        names = arguments.model or ["auto"]
         predictors = {name: make_predictor(load_model(name), options)[0] for name in names}
         pairs = choose_pairs(find_pairs(arguments.data), arguments.limit)
     except (CarvanaBatchError, click.BadParameter) as error:
@@ -80,7 +71,7 @@ def choose_pairs(pairs: Sequence[Pair], limit: int) -> list[Pair]:
     return [pairs[index * step + index % step] for index in range(min(limit, len(pairs)))]
 
 
-def measure(predictor: Predictor, pairs: Sequence[Pair], change: Change) -> float:
+def measure(predictor: AnyPredictor, pairs: Sequence[Pair], change: Change) -> float:
     """Return the mean Dice on the changed photos."""
     dice = []
     for pair in pairs:
@@ -89,83 +80,6 @@ def measure(predictor: Predictor, pairs: Sequence[Pair], change: Change) -> floa
         true = np.asarray(mask) > 127
         dice.append(count(PackedMask.from_bool(predicted), PackedMask.from_bool(true)).dice)
     return mean(dice)
-
-
-def changes() -> dict[str, Change]:
-    """Return all changes by their labels."""
-    return {
-        **{f"width {width}": resized(width) for width in WIDTHS},
-        "none": lambda photo, mask: (photo, mask),
-        **{f"noise, sigma {sigma}": noisy(sigma) for sigma in (10, 25)},
-        **{f"blur, radius {radius}": blurred(radius) for radius in (2, 4)},
-        **{f"{factor} as bright": scaled((factor,) * 3) for factor in (0.3, 0.5, 1.4)},
-        "half the contrast": lambda photo, mask: (ImageEnhance.Contrast(photo).enhance(0.5), mask),
-        **{f"JPEG quality {quality}": compressed(quality) for quality in (20, 8)},
-        "cool light": scaled(COOL),
-        **{f"turned by {degrees}°": turned(degrees) for degrees in (10, 30)},
-        "car at 0.4 of its size": farther(0.4),
-    }
-
-
-def resized(width: int) -> Change:
-    def change(photo: Picture, mask: Picture) -> tuple[Picture, Picture]:
-        size = width, round(photo.height * width / photo.width)
-        if width <= photo.width:
-            return photo.resize(size, Image.Resampling.BOX), mask.resize(size, Image.Resampling.BOX)
-        return photo.resize(size, Image.Resampling.LANCZOS), mask.resize(size, Image.Resampling.BICUBIC)
-
-    return change
-
-
-def noisy(sigma: float) -> Change:
-    def change(photo: Picture, mask: Picture) -> tuple[Picture, Picture]:
-        values = np.asarray(photo, np.float32)
-        noise = np.random.default_rng(0).standard_normal(values.shape, np.float32)
-        return to_picture(values + sigma * noise), mask
-
-    return change
-
-
-def blurred(radius: float) -> Change:
-    return lambda photo, mask: (photo.filter(ImageFilter.GaussianBlur(radius)), mask)
-
-
-def scaled(factors: Sequence[float]) -> Change:
-    return lambda photo, mask: (to_picture(np.asarray(photo) * np.array(factors)), mask)
-
-
-def to_picture(values: np.ndarray) -> Picture:
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-
-
-def compressed(quality: int) -> Change:
-    def change(photo: Picture, mask: Picture) -> tuple[Picture, Picture]:
-        content = io.BytesIO()
-        photo.save(content, "JPEG", quality=quality)
-        return Image.open(content).convert("RGB"), mask
-
-    return change
-
-
-def turned(degrees: float) -> Change:
-    def turn(picture: Picture) -> Picture:
-        pixels, border = np.asarray(picture), max(picture.size) // 2
-        large = np.pad(pixels, ((border, border), (border, border), (0, 0))[: pixels.ndim], mode="edge")
-        turned = Image.fromarray(large).rotate(degrees, Image.Resampling.BICUBIC)
-        return turned.crop((border, border, border + picture.width, border + picture.height))
-
-    return lambda photo, mask: (turn(photo), turn(mask))
-
-
-def farther(factor: float) -> Change:
-    def reduce(picture: Picture, around: str) -> Picture:
-        width, height = (round(side * factor) for side in picture.size)
-        result = Image.new(picture.mode, picture.size, around)
-        small = picture.resize((width, height), Image.Resampling.BOX)
-        result.paste(small, ((picture.width - width) // 2, (picture.height - height) // 2))
-        return result
-
-    return lambda photo, mask: (reduce(photo, "white"), reduce(mask, "black"))
 
 
 def plot(path: Path, names: Sequence[str], by_width: Sequence[Sequence[float]]) -> None:

@@ -11,7 +11,7 @@ from short_memory import GPU_TEXT
 from torch import Tensor, nn
 
 import carvana_batch.inference.predictor
-from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.predictor import AnyPredictor, Predictor
 from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.runner import MaskOptions
 from carvana_batch.inference.tiles import Tiling
@@ -145,7 +145,7 @@ def red_probability(photo: Photo) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def predict_one(predictor: Predictor, photo: Photo) -> Prediction:
+def predict_one(predictor: AnyPredictor, photo: Photo) -> Prediction:
     (result,) = predictor.predict([photo])
     assert isinstance(result, Prediction)
     return result

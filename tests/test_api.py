@@ -81,14 +81,16 @@ def test_an_abandoned_folder_does_not_affect_the_next_image(photos):
 
 
 def test_results_contain_the_probability_on_request(photos):
-    masker = carvana_batch.Masker(device="cpu", precision="fp32", extras=("prob",), threshold=0.25)
+    masker = carvana_batch.Masker(
+        device="cpu", precision="fp32", extras=("prob",), threshold=0.25, clean=False
+    )
     (result,) = masker.mask_folder(photos / "b.png")
     np.testing.assert_array_equal(result.mask.to_bool(), result.probability > 0.25)
 
 
 def test_masks_are_the_thresholded_logits():
     model = load_model("segunet-s")
-    masker = carvana_batch.Masker(device="cpu", precision="fp32", size="native")
+    masker = carvana_batch.Masker("segunet-s", device="cpu", precision="fp32", size="native", clean=False)
     pixels = draw_photo(2, 5, SMALL)[0]
     images = torch.from_numpy((pixels / 255 - model.mean) / model.deviation).permute(2, 0, 1)[None].float()
     with torch.inference_mode():

@@ -25,16 +25,17 @@ def test_the_list_has_a_row_for_each_network() -> None:
     lines = output_of()
     assert lines == output_of("list")
     assert max(map(len, lines)) <= 80
-    rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(NETWORKS)]}
-    assert set(rows) == set(NETWORKS)
+    names = {*NETWORKS, *BUNDLED_WEIGHTS}
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(names)]}
+    assert set(rows) == names
     parameters, megabytes, gmac, memory, unit, dice, *weights = rows["segunet-s"]
     network = load_model("segunet-s")
     assert int(parameters.replace(",", "")) == sum(one.numel() for one in network.network.parameters())
     assert float(megabytes) == pytest.approx(BUNDLED_WEIGHTS["segunet-s"].stat().st_size / 1e6, abs=0.05)
     assert float(dice) == pytest.approx(json.loads(network.notes["val"])["dice"], abs=5e-5)
-    assert weights == ["bundled,", "MIT"]
+    assert weights == ["MIT"]
     assert (int(gmac) > 0, int(memory) > 0, unit) == (True, True, "MB")
-    assert rows["unet"][4:] == ["MB", "-", "none,", "train", "your", "own"]
+    assert rows["unet"][4:] == ["MB", "-", "none"]
 
 
 def test_a_network_joins_the_list_through_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,12 @@ def test_show_tells_what_the_header_says() -> None:
     text = "\n".join(output_of("show", "segunet-s"))
     model = load_model("segunet-s")
     for part in (model.digest, "segunet-s", "about 1918 pixels", model.notes["data"], model.notes["licence"]):
+        assert part in text
+
+
+def test_show_tells_of_both_models_of_a_pair() -> None:
+    text = "\n".join(output_of("show", "auto"))
+    for part in ("segunet-s-anywhere", *(load_model(name).digest for name in BUNDLED_WEIGHTS)):
         assert part in text
 
 

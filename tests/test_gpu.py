@@ -10,7 +10,7 @@ from PIL import Image
 
 from carvana_batch.demo import draw_photo
 from carvana_batch.inference.planning import make_predictor
-from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.predictor import AnyPredictor
 from carvana_batch.inference.transfer import Download, upload
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
@@ -25,7 +25,7 @@ def drawn_photos(count: int, size: tuple[int, int]) -> list[Photo]:
     return [Photo(ImageRef(str(seed), Path(f"{seed}.jpg")), photo) for seed, photo in enumerate(photos)]
 
 
-def predict(photos: list[Photo], predictor: Predictor) -> list[Prediction]:
+def predict(photos: list[Photo], predictor: AnyPredictor) -> list[Prediction]:
     results = [result for result in predictor.predict(photos) if isinstance(result, Prediction)]
     assert [result.photo for result in results] == photos
     return results

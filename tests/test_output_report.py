@@ -77,6 +77,7 @@ def test_json_report(tmp_path):
         notes={Note.FIRST_PAGE: 3},
         foreign=7,
         expected_dice=[0.5, 1.0],
+        doubtful=6,
         dice=[0.25],
         correlation=-0.5,
         seconds=1.23456,
@@ -108,8 +109,9 @@ def test_json_report(tmp_path):
         "notes": {"only the first page or frame": 3},
         "masks_of_other_photos": 7,
         "mean_expected_dice": 0.75,
+        "doubtful": 6,
         "dice": {"mean": 0.25, "p05": 0.25, "p50": 0.25, "p95": 0.25},
-        "expected_dice_rank_correlation": -0.5,
+        "doubt_rank_correlation": -0.5,
         "seconds": 1.235,
         "photos_per_second": 1.62,
         "stage_seconds": {"decode": 0.123, "predict": 1.0, "write": 0.0},
@@ -128,7 +130,7 @@ def test_json_report(tmp_path):
 def test_json_report_of_a_run_without_photos():
     content = RunReport(found=0, already_done=0).describe()
     assert (content["mean_expected_dice"], content["dice"], content["photos_per_second"]) == (None, None, 0.0)
-    assert content["expected_dice_rank_correlation"] is None
+    assert content["doubt_rank_correlation"] is None
 
 
 def test_table_starts_with_failures_and_doubtful_masks(tmp_path):
@@ -139,17 +141,19 @@ def test_table_starts_with_failures_and_doubtful_masks(tmp_path):
         done("a", 0.5),
         failed("y", "write", "is too large"),
         done("doubtful", 0.1),
+        done("checked", 0.9, doubt=0.95),
     ]
     write_table(tmp_path / "report.csv", entries)
     header, *rows = read_table(tmp_path / "report.csv")
     assert tuple(header) == COLUMNS
     assert rows == [
-        ["y", "failed", "", "", "", "", "", "write", "is too large", ""],
-        ["z", "failed", "", "", "", "", "", "decode", "is empty (0 bytes)", ""],
-        ["doubtful", "done", "0.100000", "", "0.250000", "4", "3", "", "", ""],
-        ["a", "done", "0.500000", "", "0.250000", "4", "3", "", "", ""],
-        ["b", "done", "0.500000", "", "0.250000", "4", "3", "", "", ""],
-        ["sure", "done", "0.990000", "0.123457", "0.250000", "4", "3", "", "", ""],
+        ["y", "failed", "", "", "", "", "", "", "write", "is too large", ""],
+        ["z", "failed", "", "", "", "", "", "", "decode", "is empty (0 bytes)", ""],
+        ["checked", "done", "0.900000", "0.950000", "", "0.250000", "4", "3", "", "", ""],
+        ["doubtful", "done", "0.100000", "", "", "0.250000", "4", "3", "", "", ""],
+        ["a", "done", "0.500000", "", "", "0.250000", "4", "3", "", "", ""],
+        ["b", "done", "0.500000", "", "", "0.250000", "4", "3", "", "", ""],
+        ["sure", "done", "0.990000", "", "0.123457", "0.250000", "4", "3", "", "", ""],
     ]
     write_table(tmp_path / "again.csv", reversed(entries))
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "report.csv").read_bytes()
@@ -180,7 +184,7 @@ def test_table_keeps_any_name(tmp_path):
     rows = read_table(tmp_path / "report.csv")[1:]
     first_cells = {row[0] for row in rows}
     assert first_cells == {"'=1+1", "'+1", "'-1", "'@a", r"\x09a", 'a"b,c', r"a\x0ab", "\udcff", "日本", "'a"}
-    assert all(row[8] == row[0] for row in rows)
+    assert all(row[9] == row[0] for row in rows)
 
 
 def test_full_disk_keeps_the_earlier_report(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ ROOMS = {
     "inputs": GROUND_FLOOR,
     "network": GROUND_FLOOR,
     "decode": GROUND_FLOOR | {"inputs"},
-    "inference": GROUND_FLOOR | {"network"},
+    "inference": GROUND_FLOOR | {"network", "masks"},
     "masks": GROUND_FLOOR | {"inputs", "decode"},
     "submission": GROUND_FLOOR | {"inputs", "masks"},
     "output": GROUND_FLOOR | {"inputs", "masks", "submission"},
@@ -57,7 +57,7 @@ ROOMS = {
     "run": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "submission", "output"},
 }
 ROOMS["training"] = ROOMS["run"] | {"scoring"}
-ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference"}
+ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks"}
 ROOMS["commands"] = ROOMS["training"] | {"demo", "run", "training"}
 """For each room, the rooms that it may import. All may import the package itself, which holds the version."""
 

@@ -27,7 +27,7 @@ def command(context: click.Context) -> None:
 
 @command.command("list")
 def list_models() -> None:
-    """The networks, with their costs for one photo of 1918x1280, and which of them come with weights."""
+    """The networks and the weights that come with them, with their costs for one photo of 1918x1280."""
     import torch
 
     from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
@@ -35,27 +35,28 @@ def list_models() -> None:
     from carvana_batch.network.checkpoints import load_model
 
     width, height = PHOTO
-    click.echo(f"{'name':<11}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
-    for name, build in NETWORKS.items():
-        network = build()
+    click.echo(f"{'name':<19}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
+    for name in dict.fromkeys([*BUNDLED_WEIGHTS, *NETWORKS]):
+        network = load_model(name).network if name in BUNDLED_WEIGHTS else NETWORKS[name]()
         parameters = sum(parameter.numel() for parameter in network.parameters())
         gmac = count_multiply_adds(network, height, width) / 1e9
         numbers = activations_per_pixel(network) * height * width
-        size, dice, weights = parameters * 4, "-", "none, train your own"
+        size, dice, weights = parameters * 4, "-", "none"
         if name in BUNDLED_WEIGHTS:
             notes = load_model(name).notes
             size = BUNDLED_WEIGHTS[name].stat().st_size
             dice = f"{json.loads(notes['val'])['dice']:.4f}"
-            weights = f"bundled, {notes['licence']}"
+            weights = notes["licence"]
         memory = f"{numbers * torch.float16.itemsize / 1e6:,.0f} MB"
         click.echo(
-            f"{name:<11}{parameters:>11,}{size / 1e6:>7.1f}{gmac:>6.0f}{memory:>9}{dice:>10}  {weights}"
+            f"{name:<19}{parameters:>11,}{size / 1e6:>7.1f}{gmac:>6.0f}{memory:>9}{dice:>10}  {weights}"
         )
     click.echo(
         f"\nFor a photo of {width}x{height}. MB: file of weights. GMAC: billions of multiply-adds.\n"
         "memory: activations in 16 bits. val Dice: mean over photos of cars that the\n"
-        "weights have not seen, at full resolution (docs/model-card.md). weights: whether\n"
-        "they come with the package, and their licence."
+        "weights have not seen (docs/model-card.md). weights: the licence of those that\n"
+        "come with the package; where there are none, train your own. --model auto uses\n"
+        "both segunet-s and segunet-s-anywhere, which sees photos reduced."
     )
 
 
@@ -63,9 +64,17 @@ def list_models() -> None:
 @click.argument("model", metavar="NAME|FILE|RUN")
 def show_model(model: str) -> None:
     """What the header of bundled weights, of a weights file or of a training run's best weights says."""
+    from carvana_batch.network import AUTO_WEIGHTS
     from carvana_batch.network.checkpoints import load_model
 
-    _print_model(load_model(model if not Path(model).exists() else Path(model)))
+    if model == "auto":
+        first, second = AUTO_WEIGHTS
+        click.echo(f"masks by {first}, checked and if need be replaced by {second}\n")
+        _print_model(load_model(first))
+        click.echo()
+        _print_model(load_model(second))
+    else:
+        _print_model(load_model(model if not Path(model).exists() else Path(model)))
 
 
 def _print_model(model: Model) -> None:

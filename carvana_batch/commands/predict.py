@@ -56,10 +56,11 @@ if TYPE_CHECKING:
 @click.option("--follow-links", is_flag=True, help="Follow links to folders and links that lead out of IN.")
 @click.option(
     "--model",
-    default="segunet-s",
+    default="auto",
     show_default=True,
     metavar="NAME|FILE|RUN",
-    help="Bundled weights, a weights file, or the folder of a training run.",
+    help="Bundled weights, a weights file, or the folder of a training run; auto has masks of the weights for"
+    " photos of a studio checked, and if need be replaced, by those for photos of any kind.",
 )
 @click.option(
     "--device",
@@ -121,6 +122,14 @@ if TYPE_CHECKING:
     default=DEFAULT_THRESHOLD,
     show_default=True,
     help="Probability above which a pixel is car.",
+)
+@click.option(
+    "--clean",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto removes specks from masks: parts of less than 1 % of the largest one, and holes of less than"
+    " 0.01 %. Antennas near the car stay.",
 )
 @click.option(
     "--mask-bits",
@@ -228,6 +237,7 @@ def command(
     batch: int | None,
     tta: str,
     threshold: float,
+    clean: str,
     mask_bits: str,
     extras: tuple[str, ...],
     rle_file: Path | None,
@@ -272,6 +282,7 @@ def command(
         batch=batch,
         threshold=threshold,
         flip=tta == "flip",
+        clean=clean == "auto",
         extras=tuple(sorted(set(extras))),
         mask_bits=int(mask_bits),
         apply_exif=exif == "apply",

@@ -194,7 +194,14 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
             f" 5 % {dice['p05']:.4f}, 50 % {dice['p50']:.4f}, 95 % {dice['p95']:.4f}"
         )
         if report.correlation is not None:
-            reporter.say(f"rank correlation of expected and true Dice: {report.correlation:.2f}")
+            reporter.say(f"rank correlation of Dice and the order in report.csv: {report.correlation:.2f}")
+    if report.doubtful:
+        masked = report.done + report.already_done
+        verb = "looks" if report.doubtful == 1 else "look"
+        reporter.say(
+            f"{report.doubtful:,} of {counted(masked, 'photo')} {verb} unlike those that the model was"
+            f" trained on; see {shown(out / 'report.csv')}"
+        )
     if report.done:
         total = sum(report.stages.values())
         shares = ", ".join(

@@ -91,12 +91,16 @@ class FreedMemory:
     """Lets the process keep freed main memory as long as consecutive inputs have the same shape.
 
     With changing shapes, kept memory becomes fragmented, and the process would grow without limit.
+
+    Args:
+        device: where the inputs are.
+        is_in_charge: False if this is up to another network, between whose inputs are those of this one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, is_in_charge: bool = True) -> None:
+        self.device, self.is_in_charge = device, is_in_charge
         self._shape: tuple[int, ...] = ()
-        self._is_kept = device.type == "cpu"
+        self._is_kept = is_in_charge and device.type == "cpu"
 
     def prepare_for(self, shape: tuple[int, ...]) -> None:
         """Keep freed memory from now on if the previous input had this ``shape`` as well."""
@@ -109,7 +113,7 @@ class FreedMemory:
 
     def give_back(self) -> None:
         """Return freed memory to the system."""
-        if self.device.type == "cpu":
+        if self.is_in_charge and self.device.type == "cpu":
             keep_freed_memory(False)
             release_unused_memory(self.device)
 
@@ -117,6 +121,10 @@ class FreedMemory:
         """Keep no memory from now on, because it is short."""
         self._is_kept = False
         self.give_back()
+
+    def start_again(self) -> FreedMemory:
+        """What decides from now on, as if nothing had happened."""
+        return FreedMemory(self.device, self.is_in_charge)
 
 
 def release_unused_memory(device: torch.device) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.inference.checked import CheckedPredictor
 from carvana_batch.inference.devices import describe_hardware, device_name, pick_device
 from carvana_batch.inference.memory import OutOfMemoryGuard, memory_budget
 from carvana_batch.inference.precision import PRECISIONS, choose_precision, precision_name
-from carvana_batch.inference.predictor import Predictor
+from carvana_batch.inference.predictor import AnyPredictor, Predictor
 from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.runner import MaskOptions
 from carvana_batch.inference.tiles import Tiling, plan_tiles, round_up
@@ -40,7 +42,7 @@ def make_predictor(
     options: Options,
     earlier: Choice | None = None,
     on_change: Callable[[Choice], object] = lambda _: None,
-) -> tuple[Predictor, str]:
+) -> tuple[AnyPredictor, str]:
     """The predictor for the options, and one line that says how it runs.
 
     Args:
@@ -63,7 +65,7 @@ def make_predictor(
 
 def _make_predictor(
     model: Model, options: Options, earlier: Choice | None, on_change: Callable[[Choice], object]
-) -> tuple[Predictor, str]:
+) -> tuple[AnyPredictor, str]:
     device = _choose_device(options, earlier)
     if earlier is not None and earlier.threads and device.type == "cpu":
         torch.set_num_threads(earlier.threads)
@@ -82,20 +84,23 @@ def _make_predictor(
         batch = options.batch or max(1, min(most, affordable // tile_pixels))
         map_share = PHOTO_BYTES / pixel_bytes / batch
         limits = Limits(batch, Tiling(options.tile, affordable // batch, options.overlap, map_share), dtype)
-    predictor = Predictor(
+    keep_probability = not PROBABILITY_EXTRAS.isdisjoint(options.extras)
+    mask_options = MaskOptions(options.threshold, options.flip, keep_probability, options.size)
+    predictor: AnyPredictor
+    predictor = first = Predictor(
         model,
         device,
         limits,
-        MaskOptions(
-            options.threshold,
-            options.flip,
-            not PROBABILITY_EXTRAS.isdisjoint(options.extras),
-            options.size,
-        ),
+        mask_options,
         on_change=lambda limits: on_change(describe_choice(device, limits, earlier)),
     )
     if earlier is not None:
         predictor.warnings += _describe_differences(device, earlier)
+    if model.second is not None:
+        tiling = replace(limits.tiling, tile=None)
+        second_options = replace(mask_options, keep_probability=True, size="native")
+        second = Predictor(model.second, device, Limits(1, tiling, dtype), second_options)
+        predictor = CheckedPredictor(first, second, options.threshold, keep_probability)
     return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB"
 
 

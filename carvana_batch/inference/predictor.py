@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.canvas import Window
-from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard, release_unused_memory
+from carvana_batch.inference.memory import OutOfMemoryGuard, release_unused_memory
 from carvana_batch.inference.network_input import as_rgb_pixels
 from carvana_batch.inference.pool import TilePool
 from carvana_batch.inference.precision import check_precision
@@ -22,8 +23,42 @@ from carvana_batch.network.checkpoints import Model
 from carvana_batch.values import Failure, ImageRef, Photo, Prediction
 
 
-class Predictor:
-    """Masks photos with one network on one device.
+class AnyPredictor(ABC):
+    """What masks photos on one device.
+
+    Attributes:
+        device: where it runs.
+        limits: the present limits, which are reduced when memory runs out.
+        warnings: one line each time that precision, batch or tiles were reduced.
+    """
+
+    device: torch.device
+    limits: Limits
+    warnings: list[str]
+
+    @abstractmethod
+    def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
+        """Mask a stream of photos; failures in it are passed on.
+
+        Raises:
+            CarvanaBatchError: memory does not even suffice for the smallest tile.
+        """
+
+    def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
+
+        Raises:
+            ValueError: another shape or dtype.
+            CarvanaBatchError: the output of the network is not finite, or the image does not fit into memory.
+        """
+        (result,) = self.predict([Photo(ImageRef("image", "image"), as_rgb_pixels(pixels))])
+        if isinstance(result, Failure):
+            raise CarvanaBatchError(result.reason)
+        return result.mask.to_bool()
+
+
+class Predictor(AnyPredictor):
+    """Masks photos with one network.
 
     Tiles of several photos, also of different sizes, are pooled into batches. A batch always has the same
     number of places, unused ones being filled up, so that a mask does not depend on the other photos in it.
@@ -35,10 +70,6 @@ class Predictor:
         options: what masks depend on besides.
         fused: let convolutions compute what follows them, where the CPU can do that.
         on_change: called with the new limits after they were reduced for good.
-
-    Attributes:
-        limits: the present limits, which are reduced when memory runs out.
-        warnings: one line each time that precision, batch or tiles were reduced.
     """
 
     def __init__(
@@ -84,18 +115,6 @@ class Predictor:
             yield from self._work(pool, is_last=True)
         finally:
             self.runner.freed_memory.give_back()
-
-    def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.
-
-        Raises:
-            ValueError: another shape or dtype.
-            CarvanaBatchError: the output of the network is not finite, or the image does not fit into memory.
-        """
-        (result,) = self.predict([Photo(ImageRef("image", "image"), as_rgb_pixels(pixels))])
-        if isinstance(result, Failure):
-            raise CarvanaBatchError(result.reason)
-        return result.mask.to_bool()
 
     def float32_predictor(self) -> Predictor:
         """The same predictor in float32, one tile at a time; made when it is first needed for these limits.
@@ -237,7 +256,7 @@ class Predictor:
             recovery.is_last_attempt = True
             return None
         self.limits = recovery.limits_before or before
-        self.runner.freed_memory = FreedMemory(self.device)
+        self.runner.freed_memory = self.runner.freed_memory.start_again()
         pool.waiting.popleft()
         self._reset_recovery(pool)
         return too_large_photo(photo, self.device, error)

@@ -117,10 +117,7 @@ class NetworkRunner:
         packed, sums, finite, *kept = download.read()
         if not finite.all():
             return None
-        upright = PackedMask(packed.numpy(), photo.upright_shape[1])
-        back = inverse(photo.orientation)
-        probability = np.ascontiguousarray(turn(kept[0].numpy(), back)) if kept else None
-        return Prediction(photo, upright.turned(back), expected_dice(upright.rows, sums), probability)
+        return make_prediction(photo, packed, sums, kept[0] if kept else None)
 
     def fits(self, plan: TilePlan, limits: Limits) -> bool:
         """Whether a photo of one tile of this plan could be masked with nothing else on the device."""
@@ -135,3 +132,18 @@ class NetworkRunner:
                 canvas.blend(window.top, window.left, probabilities[0, 0], finite[0])
             self.download(canvas).read()
         return guard.error is None
+
+
+def make_prediction(photo: Photo, packed: Tensor, sums: Tensor, probability: Tensor | None) -> Prediction:
+    """The prediction of a photo from its map, which is upright, in main memory.
+
+    Args:
+        photo: as it is stored.
+        packed: from :func:`threshold_and_pack`.
+        sums: the same.
+        probability: (H, W) float32 in [0, 1], None if the prediction does not keep it.
+    """
+    upright = PackedMask(packed.numpy(), photo.upright_shape[1])
+    back = inverse(photo.orientation)
+    kept = None if probability is None else np.ascontiguousarray(turn(probability.numpy(), back))
+    return Prediction(photo, upright.turned(back), expected_dice(upright.rows, sums), kept)

@@ -18,5 +18,10 @@ NETWORKS: dict[str, Callable[[], AnySizeNetwork]] = {
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
-BUNDLED_WEIGHTS: dict[str, Path] = {"segunet-s": WEIGHTS_FOLDER / "segunet-s.safetensors"}
+BUNDLED_WEIGHTS: dict[str, Path] = {
+    name: WEIGHTS_FOLDER / f"{name}.safetensors" for name in ("segunet-s", "segunet-s-anywhere")
+}
 """Weights that come with the package, by their name for ``--model``."""
+
+AUTO_WEIGHTS = ("segunet-s", "segunet-s-anywhere")
+"""The weights of ``--model auto``: those for photos of a studio, and those that check the masks."""

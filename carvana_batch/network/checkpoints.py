@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from carvana_batch.errors import ModelError
 from carvana_batch.files import atomic_writer
-from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
+from carvana_batch.network import AUTO_WEIGHTS, BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.blocks import AnySizeNetwork
 from carvana_batch.network.pickled import OversizedError, load_pickled
 from carvana_batch.text import counted, shown
@@ -44,7 +44,7 @@ class Model:
     """A network with its weights, and what its input must look like.
 
     Attributes:
-        name: of the network in the registry.
+        name: of the network in the registry, or ``auto`` for a pair of models.
         network: with its weights, float32, in evaluation mode.
         mean: of the red, green and blue channel, scaled to [0, 1].
         deviation: the same.
@@ -53,6 +53,7 @@ class Model:
         size: (width, height) to which photos are resized for the network, None if it depends on the photo.
         scale: length in pixels of the long side of the photos that the weights were trained on, to which
             photos of another scale are resized; None for photos as they are.
+        second: the model that checks the masks of this one, see :class:`CheckedPredictor`; None if none does.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Model:
     notes: dict[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     scale: int | None = None
+    second: Model | None = None
 
 
 def weights_digest(weights: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
@@ -114,10 +116,17 @@ def save_model(
 def load_model(name_or_path: str | Path) -> Model:
     """Load bundled weights by name, a weights file, or the best weights in the folder of a training run.
 
+    ``auto`` is a pair of bundled weights: those for photos of a studio, and as ``second`` those that check
+    their masks.
+
     Raises:
         ModelError: there is nothing of that name, the file is damaged, or the weights are of an unknown or
             another network, or not finite.
     """
+    if name_or_path == "auto":
+        first, second = (load_model(name) for name in AUTO_WEIGHTS)
+        digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
+        return replace(first, name="auto", digest=digest, second=second)
     path = BUNDLED_WEIGHTS.get(str(name_or_path)) or Path(name_or_path)
     try:
         is_folder = path.is_dir()

@@ -37,6 +37,7 @@ class Entry:
         height: of the mask, in pixels.
         car_share: part of the photo that the mask covers, in [0, 1].
         expected_dice: see :class:`Prediction`.
+        doubt: the same.
         dice: against the true mask, None if there is none.
         mask_bytes: size of the mask's file, which tells whether it is complete.
         mask_checksum: CRC-32 of its bytes; None in journals of earlier versions.
@@ -61,6 +62,7 @@ class Entry:
     height: int = 0
     car_share: float | None = None
     expected_dice: float | None = None
+    doubt: float | None = None
     dice: float | None = None
     mask_bytes: int = 0
     mask_checksum: int | None = None
@@ -203,7 +205,7 @@ def _is_sound(entry: Entry) -> bool:
     for extra in entry.extras:
         sizes += extra[1:]
     times = (entry.source_time, entry.committed)
-    shares = (entry.car_share, entry.expected_dice, entry.dice)
+    shares = (entry.car_share, entry.expected_dice, entry.doubt, entry.dice)
     return (
         all(isinstance(text, str) and _can_be_written(text) for text in texts)
         and all(type(number) is int for number in (*sizes, *times))

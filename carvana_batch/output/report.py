@@ -39,10 +39,14 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     return ranks[indexes]
 
 
+MOST_DOUBT = 0.05
+"""Masks of more doubt are counted as doubtful: their Dice is estimated to be less than 0.95."""
+
 COLUMNS = (
     "image",
     "status",
     "expected_dice",
+    "doubt",
     "dice",
     "car_share",
     "width",
@@ -67,8 +71,9 @@ class RunReport:
         notes: number of masked photos with each kind of note, without those of 0.
         foreign: number of masks of other photos in the out folder.
         expected_dice: expected Dice of each mask, in [0, 1]; see :class:`Prediction`.
+        doubtful: number of masks whose doubt is more than ``MOST_DOUBT``.
         dice: Dice of each mask with its true mask, in [0, 1].
-        correlation: rank correlation of expected and true Dice, None without truth.
+        correlation: rank correlation of true Dice and what the table is sorted by; None without truth.
         seconds: time from the start of the first photo to the last mask.
         stages: time of the main thread by what it waited for (decode, write) or did (predict).
         decode_seconds: total time of all workers, which decode in parallel.
@@ -90,6 +95,7 @@ class RunReport:
     notes: dict[Note, int] = field(default_factory=dict)
     foreign: int = 0
     expected_dice: list[float] = field(default_factory=list)
+    doubtful: int = 0
     dice: list[float] = field(default_factory=list)
     correlation: float | None = None
     seconds: float = 0.0
@@ -152,8 +158,9 @@ class RunReport:
             "notes": self.notes,
             "masks_of_other_photos": self.foreign,
             "mean_expected_dice": float(np.mean(self.expected_dice)) if self.expected_dice else None,
+            "doubtful": self.doubtful,
             "dice": self.dice_summary,
-            "expected_dice_rank_correlation": self.correlation,
+            "doubt_rank_correlation": self.correlation,
             "seconds": round(self.seconds, 3),
             "photos_per_second": round(self.photos_per_second, 3),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.stages.items()},
@@ -195,10 +202,11 @@ class RunReport:
         said = [note for note in Note if with_truth or note not in TRUE_MASK]
         self.notes = {note: counts[note] for note in said if counts[note]}
         self.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
+        self.doubtful = sum(entry.doubt is not None and entry.doubt > MOST_DOUBT for entry in masked)
         if with_truth:
             scored = [entry for entry in masked if entry.dice is not None]
             self.dice = [entry.dice or 0.0 for entry in scored]
-            self.correlation = rank_correlation([entry.expected_dice or 0.0 for entry in scored], self.dice)
+            self.correlation = rank_correlation([-_doubt(entry) for entry in scored], self.dice)
             self.without_truth = [entry for entry in masked if entry.dice is None]
         return masked
 
@@ -212,12 +220,19 @@ class RunReport:
             json.dump(self.describe(), file, indent=2)
 
 
+def _doubt(entry: Entry) -> float:
+    """What the table is sorted by: the doubt, or that of the probability map alone if there is none."""
+    return 1 - (entry.expected_dice or 0.0) if entry.doubt is None else entry.doubt
+
+
 def _describe(note: Note, entry: Entry) -> str:
     return f"{note}: {entry.damage}" if note is Note.DAMAGED and entry.damage else note
 
 
 def write_table(path: Path, entries: Iterable[Entry]) -> None:
-    """Write ``report.csv``, one row per photo: failures first, then by increasing expected Dice.
+    """Write ``report.csv``, one row per photo: failures first, then by decreasing doubt.
+
+    Without a second network there is no doubt, and the order is that of increasing expected Dice.
 
     The status is done, failed, or kept, if the mask is not of a run but of the user.
     ``car_share`` is the part of the photo that the mask covers, in [0, 1]; several notes are separated by
@@ -228,15 +243,16 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """
     with atomic_writer(path, "w") as file:
         write_row(file, COLUMNS)
-        for entry in sorted(
-            entries, key=lambda entry: (not entry.failed, entry.expected_dice or 0.0, entry.key)
-        ):
+        for entry in sorted(entries, key=lambda entry: (not entry.failed, -_doubt(entry), entry.key)):
             write_row(
                 file,
                 (
                     table_cell(entry.key),
                     "failed" if entry.failed else "kept" if entry.kept else "done",
-                    *(_decimal(value) for value in (entry.expected_dice, entry.dice, entry.car_share)),
+                    *(
+                        _decimal(value)
+                        for value in (entry.expected_dice, entry.doubt, entry.dice, entry.car_share)
+                    ),
                     entry.width or "",
                     entry.height or "",
                     entry.stage,

@@ -59,7 +59,9 @@ def find_lost(
         entry = entries.get(ref.key)
         if entry is not None and not entry.failed and not _has_files(entry, paths, extras):
             reason = "its files were removed or changed during the run; the same command makes them again"
-            lost[ref.key] = replace(entry, expected_dice=None, dice=None, stage="write", reason=reason)
+            lost[ref.key] = replace(
+                entry, expected_dice=None, doubt=None, dice=None, stage="write", reason=reason
+            )
     return lost
 
 

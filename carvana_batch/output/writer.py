@@ -17,6 +17,7 @@ from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.fit import Fit, turn_to_fit_file
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.png import encode_mask
+from carvana_batch.masks.specks import clean
 from carvana_batch.notes import TURNED, Note
 from carvana_batch.options import DEFAULT_THRESHOLD
 from carvana_batch.output.extras import encode_extra
@@ -55,6 +56,7 @@ class MaskWriter:
         paths: where each file belongs.
         extras: kinds of ``options.EXTRA_FILES`` to write in addition to the mask.
         mask_bits: 1 or 8 bits per pixel of the mask.
+        clean_masks: whether to remove specks from the mask.
         encode_runs: whether to make the run-length row of each mask.
         truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
         threshold: probability above which a pixel of the masks is car.
@@ -68,6 +70,7 @@ class MaskWriter:
         paths: OutPaths,
         extras: Collection[str] = (),
         mask_bits: int = 1,
+        clean_masks: bool = False,
         encode_runs: bool = False,
         truth: MaskFolder | None = None,
         threshold: float = DEFAULT_THRESHOLD,
@@ -76,7 +79,7 @@ class MaskWriter:
         ownership: Ownership | None = None,
     ) -> None:
         self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
-        self.encode_runs, self.truth, self.threshold = encode_runs, truth, threshold
+        self.clean, self.encode_runs, self.truth, self.threshold = clean_masks, encode_runs, truth, threshold
         self.check, self.announce = check, announce
         self.ownership = ownership or Ownership(paths)
 
@@ -91,6 +94,8 @@ class MaskWriter:
             CarvanaBatchError: see :func:`write_file`, or raised by ``check`` or ``announce``.
         """
         start = time.perf_counter()
+        if self.clean:
+            prediction = replace(prediction, mask=clean(prediction.mask))
         photo, mask = prediction.photo, prediction.mask
         key, root = photo.ref.key, self.paths.root
         self.check()
@@ -118,6 +123,7 @@ class MaskWriter:
             height=mask.height,
             car_share=int(np.bitwise_count(mask.rows).sum()) / (mask.width * mask.height),
             expected_dice=prediction.expected_dice,
+            doubt=prediction.doubt,
             dice=compared.dice,
             mask_bytes=stamp.size,
             mask_checksum=stamp.checksum,

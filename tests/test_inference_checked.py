@@ -1,0 +1,197 @@
+"""Masks that a second network checks, and if need be replaces."""
+
+import numpy as np
+import pytest
+from networks import Redness, make_predictor
+from torch import Tensor
+
+from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
+from carvana_batch.inference.doubt import COEFFICIENTS, CONSTANT, FLOOR, Signs, estimate_doubt, signs_of
+from carvana_batch.inference.planning import make_predictor as make_from_options
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.notes import Note
+from carvana_batch.options import Options
+from carvana_batch.orientation import inverse, turn
+from carvana_batch.output.report import MOST_DOUBT
+from carvana_batch.values import Failure, ImageRef, PackedMask, Photo
+
+HEIGHT, WIDTH = 768, 1152
+
+
+class NeverFinite(Redness):
+    def padded_logits(self, images: Tensor) -> Tensor:
+        return super().padded_logits(images) * float("nan")
+
+
+class Greenness(Redness):
+    """The logit of a pixel is proportional to its own normalised green."""
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        return self.gain * images[:, 1:2]
+
+
+def rectangle(top, bottom, left, right, height=HEIGHT, width=WIDTH):
+    bits = np.zeros((height, width), bool)
+    bits[top:bottom, left:right] = True
+    return bits
+
+
+def photo_of(red, green, orientation=1):
+    """A photo in which the first network sees one mask, and the second one another."""
+    pixels = np.zeros((*red.shape, 3), np.uint8)
+    pixels[red, 0] = pixels[green, 1] = 255
+    stored = np.ascontiguousarray(turn(pixels, inverse(orientation)))
+    return Photo(ImageRef("a", "a.jpg"), stored, orientation)
+
+
+def checked_by(second, **options):
+    first = make_predictor(Redness(), **options)
+    return CheckedPredictor(first, make_predictor(second, keep_probability=True), 0.5, **options)
+
+
+def check(photo, second=None, **options):
+    (result,) = checked_by(second or Greenness(), **options).predict([photo])
+    return result
+
+
+CAR = rectangle(200, 600, 300, 900)
+
+
+def test_where_both_agree_the_mask_is_that_of_the_first():
+    almost = rectangle(206, 600, 300, 900)
+    result = check(photo_of(CAR, almost))
+    np.testing.assert_array_equal(result.mask.to_bool(), CAR)
+    assert result.photo.notes == ()
+    assert result.doubt < MOST_DOUBT
+
+
+@pytest.mark.parametrize("keep_probability", [False, True])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_where_they_disagree_the_mask_is_that_of_the_second(orientation, keep_probability):
+    other = rectangle(100, 400, 300, 900)
+    photo = photo_of(CAR, other, orientation)
+    result = check(photo, keep_probability=keep_probability)
+    upright = turn(result.mask.to_bool(), orientation)
+    assert np.count_nonzero(upright != other) < 0.01 * np.count_nonzero(other)  # it was resized
+    assert result.photo.notes == (Note.SECOND_NETWORK,)
+    assert (result.probability is None) == (not keep_probability)
+    if keep_probability:
+        assert result.probability.shape == photo.pixels.shape[:2]
+        np.testing.assert_array_equal(result.probability > 0.5, result.mask.to_bool())
+
+
+def test_the_second_network_looks_closer_at_small_cars():
+    """Stripes of three pixels are lost when the whole photo is reduced to half its size, and seen closer."""
+    small = rectangle(300, 400, 500, 700)
+    small[:, 502:700:6] = small[:, 503:700:6] = small[:, 504:700:6] = False
+    result = check(photo_of(CAR, small))
+    np.testing.assert_array_equal(result.mask.to_bool(), small)
+
+
+@pytest.mark.parametrize(
+    ("red", "green"),
+    [(rectangle(0, 0, 0, 0), rectangle(0, 0, 0, 0)), (rectangle(0, HEIGHT, 0, WIDTH),) * 2],
+)
+def test_empty_and_full_masks(red, green):
+    result = check(photo_of(red, green))
+    np.testing.assert_array_equal(result.mask.to_bool(), red)
+
+
+def test_a_car_that_only_one_network_sees_is_doubtful():
+    nothing = rectangle(0, 0, 0, 0)
+    result = check(photo_of(CAR, nothing))
+    assert not result.mask.to_bool().any()
+    assert result.doubt > MOST_DOUBT
+
+
+def test_a_mask_that_cannot_be_checked_is_of_the_greatest_doubt():
+    result = check(photo_of(CAR, CAR), NeverFinite())
+    np.testing.assert_array_equal(result.mask.to_bool(), CAR)
+    assert result.doubt == 1
+
+
+def test_failures_pass_and_one_photo_does_not_affect_another():
+    predictor = checked_by(Greenness())
+    other = rectangle(100, 400, 300, 900)
+    failure = Failure("b", "decode", "is empty")
+    photos = [photo_of(CAR, CAR), failure, photo_of(CAR, other), photo_of(CAR, CAR)]
+    first, passed, _, last = predictor.predict(photos)
+    assert passed is failure
+    assert (first.doubt, first.expected_dice) == (last.doubt, last.expected_dice)
+    np.testing.assert_array_equal(first.mask.rows, last.mask.rows)
+
+
+def test_warnings_of_both_networks_are_kept():
+    predictor = checked_by(Greenness())
+    predictor.first.warnings += ["first"]
+    predictor.second.warnings += ["second"]
+    assert predictor.warnings == ["first", "second"]
+
+
+@pytest.mark.parametrize("size", [(7, 5), (20, 30), (41, 33)])
+def test_sampling_takes_the_nearest_pixels(size):
+    bits = np.random.default_rng(0).random((20, 30)) > 0.5
+    expected = [
+        [
+            bits[int((row + 0.5) * 20 / size[0]), int((column + 0.5) * 30 / size[1])]
+            for column in range(size[1])
+        ]
+        for row in range(size[0])
+    ]
+    np.testing.assert_array_equal(sample(PackedMask.from_bool(bits), *size), expected)
+
+
+def test_dice_of_masks():
+    assert dice(rectangle(0, 4, 0, 10), rectangle(2, 6, 0, 10)) == 0.5
+    assert dice(rectangle(0, 0, 0, 0), rectangle(0, 0, 0, 0)) == 1
+    assert dice(CAR, ~CAR) == 0
+
+
+def test_the_box_has_a_margin_and_ends_at_the_border():
+    mask = PackedMask.from_bool(rectangle(40, 60, 0, 100, 100, 300))
+    # 15 % of 20 pixels and 8 more above and below; of 100 pixels and 8 more at the right
+    assert find_box(mask, 100, 300) == (slice(29, 71), slice(0, 123))
+    assert find_box(mask, 200, 600) == (slice(58, 142), slice(0, 246))
+    empty = PackedMask.from_bool(rectangle(0, 0, 0, 0, 100, 300))
+    assert find_box(empty, 200, 600) == (slice(0, 200), slice(0, 600))
+
+
+def test_signs_of_a_map():
+    reduced = np.zeros((4, 5), np.float32)
+    reduced[0, :2] = 0.75  # unsure, at the border
+    reduced[1, 1:3] = 1
+    reduced[2, 2] = 0.25  # unsure, not in the mask
+    # The border has 5 + 5 + 4 + 4 pixels, of which a corner counts twice.
+    expected = Signs(0.25, 0.125, 1 - 2 * 3.5 / (4 + 3.75), 3 / 4, 3 / 18)
+    assert signs_of(0.75, 0.125, reduced, 0.5) == pytest.approx(expected, abs=1e-7)
+    assert signs_of(1.0, 0.0, np.zeros((4, 5), np.float32), 0.5) == (0, 0, 0, 0, 0)
+
+
+def test_doubt_is_a_product_of_powers():
+    signs = Signs(0.02, 0.01, 0.03, 0.2, 0.01)
+    product = 10**CONSTANT
+    for sign, coefficient in zip(signs, COEFFICIENTS, strict=True):
+        product *= (sign + FLOOR) ** coefficient
+    assert estimate_doubt(signs) == pytest.approx(min(1, product))
+    assert 0 <= estimate_doubt(Signs(0, 0, 0, 0, 0)) < 0.01
+    assert estimate_doubt(Signs(1, 1, 1, 1, 1)) == 1
+
+
+@pytest.mark.parametrize("sign", Signs._fields)
+def test_no_sign_makes_a_mask_less_doubtful(sign):
+    low = Signs(0.01, 0.01, 0.01, 0.1, 0.01)
+    assert estimate_doubt(low._replace(**{sign: 0.2})) >= estimate_doubt(low)
+
+
+def test_the_bundled_pair():
+    predictor, _ = make_from_options(load_model("auto"), Options(precision="fp32"))
+    assert isinstance(predictor, CheckedPredictor)
+    assert predictor.second.model.digest == load_model("segunet-s-anywhere").digest
+    assert predictor.first.model.network.stride == predictor.second.model.network.stride
+
+
+def test_a_pair_has_a_digest_of_its_own():
+    pair, first, second = (load_model(name) for name in ("auto", "segunet-s", "segunet-s-anywhere"))
+    assert len({pair.digest, first.digest, second.digest}) == 3
+    assert pair.second is not None
+    assert pair.second.digest == second.digest

@@ -86,6 +86,19 @@ def test_the_majority_decides_wherever_the_exception_is(tmp_path):
         np.testing.assert_array_equal(decided.read("5").to_bool(), car_of(5))
 
 
+@pytest.mark.parametrize(("background", "car"), [(0, 2), (0, 100), (1, 2)])
+def test_a_single_mask_of_0_and_1_does_not_decide_for_the_others(tmp_path, background, car):
+    save_cars(tmp_path / "in", background, car)
+    save(tmp_path / "in" / "empty.png", np.full((HEIGHT, WIDTH), background, np.uint8))
+    save(tmp_path / "in" / "odd.png", car_of(0).astype(np.uint8))
+    folder = open_folder(tmp_path / "in")
+    for number in range(4):
+        np.testing.assert_array_equal(folder.read(str(number)).to_bool(), car_of(number))
+    assert not folder.read("empty").to_bool().any()
+    with pytest.raises(ImageError, match=f"where {background} is background and {car} is car"):
+        folder.read("odd")
+
+
 def test_one_bit_and_eight_bit_masks_of_one_folder(tmp_path):
     for name, car in (("ones", 1), ("white", 255)):
         save_cars(tmp_path / name, 0, car, count=2)

@@ -182,8 +182,8 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
         if votes.total() + unclear == ENOUGH_FILES or examined == MOST_FILES:
             break
     if votes and votes.total() >= unclear:
-        if votes[0, 1] and votes[0, FULL] == one_bit:  # in these files, 1 is full
-            return MaskValues(0, 1, ignored_codes=ignored)
+        if votes[0, 1] and votes[0, FULL] == one_bit:  # in 1-bit files, 1 is full
+            votes[0, 1] += votes.pop((0, FULL), 0)
         (background, car), _ = max(votes.items(), key=lambda item: item[1])
         return MaskValues(background, car, soft=soft > 0 and car == FULL, ignored_codes=ignored)
     if unclear:

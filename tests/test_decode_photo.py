@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import struct
@@ -204,6 +205,22 @@ def test_alpha_is_composited_over_white(tmp_path: Path) -> None:
     for name in ["a.png", "a.webp", "a.tif", "b.tif"]:
         tolerance = 2 if name == "b.tif" else 1  # its colours were rounded when they were stored
         assert np.abs(read_image(tmp_path / name) - over_white(RGB, GREY)).max() <= tolerance, name
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+def test_alpha_that_hides_the_whole_photo_is_ignored(tmp_path: Path, shown: int) -> None:
+    """Programs give opaque pixels as 1, or as 255 of 65535."""
+    alpha = np.where(X % 2, shown, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "a.png")
+    deep = np.dstack([RGB, alpha]).astype(np.uint16)
+    deep[..., :3] *= 257
+    deep[..., 3] *= 255
+    (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(deep))
+    for name, extra in (("a.tif", "unassalpha"), ("b.tif", "assocalpha")):
+        tifffile.imwrite(tmp_path / name, np.dstack([RGB, alpha]), photometric="rgb", extrasamples=[extra])
+    tifffile.imwrite(tmp_path / "c.tif", deep, photometric="rgb", extrasamples=["unassalpha"])
+    for name in ("a.png", "b.png", "a.tif", "b.tif", "c.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), RGB, name)
 
 
 def test_grey_with_alpha(tmp_path: Path) -> None:
@@ -901,6 +918,12 @@ def test_orientations_in_any_png_chunk_are_kept(tmp_path: Path, place: str) -> N
         np.testing.assert_array_equal(read_image(tmp_path / "a.png", apply_exif=True), RGB[::-1, ::-1], name)
 
 
+def test_a_png_that_lacks_its_palette_is_refused(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY)
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 8, 3, rows))
+    assert reason(tmp_path / "a.png") == "is damaged: it has no colours for its palette"
+
+
 def test_wrong_checksums_of_png_pixels_are_refused(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in RGB.astype(">u2") * 257)
     for data in (png_with(), png(WIDTH, HEIGHT, 16, 2, rows)):  # decoded by Pillow and by libpng
@@ -937,6 +960,23 @@ def test_tiffs_that_would_be_misread_are_refused(
 ) -> None:
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
     assert expected in reason(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
+def test_the_size_that_a_strip_claims_takes_no_memory(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "a.tif"
+    for strip in (0, -1):
+        tifffile.imwrite(path, GREY, compression=compression, bigtiff=True, rowsperstrip=HEIGHT // 2)
+        with tifffile.TiffFile(path, mode="r+") as file:
+            tag = file.pages.first.tags["StripByteCounts"]
+            sizes = list(tag.value)
+            sizes[strip] = 2**50
+            tag.overwrite(sizes, dtype="Q")
+        if strip == -1 and compression != "packbits":  # which does not end by itself
+            np.testing.assert_array_equal(read_image(path), grey_to_rgb(GREY))
+        for read in READERS:
+            with contextlib.suppress(ImageError):
+                read(path)
 
 
 def test_missing_tiles_are_not_filled_with_black(tmp_path: Path) -> None:

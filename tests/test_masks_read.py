@@ -384,3 +384,13 @@ def test_masks_with_an_orientation_are_refused(tmp_path: Path) -> None:
     Image.fromarray(CAR).save(tmp_path / "a.tif", tiffinfo={274: 3})
     for name in ("a.png", "a.tif"):
         assert "has the EXIF orientation 3, so it is not clear which way it lies" in reason(tmp_path / name)
+
+
+def test_out_of_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)).save(tmp_path / "a.png")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("carvana_batch.masks.read.decode_pixels", fail)
+    assert reason(tmp_path / "a.png") == "does not fit into the memory that is free"

@@ -255,6 +255,8 @@ def decode_pixels(
             damage = find_missing_png_rows(file)
             if damage is not None:
                 on_damage(damage)
+    if image.mode == "P" and image.palette is None:  # Pillow fails when it converts such an image
+        raise ImageError("is damaged: it has no colours for its palette")
     return image
 
 

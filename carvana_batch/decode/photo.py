@@ -29,6 +29,12 @@ from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT
 from carvana_batch.orientation import ORIENTATIONS, UPRIGHT, Layout, turn
 
+UNUSED_ALPHA = 1
+"""Alpha that never exceeds this, of 255, is ignored: nothing would be seen.
+
+Some programs write 0 when they do not use alpha; others write 1 for opaque, or 255 of 65535.
+"""
+
 
 class DecodedImage(NamedTuple):
     """A decoded photo without its name.
@@ -71,9 +77,9 @@ def decode_image(
 
     The content determines the format, not the suffix; ``docs/formats.md`` lists them. Grey becomes three
     equal channels, CMYK becomes RGB, and transparent pixels are composited over white; if all pixels are
-    transparent, alpha is ignored. Values of more than 8 bits are scaled to 8; 16-bit values from fewer bits
-    if all fit into 14. Floating-point TIFFs must contain values from 0 to 1. The pictures of HEIC, AVIF and
-    JPEG XL are turned as they are meant to be seen in any case.
+    transparent (to within 1 of 255), alpha is ignored. Values of more than 8 bits are scaled to 8; 16-bit
+    values from fewer bits if all fit into 14. Floating-point TIFFs must contain values from 0 to 1. The
+    pictures of HEIC, AVIF and JPEG XL are turned as they are meant to be seen in any case.
 
     Args:
         path: the file.
@@ -156,7 +162,9 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         colours = image.convert("RGBA")
-        if colours.getchannel("A").getextrema() == (0, 0):  # some programs write 0 when they do not use alpha
+        if np.asarray(colours.getchannel("A")).max() <= UNUSED_ALPHA:
+            if image.mode == "RGBa":  # not multiplied by such an alpha
+                colours = Image.merge("RGBA", image.split())
             colours.putalpha(255)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     elif image.mode not in {"1", "L", "P", "RGB", "CMYK"}:

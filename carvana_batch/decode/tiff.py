@@ -113,6 +113,8 @@ def decode_tiff(file: BinaryIO, pixel_limit: int, on_damage: Callable[[str], Non
         if page.compression not in PREDICTED:  # as in libtiff
             page.predictor = PREDICTOR.NONE
         file_size = os.fstat(file.fileno()).st_size
+        # Reading reserves as much memory as it is told to.
+        page.databytecounts = tuple(min(count, file_size) for count in page.databytecounts)
         _check_tiff(page, file_size, pixel_limit)
         if page.compression == COMPRESSION.LZW:
             _check_lzw(page, file)

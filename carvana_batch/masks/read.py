@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +33,7 @@ from carvana_batch.masks.values import (
     is_soft,
 )
 from carvana_batch.orientation import UPRIGHT
+from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
 MASK_PIXEL_LIMIT = 2**31
@@ -75,7 +78,7 @@ def read_mask(
         ImageError: the file cannot be used as a mask, has other values, or has more than ``pixel_limit``
             pixels.
     """
-    with open_image_file(path) as file:
+    with _open_mask_file(path) as file:
         if values.one_bit_is_clear:
             mask = decode_mask(file, pixel_limit)
             if mask is not None:
@@ -92,7 +95,7 @@ def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> Mask
     Raises:
         ImageError: the file cannot be used as a mask, or has more than ``pixel_limit`` pixels.
     """
-    with open_image_file(path) as file:
+    with _open_mask_file(path) as file:
         mask = decode_mask(file, pixel_limit)
         if mask is not None:
             return _one_bit(mask.to_bool())
@@ -100,6 +103,16 @@ def read_mask_pixels(path: Path, *, pixel_limit: int = MASK_PIXEL_LIMIT) -> Mask
         image = read_header(file, pixel_limit)
         _refuse_ambiguous(image)
         return _find_values(decode_pixels(image, file), file)
+
+
+@contextmanager
+def _open_mask_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a mask file for a with block, in which running out of memory becomes an ImageError, too."""
+    try:
+        with open_image_file(path) as file:
+            yield file
+    except MemoryError as error:
+        raise ImageError(f"{shown(path)} does not fit into the memory that is free") from error
 
 
 def _one_bit(ones: NDArray[np.bool_]) -> MaskPixels:

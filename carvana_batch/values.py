@@ -110,6 +110,12 @@ class PackedMask:
     def height(self) -> int:
         return int(self.rows.shape[0])
 
+    @property
+    def covers_corners(self) -> bool:
+        """Whether all four corners are car, which hardly any photo of a car has, but every inverted mask."""
+        last = 0x80 >> (self.width - 1) % 8
+        return all(row[0] & 0x80 and row[-1] & last for row in (self.rows[0], self.rows[-1]))
+
     @classmethod
     def from_bool(cls, mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None = None) -> PackedMask:
         """Pack a (H, W) bool array; ``ignored``, of the same shape, says which of its pixels are unknown."""

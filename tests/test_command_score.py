@@ -529,11 +529,31 @@ def test_values_are_not_for_rows(here):
     assert "--gt gt.csv has run-length rows" in str(result.exception)
 
 
+def draw_cars(here, *, inverted, corner=True):
+    """Draw the masks of both sides again, of cars that touch no edge; ``corner`` is that of inverted ones."""
+    for number, name in enumerate("abcde"):
+        true = np.zeros((8, 12), bool)
+        true[2:6, 1 + number : 6 + number] = True
+        predicted = ~true if inverted else true
+        predicted[0, 0] = inverted and corner
+        write_mask(here / "out" / f"{name}.png", predicted)
+        write_mask(here / "gt" / f"{name}_mask.gif", true)
+
+
 def test_inverted_masks_are_pointed_out(here):
-    for path in (here / "out").iterdir():
-        with Image.open(here / "gt" / f"{path.stem}_mask.gif") as image:
-            true = np.asarray(image.convert("L")) > 0
-        write_mask(path, ~true)
+    doubt = "of the {} masks, the car covers all four corners, as if black were car"
+    draw_cars(here, inverted=True)
+    stderr = score("--gt", "gt").stderr
+    assert doubt.format("predicted") in stderr
+    assert doubt.format("true") not in stderr
+    stderr = score("out", "--gt", "out").stderr
+    assert doubt.format("predicted") in stderr
+    assert doubt.format("true") in stderr
+    draw_cars(here, inverted=False)
+    assert "Warning" not in score("--gt", "gt").stderr
+
+
+def test_masks_that_are_wrong_nearly_everywhere_are_pointed_out(here):
+    draw_cars(here, inverted=True, corner=False)
     result = score("--gt", "gt")
     assert "Warning: nearly all pixels are wrong. The masks of one side seem to be inverted" in result.stderr
-    assert "Warning" not in score("out", "--gt", "out").stderr

@@ -72,6 +72,18 @@ def test_many_empty_masks_are_counted_and_five_named(here):
     assert "empty masks  7 (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...)\n" in result.stdout
 
 
+def test_inverted_masks_are_pointed_out(here):
+    for number in range(3):
+        write_mask(here / "out" / f"{number}.png", [[1, 1, 1], [1, 0, 1]])
+    warning = "in 3 of 3 of the masks in out, the car covers all four corners, as if black were car"
+    assert warning in submit("--size", "any").stderr
+    for corner in range(3):  # each lacks another one
+        rows = np.ones((2, 3), int)
+        rows[corner // 2, corner % 2 * 2] = 0
+        write_mask(here / "out" / f"{corner}.png", rows.tolist())
+    assert "corners" not in submit("--size", "any").stderr
+
+
 def test_sample(here):
     write_mask(here / "out" / "a.png", [[1, 0]])
     write_mask(here / "out" / "b.png", [[0, 1]])

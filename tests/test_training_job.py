@@ -286,9 +286,24 @@ def test_masks_without_a_car_are_counted(tmp_path: Path, data: Path, dry_run: bo
 
 def test_only_some_of_many_empty_masks_are_named() -> None:
     pairs = [Pair(f"a_{number}", Path("a.jpg"), Path("a.png")) for number in range(8)]
-    checked = [CheckedPair((2, 1), number == 3, False, Fit.SAME) for number in range(8)]
+    checked = [CheckedPair((2, 1), number == 3, False, False, Fit.SAME) for number in range(8)]
     line = "Warning: no car in 7 of 8 masks to train on: a_0, a_1, a_2, a_4, a_5 and 2 more"
-    assert check_cars(pairs, checked, "to train on") == line
+    assert check_cars(pairs, checked, "to train on") == [line]
+
+
+def test_inverted_masks_are_pointed_out(tmp_path: Path, data: Path) -> None:
+    settings = replace(SETTINGS, epochs=0.5)
+    for expected in (0, 2):
+        said: list[str] = []
+        train_in(
+            tmp_path / "run", data, settings, dry_run=True, listener=TrainingListener(on_say=said.append)
+        )
+        warnings = [line for line in said if "the car covers all four corners, as if black were car" in line]
+        assert len(warnings) == expected
+        for path in (data / "masks").iterdir():
+            with Image.open(path) as image:
+                mask = np.asarray(image.convert("L")) == 0
+            Image.fromarray(mask).save(path)
 
 
 FAILING_STARTS = {

@@ -91,6 +91,8 @@ def command(
     click.echo(f"empty masks  {summary.empty:,}{list_empty(summary)}")
     click.echo(f"size         {summary.bytes:,} bytes")
     click.echo(f"sha256       {summary.sha256}")
+    if summary.doubt:
+        click.echo(summary.doubt, err=True)
     if summary.empty == summary.rows:
         click.echo(f"Error: none of the masks in {shown(masks)} has a car.", err=True)
         context.exit(EXIT_SOME_FAILED)

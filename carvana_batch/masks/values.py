@@ -239,6 +239,22 @@ def describe_values(values: Collection[Value]) -> str:
     return f"the values {', '.join(shown[:-1])} and {shown[-1]}"
 
 
+def describe_corners(covers_corners: Collection[bool], masks: str) -> str:
+    """Return a warning if most masks cover all four corners, as if they were inverted; else "".
+
+    Args:
+        covers_corners: whether each of the masks does.
+        masks: what they are, such as "the true masks".
+    """
+    count = sum(covers_corners)
+    if 2 * count <= len(covers_corners):
+        return ""
+    return (
+        f"Warning: in {count:,} of {len(covers_corners):,} of {masks}, the car covers all four corners, as if"
+        " black were car in them. The higher of their two values is read as car."
+    )
+
+
 def brightness(value: Value) -> int:
     """Return 1000 times the luma of a value (ITU-R BT.601)."""
     red, green, blue = (value, value, value) if isinstance(value, int) else value

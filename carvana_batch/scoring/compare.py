@@ -17,6 +17,7 @@ from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_phot
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.fit import Fit, turn_to_fit
 from carvana_batch.masks.folder import MaskFolder
+from carvana_batch.masks.values import describe_corners
 from carvana_batch.orientation import turn
 from carvana_batch.parallel import map_in_order
 from carvana_batch.scoring.outline import compare_outlines
@@ -73,11 +74,15 @@ class _Material:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """The result for one image: its score or why it has none, and what came of its photo."""
+    """The result for one image: its score or why it has none, and what came of its photo.
+
+    ``covers_corners`` is whether the predicted and the true mask do, as if they were inverted.
+    """
 
     result: Score | Failure
     fit: Fit = Fit.SAME
     photo_failure: Failure | None = None
+    covers_corners: tuple[bool, bool] | None = None
 
 
 def compare_masks(
@@ -153,7 +158,8 @@ def compare_masks(
                     reason += f" {SWAPPED_ROW_ADVICE}"
             return _Compared(Failure(image, "compare", reason))
         score = add_outline_metrics(score, predicted, true, material.photo)
-        return _Compared(score, material.fit, material.photo_failure)
+        corners = predicted.covers_corners, true.covers_corners
+        return _Compared(score, material.fit, material.photo_failure, corners)
 
     def read_masks(image: str) -> tuple[PackedMask, PackedMask]:
         material = read(image)
@@ -164,7 +170,8 @@ def compare_masks(
         compared.append(each)
         on_progress(len(compared), len(images))
     results = [each.result for each in compared]
-    notes += _describe_inversion([result for result in results if isinstance(result, Score)])
+    corners = [each.covers_corners for each in compared if each.covers_corners is not None]
+    notes += _describe_inversion([result for result in results if isinstance(result, Score)], corners)
     compared_truth = set(true_ids.values())
     return Scores(
         rows=tuple(result for result in results if isinstance(result, Score)),
@@ -271,8 +278,15 @@ def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRo
     )
 
 
-def _describe_inversion(rows: Sequence[Score]) -> tuple[str, ...]:
-    """Say so if nearly all pixels are wrong: then nearly all would be right the other way round."""
+def _describe_inversion(rows: Sequence[Score], corners: Sequence[tuple[bool, bool]]) -> tuple[str, ...]:
+    """Say so if the masks of a side, or of both, seem to be inverted.
+
+    Either they cover the corners, or nearly all pixels are wrong and would be right the other way round.
+    """
+    sides = zip(zip(*corners, strict=True), ("the predicted masks", "the true masks"), strict=False)
+    doubts = tuple(doubt for each, masks in sides if (doubt := describe_corners(each, masks)))
+    if doubts:
+        return doubts
     if not rows or fmean(row.pixel_accuracy for row in rows) > INVERTED_ACCURACY:
         return ()
     return (

@@ -72,6 +72,7 @@ class SubmissionSummary:
         bytes: size of the file.
         sha256: hash of the file, in hexadecimal.
         first_empty: photos of the first empty rows, at most ``NAMED``.
+        doubt: a warning that the masks seem to be inverted; "" if they do not.
     """
 
     rows: int
@@ -79,6 +80,7 @@ class SubmissionSummary:
     bytes: int
     sha256: str
     first_empty: tuple[str, ...] = ()
+    doubt: str = ""
 
 
 def read_rows(path: Path) -> dict[str, str]:

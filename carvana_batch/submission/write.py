@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import decide_values
 from carvana_batch.masks.read import read_mask
-from carvana_batch.masks.values import MaskValues
+from carvana_batch.masks.values import MaskValues, describe_corners
 from carvana_batch.parallel import map_in_order
 from carvana_batch.submission.limits import KeptText
 from carvana_batch.submission.table import (
@@ -57,6 +57,14 @@ class _MaskFile:
     id: str
     name: str
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The run-length row of a mask, and whether the mask covers its corners, as if it were inverted."""
+
+    runs: str
+    covers_corners: bool
 
 
 def write_submission(
@@ -104,9 +112,13 @@ def write_submission(
     def encode() -> Iterator[tuple[str, str]]:  # starts when the target has been checked
         paths = [file.path for file in files]
         values = decide_values(masks, paths, car_values, advice=VALUE_ADVICE)
-        yield from _encode_files(files, values, size, workers, on_progress)
+        for name, row in _encode_files(files, values, size, workers, on_progress):
+            covers_corners.append(row.covers_corners)
+            yield name, row.runs
 
-    return write_table(target, header, encode())
+    covers_corners: list[bool] = []
+    summary = write_table(target, header, encode())
+    return replace(summary, doubt=describe_corners(covers_corners, f"the masks in {shown(masks)}"))
 
 
 def write_rows(target: Path, rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
@@ -178,8 +190,8 @@ def _encode_files(
     size: tuple[int, int] | None,
     workers: int | None,
     on_progress: Callable[[int, int], object],
-) -> Iterator[tuple[str, str]]:
-    """Yield the photo and the run-length row of each mask.
+) -> Iterator[tuple[str, _Row]]:
+    """Yield the photo and the row of each mask.
 
     After the first mask that cannot be used, no more rows are yielded, and further masks are read only to
     name all unusable ones together.
@@ -205,11 +217,11 @@ def _encode_files(
 
 def _encode_batch(
     files: Sequence[_MaskFile], values: MaskValues, size: tuple[int, int] | None
-) -> list[str | Failure]:
+) -> list[_Row | Failure]:
     return [_encode_file(file, values, size) for file in files]
 
 
-def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | None) -> str | Failure:
+def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | None) -> _Row | Failure:
     path = file.path
     try:
         mask = read_mask(path, values)
@@ -218,7 +230,7 @@ def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | No
     if size is not None and (mask.width, mask.height) != size:
         reason = f"{shown(path)} is {mask.width}x{mask.height} pixels, not {size[0]}x{size[1]}."
         return Failure(file.id, "size", reason, str(path))
-    return rle.encode_packed(mask)
+    return _Row(rle.encode_packed(mask), mask.covers_corners)
 
 
 def _summarise(failures: Sequence[Failure]) -> ImageError:

@@ -213,11 +213,10 @@ def _prepare(
         listener.on_say(line)
     of_train, of_val = checked[: len(split.train)], checked[len(split.train) :]
     for warning in (
-        check_cars(split.train, of_train, "to train on"),
-        check_cars(split.val, of_val, "to measure on"),
+        *check_cars(split.train, of_train, "to train on"),
+        *check_cars(split.val, of_val, "to measure on"),
     ):
-        if warning:
-            listener.on_say(warning)
+        listener.on_say(warning)
     check_sizes(split.train, [found.size for found in of_train], settings)
     if samples.backgrounds is not None:
         samples.backgrounds.check()

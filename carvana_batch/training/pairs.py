@@ -102,6 +102,7 @@ class CheckedPair(NamedTuple):
     Attributes:
         size: (width, height) of the upright photo.
         has_car: whether any pixel of the mask is car.
+        covers_corners: whether all corners of the mask are car, as if it were inverted.
         has_orientation: whether the photo has an EXIF orientation other than upright.
         fit: what the sizes say about the grid of the mask, compared with that of the stored photo.
         other_line: pixels from a line of the mask to the next, if it is a run-length row that clearly is of a
@@ -110,6 +111,7 @@ class CheckedPair(NamedTuple):
 
     size: tuple[int, int]
     has_car: bool
+    covers_corners: bool
     has_orientation: bool
     fit: Fit
     other_line: int = 0
@@ -358,6 +360,7 @@ def _check_pair(pair: Pair) -> CheckedPair | Failure:
     return CheckedPair(
         size=decoded.layout.upright_size,
         has_car=bool(fitted.mask.rows.any()),
+        covers_corners=fitted.mask.covers_corners,
         has_orientation=decoded.orientation != UPRIGHT,
         fit=fitted.fit,
         other_line=find_other_line(pair.runs, decoded.layout) if pair.runs else 0,

@@ -12,6 +12,7 @@ import torch
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.inference.precision import PRECISIONS, choose_precision
 from carvana_batch.inference.resizing import InputSize
+from carvana_batch.masks.values import describe_corners
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import Model, load_model
 from carvana_batch.text import NAMED, counted, shown
@@ -142,7 +143,7 @@ def unusable_checkpoint(error: Exception) -> UsageError:
     )
 
 
-def check_cars(pairs: Sequence[Pair], checked: Sequence[CheckedPair], purpose: str) -> str:
+def check_cars(pairs: Sequence[Pair], checked: Sequence[CheckedPair], purpose: str) -> list[str]:
     """Check that the masks show cars, because a network that learns from empty ones finds none.
 
     Args:
@@ -151,14 +152,19 @@ def check_cars(pairs: Sequence[Pair], checked: Sequence[CheckedPair], purpose: s
         purpose: what the pairs are for, such as "to train on".
 
     Returns:
-        A warning with the number of empty masks and some of their names; "" if none is empty.
+        Warnings: the number of empty masks and some of their names, if there are any; and that most masks
+        seem to be inverted, if they do.
 
     Raises:
         UsageError: all masks are empty.
     """
     empty = [shown(pair.id) for pair, found in zip(pairs, checked, strict=True) if not found.has_car]
+    warnings = list[str]()
+    doubt = describe_corners([found.covers_corners for found in checked], f"the masks {purpose}")
+    if doubt:
+        warnings.append(doubt)
     if not empty:
-        return ""
+        return warnings
     if len(empty) == len(pairs):
         raise UsageError(
             f"No mask {purpose} shows a car: all pixels of {counted(len(pairs), 'mask')} are background."
@@ -166,4 +172,7 @@ def check_cars(pairs: Sequence[Pair], checked: Sequence[CheckedPair], purpose: s
         )
     more = f" and {len(empty) - NAMED:,} more" if len(empty) > NAMED else ""
     names = ", ".join(empty[:NAMED]) + more
-    return f"Warning: no car in {len(empty):,} of {counted(len(pairs), 'mask')} {purpose}: {names}"
+    return [
+        f"Warning: no car in {len(empty):,} of {counted(len(pairs), 'mask')} {purpose}: {names}",
+        *warnings,
+    ]

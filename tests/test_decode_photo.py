@@ -979,6 +979,22 @@ def test_the_size_that_a_strip_claims_takes_no_memory(tmp_path: Path, compressio
                 read(path)
 
 
+@pytest.mark.parametrize("compression", [None, "jpeg"])
+def test_strips_without_an_offset_are_not_filled_with_the_header(
+    tmp_path: Path, compression: str | None
+) -> None:
+    path = tmp_path / "a.tif"
+    values = np.kron(RGB, np.ones((4, 4, 1), np.uint8))
+    tifffile.imwrite(path, values, photometric="rgb", compression=compression, rowsperstrip=16)
+    assert read_image(path).shape == values.shape
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages.first.tags["StripOffsets"]
+        assert tag.count > 2
+        tag.overwrite([tag.value[0], 0, *tag.value[2:]])
+    for read in READERS:
+        assert reason(path, read) == "is damaged: parts of the picture are missing"
+
+
 def test_missing_tiles_are_not_filled_with_black(tmp_path: Path) -> None:
     tiles = iter([RGB[:16, :16], None])
     tifffile.imwrite(

@@ -176,9 +176,9 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int, pixel_limit: int) -> No
         raise ImageError("is damaged: it has no colours for its palette")
     if page.is_tiled and page.tilewidth * page.tilelength > pixel_limit:
         raise ImageError("is damaged, or has tiles larger than --pixel-limit")
-    # tifffile would fill missing strips and tiles with zeros.
+    # tifffile would fill missing strips and tiles with zeros, or with what is at the offset 0: the header.
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-    if len(segments) < math.prod(page.chunked) or not all(count for _, count in segments):
+    if len(segments) < math.prod(page.chunked) or not all(map(all, segments)):
         raise ImageError("is damaged: parts of the picture are missing")
     contents = find_contradiction(page)
     if contents is not None:

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from measuring import describe_machine
 from photo_changes import Change, changes, harder_changes, other_changes
 
 from carvana_batch.errors import CarvanaBatchError
-from carvana_batch.inference import checked
-from carvana_batch.inference.doubt import FLOOR, Signs, estimate_doubt
+from carvana_batch.inference.doubt import FLOOR, estimate_doubt
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.masks.counts import count
 from carvana_batch.masks.specks import clean
@@ -76,13 +74,7 @@ def measure_all(data: Path, more: Path | None, each: int, rows_file: Path) -> No
     """Mask all changed photos that are not in the file of rows yet, and add their rows."""
     known = {row["name"] for row in read_rows(rows_file)}
     predictor, _ = make_predictor(load_model("auto"), Options())
-    signs: list[Signs] = []
-
-    def note_signs(seen: Signs) -> float:
-        signs.append(seen)
-        return estimate_doubt(seen)
-
-    with mock.patch.object(checked, "estimate_doubt", note_signs), rows_file.open("a") as file:
+    with rows_file.open("a") as file:
         for name, kind, judged, pair, change in choose(data, more, each):
             if name in known:
                 continue
@@ -99,7 +91,7 @@ def measure_all(data: Path, more: Path | None, each: int, rows_file: Path) -> No
                 "judged": judged,
                 "dice": count(clean(result.mask), true).dice,
                 "second": Note.SECOND_NETWORK in result.photo.notes,
-                "signs": signs.pop()._asdict(),
+                "unexpected": 1 - result.expected_dice,
             }
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -139,8 +131,7 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
 
     by_kind = defaultdict(list)
     for row in rows:
-        row["doubt"] = estimate_doubt(Signs(**row["signs"]))
-        row["unexpected"] = row["signs"]["unexpected"]
+        row["doubt"] = estimate_doubt(1 - row["unexpected"])
         row["unexpected"] = row["signs"]["unexpected"]
         by_kind[row["kind"]].append(row)
     print(describe_machine(f"{len(rows)} photos") + "\n")
@@ -155,16 +146,13 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
     bad = [row["dice"] < BAD for row in clear]
     unchanged = by_kind[AS_IT_IS]
     print(f"\nbad (Dice < {BAD}): {sum(bad)}, good (> {GOOD}): {len(bad) - sum(bad)}")
-    for key, label in (("doubt", "doubt"), ("unexpected", "1 - expected Dice")):
-        area = roc_auc_score(bad, [row[key] for row in clear])
-        ranks = [
-            rank_correlation([row[key] for row in some], [1 - row["dice"] for row in some]) or 0.0
-            for some in (rows, unchanged)
-        ]
-        print(
-            f"{label}: area under the ROC {area:.4f}, rank correlation {ranks[0]:.3f},"
-            f" as they are {ranks[1]:.3f}"
-        )
+    area = roc_auc_score(bad, [row["doubt"] for row in clear])
+    overall, as_they_are = (
+        rank_correlation([row["doubt"] for row in some], [1 - row["dice"] for row in some])
+        for some in (rows, unchanged)
+    )
+    print(f"area under the ROC: {area:.4f}")
+    print(f"rank correlation of doubt and 1 - Dice: {overall:.3f}, of photos as they are: {as_they_are:.3f}")
     for name, wanted in (("bad", True), ("good", False)):
         found = [
             row["doubt"] > MOST_DOUBT for row, is_bad in zip(clear, bad, strict=True) if is_bad == wanted
@@ -182,13 +170,10 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
 
 
 def fit(rows: Sequence[Row]) -> None:
-    """Print the coefficients of :func:`estimate_doubt` by least squares on logarithms."""
-    features = np.array([np.log10(np.array(Signs(**row["signs"])).clip(0) + FLOOR) for row in rows])
-    target = np.log10([max(1 - row["dice"], 1e-3) for row in rows])
-    design = np.column_stack([np.ones(len(rows)), features])
-    coefficients, *_ = np.linalg.lstsq(design, target, rcond=None)
-    names = ("constant", *Signs._fields)
-    print(f"fitted on {len(rows)}: {dict(zip(names, coefficients.round(3).tolist(), strict=True))}\n")
+    """Print factor and power of :func:`estimate_doubt` that fit best by least squares on logarithms."""
+    unexpected = np.log10([max(0.0, row["unexpected"]) + FLOOR for row in rows])
+    power, constant = np.polyfit(unexpected, np.log10([max(1 - row["dice"], FLOOR) for row in rows]), 1)
+    print(f"fitted on {len(rows)} photos: factor {10**constant:.2f}, power {power:.2f}\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from networks import Redness, make_predictor
 from torch import Tensor
 
 from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
-from carvana_batch.inference.doubt import COEFFICIENTS, CONSTANT, FLOOR, Signs, estimate_doubt, signs_of
+from carvana_batch.inference.doubt import estimate_doubt
 from carvana_batch.inference.planning import make_predictor as make_from_options
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.notes import Note
@@ -62,7 +62,7 @@ def test_where_both_agree_the_mask_is_that_of_the_first():
     result = check(photo_of(CAR, almost))
     np.testing.assert_array_equal(result.mask.to_bool(), CAR)
     assert result.photo.notes == ()
-    assert result.doubt < MOST_DOUBT
+    assert result.doubt == estimate_doubt(result.expected_dice)
 
 
 @pytest.mark.parametrize("keep_probability", [False, True])
@@ -156,31 +156,12 @@ def test_the_box_has_a_margin_and_ends_at_the_border():
     assert find_box(empty, 200, 600) == (slice(0, 200), slice(0, 600))
 
 
-def test_signs_of_a_map():
-    reduced = np.zeros((4, 5), np.float32)
-    reduced[0, :2] = 0.75  # unsure, at the border
-    reduced[1, 1:3] = 1
-    reduced[2, 2] = 0.25  # unsure, not in the mask
-    # The border has 5 + 5 + 4 + 4 pixels, of which a corner counts twice.
-    expected = Signs(0.25, 0.125, 1 - 2 * 3.5 / (4 + 3.75), 3 / 4, 3 / 18)
-    assert signs_of(0.75, 0.125, reduced, 0.5) == pytest.approx(expected, abs=1e-7)
-    assert signs_of(1.0, 0.0, np.zeros((4, 5), np.float32), 0.5) == (0, 0, 0, 0, 0)
-
-
-def test_doubt_is_a_product_of_powers():
-    signs = Signs(0.02, 0.01, 0.03, 0.2, 0.01)
-    product = 10**CONSTANT
-    for sign, coefficient in zip(signs, COEFFICIENTS, strict=True):
-        product *= (sign + FLOOR) ** coefficient
-    assert estimate_doubt(signs) == pytest.approx(min(1, product))
-    assert 0 <= estimate_doubt(Signs(0, 0, 0, 0, 0)) < 0.01
-    assert estimate_doubt(Signs(1, 1, 1, 1, 1)) == 1
-
-
-@pytest.mark.parametrize("sign", Signs._fields)
-def test_no_sign_makes_a_mask_less_doubtful(sign):
-    low = Signs(0.01, 0.01, 0.01, 0.1, 0.01)
-    assert estimate_doubt(low._replace(**{sign: 0.2})) >= estimate_doubt(low)
+@pytest.mark.parametrize(
+    ("expected_dice", "doubt"),
+    [(1.0, 2.2 * 0.001**1.2), (0.99, 2.2 * 0.011**1.2), (0.9, 2.2 * 0.101**1.2), (0.4, 1.0), (0.0, 1.0)],
+)
+def test_doubt_grows_as_the_expected_dice_falls(expected_dice, doubt):
+    assert estimate_doubt(expected_dice) == pytest.approx(doubt)
 
 
 def test_the_bundled_pair():

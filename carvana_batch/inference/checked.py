@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from carvana_batch.inference.doubt import estimate_doubt, signs_of
+from carvana_batch.inference.doubt import estimate_doubt
 from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard
 from carvana_batch.inference.predictor import AnyPredictor, Predictor
 from carvana_batch.inference.recovery import too_large_photo
@@ -86,8 +86,7 @@ class CheckedPredictor(AnyPredictor):
                 prediction = self._mask_by_second(photo, upright, reduced, second_mask)
             if guard.error is not None:
                 return too_large_photo(photo, self.device, guard.error)
-        signs = signs_of(prediction.expected_dice, disagreement, reduced, self.threshold)
-        return replace(prediction, doubt=estimate_doubt(signs))
+        return replace(prediction, doubt=estimate_doubt(prediction.expected_dice))
 
     def _look(self, photo: Photo, upright: NDArray[np.uint8], short_side: int) -> NDArray[np.float32] | None:
         """The map of the second network of an upright photo or of a part of it, (h, w) float32 in [0, 1].

@@ -39,8 +39,8 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     return ranks[indexes]
 
 
-MOST_DOUBT = 0.05
-"""Masks of more doubt are counted as doubtful: their Dice is estimated to be less than 0.95."""
+MOST_DOUBT = 0.03
+"""Masks of more doubt are counted as doubtful: their Dice is estimated to be less than 0.97."""
 
 COLUMNS = (
     "image",

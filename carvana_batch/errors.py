@@ -13,6 +13,12 @@ CarvanaBatchError            exit code 1
 
 from __future__ import annotations
 
+import errno
+
+OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
+
+TOO_MANY_FILES = "too many files are open; allow more of them (ulimit -n)"
+
 TOO_MANY_PROCESSES = (
     "no more processes or threads may be started; allow more of them (ulimit -u, or the limit of the"
     " container)"

@@ -6,12 +6,18 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
+from carvana_batch.decode.workers import reserved_threads
+from carvana_batch.errors import is_out_of_threads
+
 with warnings.catch_warnings():
     # Without semaphores, it says that it starts no processes; we do not want any.
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
     import joblib
 
 TASKS_PER_WORKER = 64
+
+POOL_THREADS = 4
+"""Threads of a pool beside its workers, and one that has hardly ended; joblib starts none for one worker."""
 
 Item = TypeVar("Item")
 
@@ -29,9 +35,11 @@ def map_in_order(
     Args:
         function: what to call for each item.
         items: its arguments.
-        workers: number of threads, by default one per core.
+        workers: number of threads, by default one per core; this one alone if no others can be started.
     """
     workers = min(workers or joblib.cpu_count(), max(len(items), 1))
+    if not _can_start(workers + POOL_THREADS):
+        workers = 1
     portion = workers * TASKS_PER_WORKER
     with joblib.Parallel(workers, backend="threading", return_as="generator") as parallel:
         for first in range(0, len(items), portion):
@@ -44,3 +52,14 @@ def map_in_order(
                     warnings.simplefilter("ignore")
                     results.close()
                 raise
+
+
+def _can_start(threads: int) -> bool:
+    """Whether so many threads can be started; a pool that cannot start them fails in other ways or hangs."""
+    try:
+        with reserved_threads(threads):
+            return True
+    except RuntimeError as error:
+        if not is_out_of_threads(error):
+            raise
+        return False

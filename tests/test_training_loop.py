@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Generator
@@ -35,7 +36,7 @@ from carvana_batch.training.loop import Training
 from carvana_batch.training.losses import LOSSES
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import Samples
+from carvana_batch.training.samples import Draw, Samples
 from carvana_batch.training.settings import NO_AUGMENTATION, TrainingSettings
 from carvana_batch.training.starting import input_statistics, training_scale
 from carvana_batch.training.validation import predict_pairs, validate
@@ -537,3 +538,22 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, pairs: list[Pair]) -> Non
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(UsageError, match=r"checkpoint\.pt is damaged"):
         run_training(tmp_path / "run", pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_ends_the_run_with_its_checkpoint(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def make_or_die(samples: Samples, draw: Draw) -> Any:
+        if draw.number == 3:
+            os._exit(1)
+        return make(samples, draw)
+
+    make = Samples.make
+    with monkeypatch.context() as patch:
+        patch.setattr(Samples, "make", make_or_die)
+        with pytest.raises(CarvanaBatchError, match=r"A process that reads photos died; .*--resume"):
+            run_training(tmp_path / "run", pairs, workers=workers)
+    run_training(tmp_path / "run", pairs, workers=workers)
+    run_training(tmp_path / "whole", pairs)
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")

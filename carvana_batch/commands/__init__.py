@@ -11,7 +11,13 @@ import click
 
 from carvana_batch import __version__
 from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
-from carvana_batch.errors import TOO_MANY_PROCESSES, CarvanaBatchError, is_out_of_threads
+from carvana_batch.errors import (
+    OUT_OF_FILES,
+    TOO_MANY_FILES,
+    TOO_MANY_PROCESSES,
+    CarvanaBatchError,
+    is_out_of_threads,
+)
 from carvana_batch.text import shown
 
 COMMANDS = {
@@ -75,6 +81,9 @@ def main() -> None:
         click.echo(f"Error: {TOO_MANY_PROCESSES}.", err=True)
         sys.exit(1)
     except OSError as error:  # for example a name that is too long for any disk
+        if error.errno in OUT_OF_FILES:
+            click.echo(f"Error: {TOO_MANY_FILES}.", err=True)
+            sys.exit(1)
         if not isinstance(error.filename, str | bytes):
             raise
         click.echo(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)

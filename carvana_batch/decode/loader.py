@@ -21,10 +21,10 @@ from carvana_batch.decode.shared_memory import (
     OpenedSlots,
     SharedMemory,
 )
-from carvana_batch.decode.worker_pool import WorkerPool, socket_folder
+from carvana_batch.decode.worker_pool import WorkerPool, make_do, socket_folder
 from carvana_batch.decode.workers import WORKER_POLL_SECONDS, WorkerWatch, is_lost_worker
-from carvana_batch.decode.workers_error import OUT_OF_FILES, TOO_MANY_FILES, SharingError, WorkersError
-from carvana_batch.errors import CarvanaBatchError, DamageError, ImageError
+from carvana_batch.decode.workers_error import WorkersError
+from carvana_batch.errors import OUT_OF_FILES, TOO_MANY_FILES, CarvanaBatchError, DamageError, ImageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_DECODE_TIMEOUT
@@ -235,14 +235,13 @@ class PhotoLoader:
 
     def _make_do(self, error: WorkersError) -> None:
         """Go on without what is missing; raise the error if that is impossible."""
-        if isinstance(error, SharingError) and not self._dataset.memory.problem:
-            self._dataset.memory.problem = str(error)
-        elif self.workers:
-            self.workers = min(1, self.workers - 1)
-            how = "by a single process" if self.workers else "in the main process, which a bad file may crash"
-            self._fewer_workers = f"{error}; photos were decoded {how}"
-        else:
+        if not self.workers:
             raise CarvanaBatchError(f"Photos cannot be decoded: {error}.") from error
+        fewer = make_do(error, self._dataset.memory, self.workers)
+        if fewer < self.workers:
+            how = "by a single process" if fewer else "in the main process, which a bad file may crash"
+            self._fewer_workers = f"{error}; photos were decoded {how}"
+        self.workers = fewer
 
     def _decode_alone(self, position: int, sockets: Path | None) -> Photo | Failure:
         """Decode one photo in a separate worker, so that only this photo can be lost."""

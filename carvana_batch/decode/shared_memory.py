@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from carvana_batch.decode.workers_error import OUT_OF_FILES, SharingError, describe_sharing
-from carvana_batch.errors import is_out_of_threads
+from carvana_batch.decode.workers_error import SharingError, describe_sharing
+from carvana_batch.errors import OUT_OF_FILES, is_out_of_threads
 
 PREFETCHED_PHOTOS = 2
 """Number of decoded photos that each worker keeps ready."""

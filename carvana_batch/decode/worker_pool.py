@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
@@ -25,8 +25,12 @@ from carvana_batch.decode.workers import (
     reserved_threads,
     workers_starting,
 )
-from carvana_batch.decode.workers_error import TOO_MANY_FILES, WorkersError, describe_start
-from carvana_batch.errors import TOO_MANY_PROCESSES, is_out_of_threads
+from carvana_batch.decode.workers_error import (
+    SharingError,
+    WorkersError,
+    describe_start,
+)
+from carvana_batch.errors import TOO_MANY_FILES, TOO_MANY_PROCESSES, is_out_of_threads
 from carvana_batch.temporary_folder import temporary_folder
 
 FILES_OF_WORKER = 4 + SLOTS + 1
@@ -80,7 +84,12 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
     """
 
     def __init__(
-        self, dataset: Dataset[Any], indexes: range, workers: int, prefetched: int, sockets: Path | None
+        self,
+        dataset: Dataset[Any],
+        indexes: Iterable[Any],
+        workers: int,
+        prefetched: int,
+        sockets: Path | None,
     ) -> None:
         self._workers: list[multiprocessing.Process] = []
         self._shutdown = True  # so far, there is nothing to shut down if an error comes
@@ -102,7 +111,12 @@ class WorkerPool(_MultiProcessingDataLoaderIter):
         self._worker_result_queue._writer.close()  # type: ignore[attr-defined]
 
     def _start(
-        self, dataset: Dataset[Any], indexes: range, workers: int, prefetched: int, handshake: _Handshake
+        self,
+        dataset: Dataset[Any],
+        indexes: Iterable[Any],
+        workers: int,
+        prefetched: int,
+        handshake: _Handshake,
     ) -> None:
         with warnings.catch_warnings():
             # Users may choose more workers than there are cores.
@@ -229,6 +243,20 @@ def check_limits(workers: int) -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def make_do(error: WorkersError, memory: SharedMemory, workers: int) -> int:
+    """How many workers to try next, after ``error``; what cannot be shared will go through a pipe.
+
+    Args:
+        error: why a pool of workers could not start or go on.
+        memory: of the dataset.
+        workers: number of workers of that pool, at least 1.
+    """
+    if isinstance(error, SharingError) and not memory.problem:
+        memory.problem = str(error)
+        return workers
+    return min(1, workers - 1)
 
 
 @contextlib.contextmanager

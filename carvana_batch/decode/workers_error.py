@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from carvana_batch.errors import TOO_MANY_PROCESSES, CarvanaBatchError
-
-OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
-
-TOO_MANY_FILES = "too many files are open; allow more of them (ulimit -n)"
+from carvana_batch.errors import OUT_OF_FILES, TOO_MANY_FILES, TOO_MANY_PROCESSES, CarvanaBatchError
 
 NO_SPACE = "No space left"
 """How the text of an error of torch says that /dev/shm is full; torch has no class for it."""

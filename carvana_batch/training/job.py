@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,7 @@ def train(
             try:
                 if tensorboard:
                     import_writer()  # reports a missing package before work starts
+                check_temporary_folder()
                 check_run_folder(root, data, settings)
                 stack.enter_context(run)
                 _prepare(data, run, settings, resume, dry_run, processes, listener, stop)
@@ -157,6 +159,20 @@ def train(
             pictures = _draw_results(run, split.val, training, log)
             outcome = replace(outcome, pictures=pictures)
         return outcome
+
+
+def check_temporary_folder() -> None:
+    """Check that there is a temporary folder, without which torch makes no optimizer.
+
+    Raises:
+        UsageError: there is none that is open to writing.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "There is no temporary folder that is open to writing. Set TMPDIR to one."
+        ) from error
 
 
 def check_run_folder(root: Path, data: Path, settings: TrainingSettings) -> None:

@@ -113,7 +113,15 @@ class Training:
         seconds, first_step, saved_at = 0.0, state.step, time.monotonic()
         steps = range(first_step, self.steps)
         with contextlib.closing(
-            passes_of_steps(self.samples, self.settings, steps, self.processes, self.device, self.workers)
+            passes_of_steps(
+                self.samples,
+                self.settings,
+                steps,
+                self.processes,
+                self.device,
+                self.workers,
+                listener.on_say,
+            )
         ) as passes:
             while not (self._is_over() or stopping):
                 started_at = time.monotonic()

@@ -19,10 +19,12 @@ import psutil
 import pytest
 import simplejpeg
 import torch
+from helpers import wait_for
 from PIL import Image
 from torch.utils.data import dataloader
 
 from carvana_batch.decode import loader, worker_pool
+from carvana_batch.decode.image_file import without_metadata_warnings
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import DecodedImage, decode_image, read_image
 from carvana_batch.decode.shared_memory import SLOTS, InPipe, SharedMemory
@@ -405,6 +407,38 @@ def test_a_lost_worker_loses_no_other_photo(photos, monkeypatch, fault, workers,
     assert all(reasons[key].startswith(expected) for key in ("01", "02", "10"))
     assert multiprocessing.active_children() == []
     count_faults("a process that decodes dies or hangs over a photo", 3)
+
+
+def test_a_photo_that_hangs_in_this_process_loses_no_other(photos, monkeypatch, count_faults):
+    """Also while it holds the lock that each photo needs whose header is read."""
+    decode_image, ended = loader.decode_image, threading.Event()
+
+    def read_or_hang(path, **options):
+        if path.stem in ("01", "02", "10"):
+            with without_metadata_warnings():
+                ended.wait(60)
+        return decode_image(path, **options)
+
+    monkeypatch.setattr(loader, "decode_image", read_or_hang)
+    options = DecodeOptions(pixel_limit=10_000, apply_exif=False, timeout=0.4)
+    described = [describe(result) for result in make_loader(photos, options, 0)]
+    ended.set()
+    assert [key for key, _ in described] == [ref.key for ref in photos]
+    reasons = {key: value for key, value in described if not isinstance(value, int)}
+    assert list(reasons) == ["01", "02", "03", "07", "10"]
+    assert all(reasons[key].startswith("was not decoded within 0.4 seconds") for key in ("01", "02", "10"))
+    count_faults("a process that decodes dies or hangs over a photo", 3)
+
+
+def test_errors_in_this_process_are_raised(photos, monkeypatch):
+    def fail(_path, **_options):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(loader, "decode_image", fail)
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="broken"):
+        list(make_loader(photos, OPTIONS, 0))
+    wait_for(lambda: threading.active_count() == threads)
 
 
 def test_workers_killed_while_sending_lose_no_photo(tmp_path, count_faults):

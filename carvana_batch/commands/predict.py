@@ -194,7 +194,7 @@ if TYPE_CHECKING:
     type=Finite(10, 86400),
     default=DEFAULT_DECODE_TIMEOUT,
     show_default=True,
-    help="Seconds after which a process that hangs over a photo is ended, and the photo has failed.",
+    help="Seconds after which a photo that is not decoded has failed; a process that hangs over it is ended.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Mask only the first so many photos.")
 @click.option(

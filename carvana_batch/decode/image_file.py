@@ -308,10 +308,11 @@ def without_metadata_warnings() -> Iterator[None]:
         yield
 
 
-def _renew_warnings_lock() -> None:
+def renew_warnings_lock() -> None:
+    """Let others read headers again after a thread has vanished, or hangs, that may hold the lock."""
     global warnings_lock
     warnings_lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # another thread may hold the lock when a worker is forked
-    os.register_at_fork(after_in_child=_renew_warnings_lock)
+    os.register_at_fork(after_in_child=renew_warnings_lock)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from carvana_batch.decode.image_file import renew_warnings_lock
 from carvana_batch.decode.photo import DecodedImage, decode_image
 from carvana_batch.decode.shared_memory import (
     PREFETCHED_PHOTOS,
@@ -22,7 +23,7 @@ from carvana_batch.decode.shared_memory import (
     SharedMemory,
 )
 from carvana_batch.decode.worker_pool import WorkerPool, make_do, socket_folder
-from carvana_batch.decode.workers import WORKER_POLL_SECONDS, WorkerWatch, is_lost_worker
+from carvana_batch.decode.workers import WORKER_POLL_SECONDS, DecodingThread, WorkerWatch, is_lost_worker
 from carvana_batch.decode.workers_error import WorkersError
 from carvana_batch.errors import OUT_OF_FILES, TOO_MANY_FILES, CarvanaBatchError, DamageError, ImageError
 from carvana_batch.inputs.photo_list import PhotoList
@@ -165,7 +166,8 @@ class PhotoLoader:
     """Iterates over ``Photo | Failure`` in the order of ``refs``, with any number of workers.
 
     A worker that hangs or dies, because a file crashes the decoder or memory runs out, costs at most one
-    photo. With 0 workers, photos are decoded in this process, and a crash ends it.
+    photo. With 0 workers, photos are decoded in this process: a crash ends it, but a decoder that hangs costs
+    one photo as well, although it goes on in the background.
 
     What keeps workers from starting or sending is not blamed on the photos: pixels then go through a pipe,
     or a single worker decodes, or this process does.
@@ -247,14 +249,23 @@ class PhotoLoader:
         """Decode one photo in a separate worker, so that only this photo can be lost."""
         for photo in self._decode(range(position, position + 1), 1, sockets):
             return photo
+        return self._lose(position)
+
+    def _lose(self, position: int) -> Failure:
+        """The failure of a photo over which a worker or thread died or hung.
+
+        Raises:
+            CarvanaBatchError: all photos so far failed in this way.
+        """
         reason = "the process that decoded it died: the file crashes the decoder, or memory is short"
         if self._hung:
             reason = f"was not decoded within {self._timeout:g} seconds (--decode-timeout)"
         self._lost += 1
         if self._lost == MOST_LOST_AT_FIRST and not self._answered:
+            advice = " Use --workers 0 to see what happens in the main process." if self.workers else ""
             raise CarvanaBatchError(
                 f"None of the first {self._lost} photos was decoded, so this system is to blame rather than"
-                f" they; of the last one: {reason}. Use --workers 0 to see what happens in the main process."
+                f" they; of the last one: {reason}.{advice}"
             )
         return Failure.of(self.photos[position], "decode", reason)
 
@@ -265,8 +276,7 @@ class PhotoLoader:
             WorkersError: no photo can be decoded in this way, whatever it is.
         """
         if not workers:
-            for index in indexes:
-                yield self._result(self._dataset[index], OpenedSlots())
+            yield from self._decode_here(indexes)
             return
         pool = WorkerPool(self._dataset, indexes, workers, self._prefetched, sockets)
         try:
@@ -276,6 +286,25 @@ class PhotoLoader:
                 raise
         finally:
             pool.close()
+
+    def _decode_here(self, indexes: range) -> Iterator[Photo | Failure]:
+        """Decode in a thread of this process, so that a photo that takes too long has failed, too."""
+        thread = None
+        try:
+            for index in indexes:
+                if thread is None:
+                    thread = DecodingThread.start_if_possible(self._dataset.__getitem__)
+                try:
+                    decoded = self._dataset[index] if thread is None else thread.call(index, self._timeout)
+                except TimeoutError:
+                    thread, self._hung = None, True
+                    renew_warnings_lock()
+                    yield self._lose(index)
+                else:
+                    yield self._result(decoded, OpenedSlots())
+        finally:
+            if thread is not None:
+                thread.end()
 
     def _wait_for_each(self, pool: WorkerPool) -> Iterator[Photo | Failure]:
         """Yield the results of the workers; a photo that takes too long ends them all."""

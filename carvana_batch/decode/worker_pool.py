@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from carvana_batch.decode.shared_memory import SLOTS, SharedMemory
 from carvana_batch.decode.workers import (
     CANNOT_START_THREADS,
+    OTHER_THREADS,
     begin_worker,
     exit_if_out_of_threads,
     reserved_threads,
@@ -41,9 +42,6 @@ GREETING_TIMEOUT = 60.0
 
 OTHER_FILES = 12
 """Files of the queue of results, and those that a run opens at a time: photos, masks, the journal."""
-
-OTHER_THREADS = 4
-"""Threads that the main process starts later: the watch and the writers, and one that has hardly ended."""
 
 LATER_THREADS = 2
 """Threads that a worker starts later: the one that writes to the pipe, and one that has hardly ended."""

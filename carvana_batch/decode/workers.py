@@ -6,15 +6,19 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import queue
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Generic, Self, TypeVar
 
 from carvana_batch.errors import is_out_of_threads
 from carvana_batch.main_memory import keep_freed_memory
+
+Result = TypeVar("Result")
 
 WORKER_POLL_SECONDS = 0.5
 """How often to check whether all workers are alive."""
@@ -22,6 +26,8 @@ WORKER_POLL_SECONDS = 0.5
 FOR_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
 """Signals that only the main process handles, although a terminal or batch system may send them to all."""
 
+OTHER_THREADS = 4
+"""Threads that the main process starts later: the watch and the writers, and one that has hardly ended."""
 
 CANNOT_START_THREADS = 75
 """Exit code of a worker process that may not start the threads that it needs."""
@@ -114,6 +120,63 @@ class WorkerWatch(threading.Thread):
                 for worker in self.workers:
                     worker.kill()
                 return
+
+
+class DecodingThread(Generic[Result]):
+    """A thread that calls a function, because a decoder in the main thread could hang for ever.
+
+    Python cannot end threads, so one that hangs goes on, but neither results nor the end of this process wait
+    for it. A decoder that holds the interpreter lock holds all of them up.
+
+    Args:
+        function: what it calls.
+
+    Raises:
+        RuntimeError: it cannot be started; see :func:`is_out_of_threads`.
+    """
+
+    def __init__(self, function: Callable[[int], Result]) -> None:
+        self._arguments: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, args=(function,), daemon=True).start()
+
+    @classmethod
+    def start_if_possible(cls, function: Callable[[int], Result]) -> Self | None:
+        """Start a thread; None if that is impossible, or would leave too few for the rest of a run."""
+        try:
+            with reserved_threads(OTHER_THREADS):
+                return cls(function)
+        except RuntimeError as error:
+            if not is_out_of_threads(error):
+                raise
+            return None
+
+    def _serve(self, function: Callable[[int], Result]) -> None:
+        while (argument := self._arguments.get()) is not None:
+            try:
+                self._results.put(function(argument))
+            except BaseException as error:  # noqa: BLE001 (raised in the main thread)
+                self._results.put(error)
+
+    def call(self, argument: int, timeout: float) -> Result:
+        """What the function returns or raises.
+
+        Raises:
+            TimeoutError: it takes longer than ``timeout`` seconds; the thread must not be used again.
+        """
+        self._arguments.put(argument)
+        try:
+            result = self._results.get(timeout=timeout)
+        except queue.Empty as error:
+            self.end()
+            raise TimeoutError from error
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def end(self) -> None:
+        """Let the thread end once it has returned."""
+        self._arguments.put(None)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@
     scripts/prepare_car_parts.py car-parts/ street/
 
 The folder holds images/ and annotations.json in the form of COCO. Written are street/train and street/val
-(each images/ and masks/ of 768x512, for `train --also street/train --ignore-value 128`), street/check (the val
-photos as they are, for `bench_doubt.py --more street/check`), and street/backgrounds (for `train
+(each images/ and masks/ of 768x512, for `train --also street/train --ignore-value 128`), street/check (the
+val photos as they are, for `bench_doubt.py --more street/check`), and street/backgrounds (for `train
 --backgrounds`).
 
 What is in the polygons of a part is car (255), without a margin of two pixels, as polygons are rough. Roof,

@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import find_masks
@@ -114,6 +115,11 @@ def jpeg_labels(shape: Car) -> bytes:
     return save(values, "jpg", quality=95)
 
 
+def jpeg_trimap(shape: Car) -> bytes:
+    depth = distance_transform_edt(shape)
+    return save(np.where(depth > 3, 255, np.where(depth > 0, 128, 0)).astype(np.uint8), "jpg", quality=92)
+
+
 def turned(shape: Car) -> bytes:
     exif = Image.Exif()
     exif[274] = 6
@@ -193,6 +199,21 @@ KINDS = (
     ),
     MaskKind("PNG, TIFF", "16 bit, three equal channels", HIGHER_IS_CAR, deep_colours),
     MaskKind("JPEG", "three levels", f"{REFUSED}JPEG does not keep the values", jpeg_labels, "jpg"),
+    MaskKind(
+        "JPEG",
+        "trimap: a band of a third level along the outline",
+        f"{REFUSED}JPEG does not keep the values",
+        jpeg_trimap,
+        "jpg",
+    ),
+    MaskKind(
+        "JPEG",
+        "any, with `--ignore-value` of a third value",
+        f"{REFUSED}does not keep the value 128 of --ignore-value",
+        lambda shape: save(grey(0, 255)(shape), "jpg"),
+        "jpg",
+        ignored=(128,),
+    ),
     MaskKind("all", "an EXIF orientation", f"{REFUSED}has the EXIF orientation 6", turned),
     MaskKind("TIFF", "several samples that differ", f"{REFUSED}has several samples", one_hot, "tif"),
     MaskKind("TIFF, GIF, PNG", "several pages or frames", f"{REFUSED}has 2 pages", pages, "tif"),

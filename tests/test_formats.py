@@ -82,6 +82,13 @@ MASKS = """
 `score`, `submit`, `train` and `predict --gt` read masks from PNG, GIF, TIFF and JPEG files. Which of their
 two values is car is decided for all masks of a folder, by the majority; files with other values are named.
 
+A JPEG does not keep values. A band of a third level along the outline, as trimaps have it, was noticed in
+all of 580 JPEGs of qualities from 75 on, with bands 1 to 20 pixels wide; 600 masks that were resized and
+saved with qualities from 50 on were all read. Lower qualities, fainter bands, and bands along less than
+about half of the outline may pass unnoticed; the file is then divided halfway between its two most frequent
+levels. The same goes for PNG and TIFF trimaps that were resized smoothly: their bands are noticed if they
+stay about 5 pixels wide.
+
 | format | contents | how it is read |
 |---|---|---|
 """

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError
@@ -291,7 +292,7 @@ def test_jpeg_compression_keeps_two_levels(tmp_path: Path, quality: int, low: in
 @pytest.mark.parametrize("high", [1, 2, 40])
 def test_jpeg_masks_of_low_contrast_are_refused(tmp_path: Path, high: int) -> None:
     Image.fromarray(np.where(CAR, high, 0).astype(np.uint8)).save(tmp_path / "a.jpg", quality=100)
-    assert "JPEG does not keep values as close as 0 and 1; save it as PNG" in reason(tmp_path / "a.jpg")
+    assert "JPEG does not keep values as close as 0 and 1; export it again" in reason(tmp_path / "a.jpg")
 
 
 def test_jpeg_label_maps_are_refused(tmp_path: Path) -> None:
@@ -316,6 +317,67 @@ def test_jpeg_masks_of_three_levels_are_refused(tmp_path: Path, third: int) -> N
     for quality in (75, 95):
         Image.fromarray(values).save(tmp_path / "a.jpg", quality=quality)
         assert "JPEG does not keep the values of such a mask" in reason(tmp_path / "a.jpg")
+
+
+def resized_ellipse(scale: float, resample: Image.Resampling) -> Image.Image:
+    rows, columns = np.mgrid[:320, :480]
+    car = (columns - 240) ** 2 + 2 * (rows - 160) ** 2 < 20000
+    car[230:260, 150:300] = True
+    image = Image.fromarray(car.astype(np.uint8) * 255)
+    return image.resize((round(480 * scale), round(320 * scale)), resample)
+
+
+def trimap(width: int, level: int) -> NDArray[np.uint8]:
+    """An ellipse of 255 with a band of another level inside of its outline, over 0."""
+    rows, columns = np.mgrid[:320, :480]
+    depth = distance_transform_edt((columns - 240) ** 2 + 2 * (rows - 160) ** 2 < 30000)
+    return np.where(depth > width, 255, np.where(depth > 0, level, 0)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 10])
+@pytest.mark.parametrize("level", [64, 128, 192])
+def test_jpeg_trimaps_are_refused(tmp_path: Path, width: int, level: int) -> None:
+    for quality in (75, 85, 92, 98):
+        Image.fromarray(trimap(width, level)).save(tmp_path / "a.jpg", quality=quality)
+        assert "JPEG does not keep the values of such a mask; export it" in reason(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BOX, Image.Resampling.BILINEAR])
+@pytest.mark.parametrize("scale", [0.4, 0.5, 0.7, 1, 1.5, 2])
+def test_resized_jpeg_masks_are_no_trimaps(tmp_path: Path, scale: float, resample: Image.Resampling) -> None:
+    image = resized_ellipse(scale, resample)
+    car = np.asarray(image) > 127
+    for quality in (50, 75, 92, 100):
+        image.save(tmp_path / "a.jpg", quality=quality)
+        wrong = read(tmp_path / "a.jpg").to_bool() != car
+        assert wrong.sum() < 0.01 * car.sum()
+
+
+def test_resized_trimaps_are_refused(tmp_path: Path) -> None:
+    """They have many levels, but most are that of the band."""
+    image = Image.fromarray(trimap(12, 128)).resize((320, 213), Image.Resampling.BILINEAR)
+    image.save(tmp_path / "a.png")
+    assert "where 0 is background and 255 is car" in reason(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("car_values", [(), (255,)])
+def test_jpeg_does_not_keep_ignored_values(tmp_path: Path, car_values: tuple[int, ...]) -> None:
+    """Pixels of 128 would count, except those that are exactly that after compression."""
+    rows, columns = np.mgrid[:200, :300]
+    soft = np.clip(255 * (0.5 + (60 - np.hypot(rows - 100, columns - 150)) / 40), 0, 255)
+    for values in (soft.astype(np.uint8), np.where(soft > 127, 255, 0).astype(np.uint8)):
+        Image.fromarray(values).save(tmp_path / "a.jpg", quality=92)
+        decided = decide_values(tmp_path, [tmp_path / "a.jpg"], car_values, ignored_values=(128,))
+        with pytest.raises(ImageError, match="does not keep the value 128 of --ignore-value; export it"):
+            read_mask(tmp_path / "a.jpg", decided)
+
+
+def test_jpeg_keeps_ignored_values_among_two(tmp_path: Path) -> None:
+    Image.fromarray(CAR.astype(np.uint8) * 255).resize((320, 240)).save(tmp_path / "a.jpg", quality=95)
+    decided = decide_values(tmp_path, [tmp_path / "a.jpg"], (0,), ignored_values=(255,))
+    mask = read_mask(tmp_path / "a.jpg", decided)
+    np.testing.assert_array_equal(mask.to_bool(), ~mask.ignored_to_bool())
+    assert mask.to_bool().any()
 
 
 def test_blurred_jpeg_masks_are_soft(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from carvana_batch.decode.pixels import BITS, LOSSY, PAGES, scale_to_eight_bits
 from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_values, without_metadata
 from carvana_batch.decode.tiff import DIFFERING_SAMPLES
 from carvana_batch.errors import ImageError
+from carvana_batch.masks.bands import find_band
 from carvana_batch.masks.png import decode_mask
 from carvana_batch.masks.values import (
+    PNG_ADVICE,
     TRANSITION_FLAT_SHARE,
     MaskPixels,
     MaskValues,
@@ -138,13 +140,14 @@ def _find_values(image: Image.Image, file: BinaryIO) -> MaskPixels:
         grey = _deep_grey(file)
     else:
         grey = _grey(image)
-    if image.format in JPEG_FORMATS or image.info.get(LOSSY):
+    lossy = image.format in JPEG_FORMATS or bool(image.info.get(LOSSY))
+    if lossy:
         grey = _restore_levels(grey)
     if image.mode == "L" and 1 < bits < 8:
         grey = _undo_scaling(grey, bits)
     full = 2**bits - 1 if bits else int(np.iinfo(grey.dtype).max)
     levels = np.flatnonzero(_histogram(grey))
-    return MaskPixels(grey, {level: level for level in levels.tolist()}, full)
+    return MaskPixels(grey, {level: level for level in levels.tolist()}, full, lossy=lossy)
 
 
 def _undo_scaling(grey: NDArray[np.uint8] | NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
@@ -200,7 +203,7 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
         return grey
     if high - low < CONTRAST:
         raise ImageError(
-            f"has values from {low} to {high}: JPEG does not keep values as close as 0 and 1; save it as PNG"
+            f"has values from {low} to {high}: JPEG does not keep values as close as 0 and 1; {PNG_ADVICE}"
         )
     middle = (low + high) // 2
     counts = _histogram(grey)
@@ -220,7 +223,14 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
             return grey
         raise ImageError(
             f"has {np.count_nonzero(apart):,} pixels that are neither near {low} nor near {high}, the most"
-            " frequent values: JPEG does not keep the values of such a mask; save it as PNG"
+            f" frequent values: JPEG does not keep the values of such a mask; {PNG_ADVICE}"
+        )
+    band = find_band(grey, low, high, full=255)
+    if band is not None:
+        level, pixels = band
+        raise ImageError(
+            f"has {pixels:,} pixels near {level} in a band along the outline, beside {low} and {high}: JPEG"
+            f" does not keep the values of such a mask; {PNG_ADVICE}"
         )
     return np.where(grey > (low + high) // 2, np.uint8(high), np.uint8(low))
 

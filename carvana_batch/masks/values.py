@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carvana_batch.errors import ImageError
+from carvana_batch.masks.bands import find_band
 from carvana_batch.values import PackedMask
 
 Value = int | tuple[int, int, int]
@@ -40,6 +41,8 @@ FLAT_SAMPLE = 4096
 
 VALUES_SHOWN = 6
 
+PNG_ADVICE = "export it again as PNG, from what the JPEG was made of"
+
 
 class UndecidedError(ValueError):
     """The values of a folder's masks do not tell which of them means car."""
@@ -54,12 +57,14 @@ class MaskPixels:
         values: the value of each code that occurs, by code; they differ in palette images only.
         full: the largest grey level that the file can hold.
         left_out: codes that occur, but are not in ``values``.
+        lossy: whether compression has changed the values, of which two are restored.
     """
 
     codes: NDArray[np.uint8] | NDArray[np.uint16] = field(repr=False)
     values: dict[int, Value]
     full: int
     left_out: frozenset[int] = frozenset()
+    lossy: bool = False
 
     @property
     def levels(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -73,7 +78,7 @@ class MaskPixels:
     def without(self, codes: Collection[int]) -> MaskPixels:
         """Return the same pixels, with some codes left out."""
         kept = {code: value for code, value in self.values.items() if code not in codes}
-        return MaskPixels(self.codes, kept, self.full, self.left_out | frozenset(codes))
+        return replace(self, values=kept, left_out=self.left_out | frozenset(codes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +122,17 @@ class MaskValues:
         """Apply the decision to a file.
 
         Raises:
-            ImageError: the file has other values than the folder.
+            ImageError: the file has other values than the folder, or compression does not keep an ignored
+                one.
         """
         ignored = self.ignored_codes & pixels.values.keys()
+        kept = ignored if len(pixels.values) == 2 else frozenset[int]()
+        if pixels.lossy and len(pixels.values) > 1 and self.ignored_codes > kept:
+            value = min(self.ignored_codes - kept)
+            raise ImageError(
+                f"is a JPEG, or compressed like one, which does not keep the value {value} of"
+                f" --ignore-value; {PNG_ADVICE}"
+            )
         if self.car_codes:
             return _pack(pixels, _select(pixels, self.find_car(pixels)), ignored)
         return _pack(pixels, self._divide(pixels.without(ignored)), ignored)
@@ -198,10 +211,11 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
 
 
 def is_soft(pixels: MaskPixels, noise: int = 0) -> bool:
-    """Return whether a file is a soft mask over the whole range of grey levels, not a label map.
+    """Return whether a file is a soft mask over the whole range of grey levels, not a label map or trimap.
 
     It has black and white, and levels on both sides of half between them. The levels are either many, and in
-    each quarter of the range, or lie in narrow transitions: the labels of a map fill areas.
+    each quarter of the range, or lie in narrow transitions: the labels of a map fill areas. None of them is
+    that of a band along the outline.
 
     Args:
         pixels: the file.
@@ -216,9 +230,10 @@ def is_soft(pixels: MaskPixels, noise: int = 0) -> bool:
         return False
     quarters = np.unique(4 * between.astype(np.int64) // (pixels.full + 1))
     many = len(between) >= SOFT_LEVELS and len(quarters) == 4
-    return flat_share(pixels.levels, margin, pixels.full - margin, noise) < (
-        0.5 if many else TRANSITION_FLAT_SHARE
-    )
+    most_flat = 0.5 if many else TRANSITION_FLAT_SHARE
+    if flat_share(pixels.levels, margin, pixels.full - margin, noise) >= most_flat:
+        return False
+    return find_band(pixels.levels, 0, pixels.full, pixels.full) is None
 
 
 def _is_faint(pixels: MaskPixels) -> bool:

@@ -36,7 +36,7 @@ from carvana_batch.output.writer import MaskWriter, Written, compare
 from carvana_batch.parallel import map_in_order
 from carvana_batch.stopping import StopFlag
 from carvana_batch.submission.write import write_rows
-from carvana_batch.text import shown
+from carvana_batch.text import list_names, shown
 from carvana_batch.values import Failure, ImageRef, Photo
 
 WRITER_THREADS = 2
@@ -142,16 +142,32 @@ def find_truth(options: Options) -> MaskFolder | None:
     """Find the true masks by the ``pairing_name`` of their id, and decide which of their values are car.
 
     Raises:
-        UsageError: there are no masks, their values do not tell, or none of them has a car.
+        UsageError: there are no masks, none can be used, their values do not tell, or none of them has a car.
     """
     if options.truth is None:
         return None
     found = find_masks(options.truth, advice=TRUTH_ADVICE)
     folder = MaskFolder(options.truth, {pairing_name(mask): path for mask, path in found.items()})
     decided = folder.decide(options.car_values, options.ignored_values)
+    _refuse_all_unusable(decided)
     if decided.values.empty:
         raise UsageError(f"None of the masks in --gt {shown(options.truth)} has a car. Give other ones.")
     return decided
+
+
+def _refuse_all_unusable(truth: MaskFolder) -> None:
+    """Raise UsageError if none of the masks can be read."""
+    reasons: list[str] = []
+    for image in truth.ids:
+        try:
+            truth.read(image)
+        except ImageError as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise UsageError(
+        f"None of the masks in --gt {shown(truth.path)} can be used.{list_names('Masks', reasons)}"
+    )
 
 
 class Run:

@@ -413,6 +413,16 @@ def test_true_masks_without_any_car_are_refused(predict, drawn, tmp_path, out):
     assert not out.exists()
 
 
+def test_true_masks_that_are_all_unusable_are_refused_with_the_reasons(predict, drawn, tmp_path, out):
+    (tmp_path / "bad").mkdir()
+    for photo in (drawn / "images").iterdir():
+        (tmp_path / "bad" / f"{photo.stem}.png").write_text("text")
+    with pytest.raises(UsageError, match=r"None of the masks in --gt .*bad can be used\.") as caught:
+        predict(drawn / "images", out, truth=tmp_path / "bad")
+    assert "car0.png is not an image" in str(caught.value)
+    assert not out.exists()
+
+
 def test_true_masks_of_a_label_map(predict, drawn, tmp_path, out):
     """The car has the value 7, and where 255 stands, nothing counts."""
     for path in find_masks(drawn / "masks").values():

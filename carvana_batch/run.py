@@ -21,6 +21,7 @@ from carvana_batch.inputs.find import take_shard
 from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.inputs.masks import TRUTH_ADVICE, find_masks
 from carvana_batch.main_memory import peak_memory
+from carvana_batch.masks.doubts import describe_doubts
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
@@ -170,6 +171,21 @@ def _refuse_all_unusable(truth: MaskFolder) -> None:
     )
 
 
+def describe_truth_doubts(entries: Iterable[Entry]) -> str:
+    """Say so if true masks seem to be inverted, or of other photos; "" if not.
+
+    Args:
+        entries: the entries of masks, of which those that were compared count.
+    """
+    dice, accuracy = [], []
+    for entry in entries:
+        if entry.dice is not None and entry.car_share is not None and entry.true_share is not None:
+            accuracy.append(1 - (entry.car_share + entry.true_share) * (1 - entry.dice))
+            if entry.car_share and entry.true_share:
+                dice.append(entry.dice)
+    return describe_doubts(dice, accuracy)
+
+
 class Run:
     """A run in an out folder that it holds; call :meth:`prepare`, :meth:`process` and :meth:`finish`.
 
@@ -287,6 +303,8 @@ class Run:
             if report.stopped_by is None:
                 self._count_lost(journal)
             masked = report.complete(journal, self.own, self.refs, self.truth is not None)
+            if self.truth is not None and (doubts := describe_truth_doubts(masked)):
+                report.warnings.append(doubts)
             out.syncing.sync(masked, {ref.key for ref in self.todo})  # before it is reported as done
             report.already_done -= len(report.kept) - kept_now
             write_table(out.paths.report, journal.values())
@@ -356,10 +374,16 @@ class Run:
             try:
                 mask = read_mask(self.out.paths.mask(entry.key))
             except ImageError as error:  # damaged since, but still of the size in the journal
-                return replace(entry, dice=None, reason=str(error))
+                return replace(entry, dice=None, true_share=None, reason=str(error))
             notes = tuple(note for note in entry.notes if note not in TRUE_MASK)
             compared = compare(refs[entry.key], mask, notes, truth)
-            return replace(entry, dice=compared.dice, reason=compared.reason, notes=notes + compared.notes)
+            return replace(
+                entry,
+                dice=compared.dice,
+                true_share=compared.true_share,
+                reason=compared.reason,
+                notes=notes + compared.notes,
+            )
 
         for entry, compared in zip(entries, map_in_order(compare_file, entries), strict=True):
             if self.stop.signal is not None:

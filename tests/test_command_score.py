@@ -557,3 +557,14 @@ def test_masks_that_are_wrong_nearly_everywhere_are_pointed_out(here):
     draw_cars(here, inverted=True, corner=False)
     result = score("--gt", "gt")
     assert "Warning: nearly all pixels are wrong. The masks of one side seem to be inverted" in result.stderr
+
+
+def test_masks_without_common_pixels_are_pointed_out(here):
+    """A legal value that is not the car's: background in the last column."""
+    for path in (here / "gt").iterdir():
+        path.unlink()
+        Image.fromarray(np.array([[3, 7, 3, 90]], np.uint8)).save(path.with_suffix(".png"))
+    result = score("--gt", "gt", "--car-value", "90")
+    assert "Warning: the mean Dice is 0.000, although the masks of both sides have cars" in result.stderr
+    assert "--car-value" in result.stderr
+    assert "Warning" not in score("--gt", "gt", "--car-value", "7").stderr

@@ -423,6 +423,29 @@ def test_true_masks_that_are_all_unusable_are_refused_with_the_reasons(predict, 
     assert not out.exists()
 
 
+def test_inverted_true_masks_are_pointed_out(predict, drawn, tmp_path, out):
+    predict(drawn / "images", out)
+    for image, path in find_masks(out).items():
+        write_mask(tmp_path / "inverted" / f"{image}.png", ~read_mask(path).to_bool())
+    for folder in (out, tmp_path / "second"):  # in the first, all photos are done
+        (warning,) = predict(drawn / "images", folder, truth=tmp_path / "inverted").warnings
+        assert warning.startswith("nearly all pixels are wrong. The masks of one side seem to be inverted")
+    assert predict(drawn / "images", out, truth=drawn / "masks").warnings == []
+
+
+def test_true_masks_of_other_pixels_are_pointed_out(predict, drawn, tmp_path, out):
+    """The value 90 is not the car, but a corner of the photo."""
+    for path in find_masks(drawn / "masks").values():
+        labels = np.where(read_mask(path).to_bool(), 7, 3).astype(np.uint8)
+        labels[:4, :4] = 90
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{path.stem}.png")
+    report = predict(drawn / "images", out, truth=tmp_path / "labels", car_values=(90,))
+    (warning,) = report.warnings
+    assert warning.startswith("the mean Dice is 0.000, although the masks of both sides have cars.")
+    assert "--car-value" in warning
+
+
 def test_true_masks_of_a_label_map(predict, drawn, tmp_path, out):
     """The car has the value 7, and where 255 stands, nothing counts."""
     for path in find_masks(drawn / "masks").values():

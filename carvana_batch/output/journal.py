@@ -39,6 +39,8 @@ class Entry:
         expected_dice: see :class:`Prediction`.
         doubt: the same.
         dice: against the true mask, None if there is none.
+        true_share: part of the photo that the true mask covers; None if there is none, and in journals of
+            earlier versions.
         mask_bytes: size of the mask's file, which tells whether it is complete.
         mask_checksum: CRC-32 of its bytes; None in journals of earlier versions.
         extras: the extra files of the photo; none in journals of earlier versions.
@@ -64,6 +66,7 @@ class Entry:
     expected_dice: float | None = None
     doubt: float | None = None
     dice: float | None = None
+    true_share: float | None = None
     mask_bytes: int = 0
     mask_checksum: int | None = None
     extras: tuple[ExtraFile, ...] = ()
@@ -205,7 +208,7 @@ def _is_sound(entry: Entry) -> bool:
     for extra in entry.extras:
         sizes += extra[1:]
     times = (entry.source_time, entry.committed)
-    shares = (entry.car_share, entry.expected_dice, entry.doubt, entry.dice)
+    shares = (entry.car_share, entry.expected_dice, entry.doubt, entry.dice, entry.true_share)
     return (
         all(isinstance(text, str) and _can_be_written(text) for text in texts)
         and all(type(number) is int for number in (*sizes, *times))

@@ -125,6 +125,7 @@ class MaskWriter:
             expected_dice=prediction.expected_dice,
             doubt=prediction.doubt,
             dice=compared.dice,
+            true_share=compared.true_share,
             mask_bytes=stamp.size,
             mask_checksum=stamp.checksum,
             extras=extras,
@@ -161,11 +162,13 @@ class Compared(NamedTuple):
         dice: the Dice; None if there is none.
         reason: why there is none, although it was asked for.
         notes: what the user should know about the true mask.
+        true_share: part of the photo that the true mask covers; None if there is no Dice.
     """
 
     dice: float | None = None
     reason: str = ""
     notes: tuple[Note, ...] = ()
+    true_share: float | None = None
 
 
 def compare(ref: ImageRef, mask: PackedMask, notes: Collection[Note], truth: MaskFolder) -> Compared:
@@ -188,6 +191,8 @@ def compare(ref: ImageRef, mask: PackedMask, notes: Collection[Note], truth: Mas
         true = truth.read(image)
         if not TURNED.isdisjoint(notes):
             true, fit = turn_to_fit_file(true, (mask.width, mask.height), ref.path)
-        return Compared(count(mask, true).dice, notes=NOTES_OF_FIT[fit])
+        counts = count(mask, true)
+        share = counts.area_true / (true.width * true.height)
+        return Compared(counts.dice, notes=NOTES_OF_FIT[fit], true_share=share)
     except (ImageError, SizeError) as error:
         return Compared(reason=str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
 from carvana_batch.masks.counts import SizeError, count
+from carvana_batch.masks.doubts import describe_doubts
 from carvana_batch.masks.fit import Fit, turn_to_fit
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.values import describe_corners
@@ -35,9 +35,6 @@ from carvana_batch.text import cut_short, shown
 from carvana_batch.values import Failure, PackedMask
 
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
-
-INVERTED_ACCURACY = 0.1
-"""Mean pixel accuracy below which masks seem to be inverted."""
 
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
 
@@ -171,7 +168,7 @@ def compare_masks(
         on_progress(len(compared), len(images))
     results = [each.result for each in compared]
     corners = [each.covers_corners for each in compared if each.covers_corners is not None]
-    notes += _describe_inversion([result for result in results if isinstance(result, Score)], corners)
+    notes += _describe_doubts([result for result in results if isinstance(result, Score)], corners)
     compared_truth = set(true_ids.values())
     return Scores(
         rows=tuple(result for result in results if isinstance(result, Score)),
@@ -278,20 +275,15 @@ def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRo
     )
 
 
-def _describe_inversion(rows: Sequence[Score], corners: Sequence[tuple[bool, bool]]) -> tuple[str, ...]:
-    """Say so if the masks of a side, or of both, seem to be inverted.
-
-    Either they cover the corners, or nearly all pixels are wrong and would be right the other way round.
-    """
+def _describe_doubts(rows: Sequence[Score], corners: Sequence[tuple[bool, bool]]) -> tuple[str, ...]:
+    """Say so if the masks of a side seem to be inverted, or to have nothing in common with the others."""
     sides = zip(zip(*corners, strict=True), ("the predicted masks", "the true masks"), strict=False)
-    doubts = tuple(doubt for each, masks in sides if (doubt := describe_corners(each, masks)))
-    if doubts:
-        return doubts
-    if not rows or fmean(row.pixel_accuracy for row in rows) > INVERTED_ACCURACY:
-        return ()
-    return (
-        "Warning: nearly all pixels are wrong. The masks of one side seem to be inverted, with black cars.",
-    )
+    inverted = tuple(doubt for each, masks in sides if (doubt := describe_corners(each, masks)))
+    if inverted:
+        return inverted
+    with_cars = [row.dice for row in rows if row.area_true and row.area_predicted]
+    doubts = describe_doubts(with_cars, [row.pixel_accuracy for row in rows])
+    return (f"Warning: {doubts}",) if doubts else ()
 
 
 def _refuse_needless_size(size: tuple[int, int] | None, *sources: MaskFolder | MaskRows) -> None:

@@ -21,6 +21,7 @@ class Note(StrEnum):
     SCALED_14 = "scaled from 14 bits"
     TRUE_MASK_TURNED = "true mask turned"
     TRUE_MASK_UNCLEAR = "true mask upright or as stored"
+    TRUE_MASK_OTHERWISE = "true mask fits far better if turned"
     SECOND_NETWORK = "masked by the second network"
     DAMAGED = "damaged"
 
@@ -28,7 +29,7 @@ class Note(StrEnum):
 TURNED = frozenset({Note.TURNED, Note.TURNED_WITH_MASK})
 """Notes on photos with an EXIF orientation other than upright."""
 
-TRUE_MASK = frozenset({Note.TRUE_MASK_TURNED, Note.TRUE_MASK_UNCLEAR})
+TRUE_MASK = frozenset({Note.TRUE_MASK_TURNED, Note.TRUE_MASK_UNCLEAR, Note.TRUE_MASK_OTHERWISE})
 """Notes on the comparison with a true mask."""
 
 
@@ -46,7 +47,10 @@ SUMMARIES = {
     },
     Note.TRUE_MASK_TURNED: "True masks turned by the EXIF orientation, to compare with the masks: {photos}",
     Note.TRUE_MASK_UNCLEAR: "True masks compared as they are, because their size does not tell whether they"
-    " are upright or as the photo is stored: {photos}",
+    " are upright or as the photo is stored: {photos} (--exif apply makes upright masks)",
+    Note.TRUE_MASK_OTHERWISE: "Warning: true masks that would fit far better if turned by the EXIF"
+    " orientation: {photos}. Mask the photos into another OUT, with --exif apply if the true"
+    " masks are upright",
     Note.SECOND_NETWORK: "Masked by the second network, for photos unlike those of a studio: {photos}",
     Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; OUT/report.csv says how",
 }

@@ -288,8 +288,10 @@ def test_orientations_are_reported(tmp_path, monkeypatch):
         "Photos whose EXIF orientation keeps their size: 3; their masks were compared as they are, because it"
         " cannot be told whether one is upright and the other as stored",
     ]
+    assert "turned by it, the mean Dice of these would be 1.000 instead of 0." in result.stderr
     content = json.loads(score("--gt", "gt", "--images", "in", "--json").stdout)
     assert (content["turned"], content["unclear_orientation"]) == (4, 3)
+    assert "turned by it" not in score("--gt", "out", "out", "--images", "in").stderr
     assert "EXIF" not in score("--gt", "out", "out").stdout
     failed = score("--gt", "gt")
     assert failed.exit_code == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from helpers import names_in
+from helpers import names_in, store, with_orientation
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,11 +16,13 @@ from carvana_batch.files import WriteError, write_file
 from carvana_batch.masks import rle
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
+from carvana_batch.notes import Note
 from carvana_batch.options import EXTRA_FILES
+from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.output.extras import ENCODERS, OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import read_entries
-from carvana_batch.output.writer import MaskWriter
+from carvana_batch.output.writer import MaskWriter, compare
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 EXTRAS = ("cutout", "overlay", "panel", "prob")
@@ -253,3 +255,21 @@ def test_entry_and_mask_can_be_read_back(out):
     out.commit(entry)
     assert list(read_entries(out.paths.state).values()) == [entry]
     assert np.array_equal(read_mask(out.paths.mask("a/b")).rows, make_prediction().mask.rows)
+
+
+@pytest.mark.parametrize("orientation", [each for each in ORIENTATIONS if each > 1])
+@pytest.mark.parametrize("predicted_is_upright", [False, True])
+def test_true_masks_that_fit_far_better_if_turned_are_noted(tmp_path, orientation, predicted_is_upright):
+    """The sides of a square photo never tell how a mask lies."""
+    upright = Image.new("L", (20, 20))
+    upright.paste(255, (3, 4, 18, 9))
+    stored = store(upright, orientation)
+    stored.save(tmp_path / "a.png", exif=with_orientation(upright, orientation).getexif())
+    (tmp_path / "gt").mkdir()
+    true, predicted = (stored, upright) if predicted_is_upright else (upright, stored)
+    true.save(tmp_path / "gt" / "a.png")
+    truth = MaskFolder(tmp_path / "gt", {"a": tmp_path / "gt" / "a.png"})
+    ref = ImageRef("a", tmp_path / "a.png")
+    for picture, note in ((predicted, Note.TRUE_MASK_OTHERWISE), (true, Note.TRUE_MASK_UNCLEAR)):
+        mask = PackedMask.from_bool(np.asarray(picture) > 0)
+        assert compare(ref, mask, (Note.TURNED,), truth).notes == (note,)

@@ -11,6 +11,17 @@ INVERTED_ACCURACY = 0.1
 LOW_DICE = 0.05
 """Mean Dice below which masks with cars seem to be of other photos, or to be read wrongly."""
 
+OTHERWISE_BETTER = 0.05
+"""If the Dice is so much higher once one of the masks is turned, they probably lie in different ways."""
+
+OTHERWISE_SOUND = 0.9
+"""A lower Dice of the turned mask does not show that."""
+
+
+def fits_otherwise(dice: float, dice_turned: float) -> bool:
+    """Whether a mask fits another one far better if it is turned by the EXIF orientation of its photo."""
+    return dice_turned >= max(dice + OTHERWISE_BETTER, OTHERWISE_SOUND)
+
 
 def describe_doubts(dice: Sequence[float], accuracy: Sequence[float]) -> str:
     """Say so if the masks of one side seem to be inverted, or to have nothing in common with the others.

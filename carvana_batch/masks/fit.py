@@ -64,6 +64,20 @@ def turn_to_fit_file(mask: PackedMask, size: tuple[int, int], photo: Path) -> Fi
     return turn_to_fit(mask, size, read_layout(photo, pixel_limit=MASK_PIXEL_LIMIT))
 
 
+def turn_otherwise(mask: PackedMask, orientation: int) -> tuple[PackedMask, PackedMask]:
+    """Turn a mask that may be upright, or as its photo is stored, from either of the two to the other."""
+    return mask.turned(orientation), mask.turned(inverse(orientation))
+
+
+def turn_otherwise_by_file(mask: PackedMask, photo: Path) -> tuple[PackedMask, PackedMask]:
+    """The same, for the file of a photo.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return turn_otherwise(mask, read_layout(photo, pixel_limit=MASK_PIXEL_LIMIT).orientation)
+
+
 def read_row(text: str, photo: Layout) -> FittedMask:
     """Read a run-length row on the grid on which its photo is stored.
 

@@ -14,7 +14,8 @@ from carvana_batch.files import write_file
 from carvana_batch.inputs.keys import mask_id, pairing_name
 from carvana_batch.masks import rle
 from carvana_batch.masks.counts import SizeError, count
-from carvana_batch.masks.fit import Fit, turn_to_fit_file
+from carvana_batch.masks.doubts import fits_otherwise
+from carvana_batch.masks.fit import Fit, turn_otherwise_by_file, turn_to_fit_file
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.specks import clean
@@ -193,6 +194,11 @@ def compare(ref: ImageRef, mask: PackedMask, notes: Collection[Note], truth: Mas
             true, fit = turn_to_fit_file(true, (mask.width, mask.height), ref.path)
         counts = count(mask, true)
         share = counts.area_true / (true.width * true.height)
-        return Compared(counts.dice, notes=NOTES_OF_FIT[fit], true_share=share)
+        added = NOTES_OF_FIT[fit]
+        if fit is Fit.UNCLEAR:
+            turned = turn_otherwise_by_file(true, ref.path)
+            if fits_otherwise(counts.dice, max(count(mask, each).dice for each in turned)):
+                added = (Note.TRUE_MASK_OTHERWISE,)
+        return Compared(counts.dice, notes=added, true_share=share)
     except (ImageError, SizeError) as error:
         return Compared(reason=str(error))

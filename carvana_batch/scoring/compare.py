@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_photos
 from carvana_batch.masks.counts import SizeError, count
-from carvana_batch.masks.doubts import describe_doubts
-from carvana_batch.masks.fit import Fit, turn_to_fit
+from carvana_batch.masks.doubts import describe_doubts, fits_otherwise
+from carvana_batch.masks.fit import Fit, turn_otherwise, turn_to_fit
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.values import describe_corners
 from carvana_batch.orientation import turn
@@ -31,7 +32,7 @@ from carvana_batch.scoring.row_doubts import check_rows
 from carvana_batch.scoring.scores import COLUMNS, MASK_COLUMNS, Score, Scores, score_mask
 from carvana_batch.scoring.sources import MaskRows, open_masks, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
-from carvana_batch.text import cut_short, shown
+from carvana_batch.text import counted, cut_short, shown
 from carvana_batch.values import Failure, PackedMask
 
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
@@ -60,6 +61,8 @@ class _Material:
         fit: TURNED if only one of them was upright, UNCLEAR if their size does not tell.
         photo: (H, W, 3) uint8, RGB, on the grid of the masks; None if there is none.
         photo_failure: why there is none, although photos were given.
+        turned: the true mask turned to the other grid that it may have (see ``turn_otherwise``), if ``fit``
+            is UNCLEAR.
     """
 
     predicted: PackedMask
@@ -67,19 +70,22 @@ class _Material:
     fit: Fit = Fit.SAME
     photo: NDArray[np.uint8] | None = None
     photo_failure: Failure | None = None
+    turned: tuple[PackedMask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
     """The result for one image: its score or why it has none, and what came of its photo.
 
-    ``covers_corners`` is whether the predicted and the true mask do, as if they were inverted.
+    ``covers_corners`` is whether the predicted and the true mask do, as if they were inverted, and
+    ``dice_turned`` the Dice if the true mask is turned.
     """
 
     result: Score | Failure
     fit: Fit = Fit.SAME
     photo_failure: Failure | None = None
     covers_corners: tuple[bool, bool] | None = None
+    dice_turned: float | None = None
 
 
 def compare_masks(
@@ -156,7 +162,8 @@ def compare_masks(
             return _Compared(Failure(image, "compare", reason))
         score = add_outline_metrics(score, predicted, true, material.photo)
         corners = predicted.covers_corners, true.covers_corners
-        return _Compared(score, material.fit, material.photo_failure, corners)
+        turned = max((count(predicted, each).dice for each in material.turned), default=None)
+        return _Compared(score, material.fit, material.photo_failure, corners, turned)
 
     def read_masks(image: str) -> tuple[PackedMask, PackedMask]:
         material = read(image)
@@ -168,6 +175,7 @@ def compare_masks(
         on_progress(len(compared), len(images))
     results = [each.result for each in compared]
     corners = [each.covers_corners for each in compared if each.covers_corners is not None]
+    notes += _describe_turn(compared)
     notes += _describe_doubts([result for result in results if isinstance(result, Score)], corners)
     compared_truth = set(true_ids.values())
     return Scores(
@@ -260,7 +268,8 @@ def _with_photo(image: str, predicted: PackedMask, true: PackedMask, photos: dic
             fit = Fit.TURNED
         elif true_fit == Fit.UNCLEAR:
             fit = Fit.UNCLEAR
-        return _Material(predicted, true, fit, read_photo(photos, image, predicted))
+        turned = turn_otherwise(true, layout.orientation) if fit == Fit.UNCLEAR else ()
+        return _Material(predicted, true, fit, read_photo(photos, image, predicted), turned=turned)
     except ImageError as error:
         return _Material(predicted, true, fit, None, Failure(image, "decode", str(error)))
 
@@ -272,6 +281,26 @@ def _describe_values(predicted: MaskFolder | MaskRows, true: MaskFolder | MaskRo
         f"In the {side} masks, {source.values.unusual}."
         for side, source in sides.items()
         if isinstance(source, MaskFolder) and source.values.unusual
+    )
+
+
+def _describe_turn(compared: Sequence[_Compared]) -> tuple[str, ...]:
+    """Say so if true masks whose size does not tell how they lie fit far better if they are turned."""
+    dice = [
+        (each.result.dice, each.dice_turned)
+        for each in compared
+        if isinstance(each.result, Score) and each.dice_turned is not None
+    ]
+    if not dice:
+        return ()
+    given, turned = map(fmean, zip(*dice, strict=True))
+    if not fits_otherwise(given, turned):
+        return ()
+    return (
+        "Warning: the masks of one side seem to be upright, those of the other as the photos are stored."
+        f" An EXIF orientation that keeps the size: {counted(len(dice), 'photo')}; turned by it, the mean"
+        f" Dice of these would be {turned:.3f} instead of {given:.3f}. `carvana-batch predict --exif apply`"
+        " makes upright masks.",
     )
 
 

@@ -65,6 +65,14 @@ def without_model(monkeypatch):
     monkeypatch.setattr("carvana_batch.network.checkpoints.load_model", fail)
 
 
+def test_empty_masks_are_counted_and_named(run, here):
+    result = run("in", "out", "--threshold", "1")
+    expected = "Masks without any car: 4 photos (car0.jpg, car1.jpg, car2.jpg, car3.jpg)"
+    assert expected in result.stdout.splitlines()
+    assert json.loads((here / "out" / "run.json").read_text())["empty"] == ["car0", "car1", "car2", "car3"]
+    assert "without any car" not in run("in", "other").stdout
+
+
 def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output

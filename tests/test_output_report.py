@@ -106,6 +106,7 @@ def test_json_report(tmp_path):
         ],
         "kept": ["c"],
         "without_truth": ["b"],
+        "empty": [],
         "notes": {"only the first page or frame": 3},
         "masks_of_other_photos": 7,
         "mean_expected_dice": 0.75,

@@ -185,6 +185,10 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
     reporter.say(", ".join(counts) + f" -> {shown(out)}")
     if report.foreign:
         reporter.say(f"{shown(out)} also holds masks of {counted(report.foreign, 'other photo')}")
+    if report.empty:
+        names = ", ".join(shown(Path(entry.source).name) for entry in report.empty[:NAMES_SHOWN])
+        more = ", ..." if len(report.empty) > NAMES_SHOWN else ""
+        reporter.say(f"Masks without any car: {counted(len(report.empty), 'photo')} ({names}{more})")
     for note, number in report.notes.items():
         reporter.say(SUMMARIES[note].format(photos=counted(number, "photo")))
     if report.dice_summary is not None:

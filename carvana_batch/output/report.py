@@ -68,6 +68,7 @@ class RunReport:
         failures: journal entries of the photos without a mask.
         kept: journal entries of the photos with a mask that is not of a run but of the user.
         without_truth: journal entries of the photos that could not be compared with a true mask.
+        empty: journal entries of the photos whose masks have no car.
         notes: number of masked photos with each kind of note, without those of 0.
         foreign: number of masks of other photos in the out folder.
         expected_dice: expected Dice of each mask, in [0, 1]; see :class:`Prediction`.
@@ -92,6 +93,7 @@ class RunReport:
     failures: list[Entry] = field(default_factory=list)
     kept: list[Entry] = field(default_factory=list)
     without_truth: list[Entry] = field(default_factory=list)
+    empty: list[Entry] = field(default_factory=list)
     notes: dict[Note, int] = field(default_factory=dict)
     foreign: int = 0
     expected_dice: list[float] = field(default_factory=list)
@@ -155,6 +157,7 @@ class RunReport:
             ],
             "kept": [entry.key for entry in self.kept],
             "without_truth": [entry.key for entry in self.without_truth],
+            "empty": [entry.key for entry in self.empty],
             "notes": self.notes,
             "masks_of_other_photos": self.foreign,
             "mean_expected_dice": float(np.mean(self.expected_dice)) if self.expected_dice else None,
@@ -198,6 +201,7 @@ class RunReport:
         self.foreign = all_masks - sum(not journal[ref.key].failed for ref in refs if ref.key in journal)
         self.kept = [entry for entry in entries if entry.kept]
         self.failures = [entry for entry in entries if entry.failed]
+        self.empty = [entry for entry in masked if entry.car_share == 0]
         counts = Counter(note for entry in masked for note in entry.notes)
         said = [note for note in Note if with_truth or note not in TRUE_MASK]
         self.notes = {note: counts[note] for note in said if counts[note]}

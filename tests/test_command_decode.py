@@ -40,6 +40,18 @@ def test_assumed_size_is_printed(here):
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_a_last_row_without_line_end_is_pointed_out(here):
+    """A file that is cut between two runs looks like a complete one otherwise."""
+    (here / "s.csv").write_text("img,rle_mask\na.jpg,1 1\nb.jpg,1 1 3 1\n")
+    assert run("decode", "s.csv", "out", "--size", "3x2").stderr == ""
+    whole = (here / "s.csv").read_text()
+    (here / "s.csv").write_text(whole[: whole.index(" 3 1")])
+    result = run("decode", "s.csv", "out", "--size", "3x2", "--overwrite")
+    expected = "Warning: s.csv does not end with a line end: its last row, that of b.jpg, may be cut short."
+    assert (result.exit_code, result.stderr.splitlines()) == (0, [expected])
+    assert expected in run("score", "s.csv", "--gt", "out").stderr.splitlines()
+
+
 def test_only_empty_rows_are_an_error(here):
     (here / "s.csv").write_text("img,rle_mask\na.jpg,\nb.jpg,\n")
     result = run("decode", "s.csv", "out", "--size", "3x2")

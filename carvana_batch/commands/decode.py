@@ -61,7 +61,8 @@ def command(
 
     CSV is a .csv, .csv.gz or .zip such as submit writes. The mask of the row a/b.jpg is OUT/a/b.png. A row
     that cannot be used is named at the end and does not stop the others; the exit code is then 3, as it is
-    if all rows are empty. Masks that are in OUT already are not replaced, unless asked for. Rows that seem
+    if all rows are empty. If OUT already has a mask of one of the rows, nothing is
+    written, unless --overwrite is given. Rows that seem
     to be of another size, or to count pixels down the columns, are refused.
     """
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -82,6 +83,8 @@ def command(
             f"Assumed {width}x{height} pixels, the competition's size; --size changes it.",
             err=True,
         )
+    if summary.doubt:
+        click.echo(f"Warning: {summary.doubt}", err=True)
     print_failures(summary.failures)
     empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""
     click.echo(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")

@@ -135,6 +135,9 @@ def compare_masks(
     (predicted_masks, true_masks), notes = check_rows(
         (predicted_masks, true_masks), true_ids, size, photo_files
     )
+    sources = predicted_masks, true_masks
+    doubts = (source.doubt for source in sources if isinstance(source, MaskRows) and source.doubt)
+    notes = tuple(f"Warning: {doubt}" for doubt in doubts) + notes
     has_rows = isinstance(predicted_masks, MaskRows) or isinstance(true_masks, MaskRows)
     notes += _describe_values(predicted_masks, true_masks)
 

@@ -22,12 +22,14 @@ class MaskRows:
     Attributes:
         path: the file.
         rows: id -> row.
+        doubt: a line for the user if the file may not be complete; "" if not.
         as_given: whether rows are read with the size that is given, whatever their runs say.
     """
 
     path: Path
     rows: dict[str, str] = field(repr=False)
     as_given: bool = False
+    doubt: str = ""
 
     @property
     def ids(self) -> Collection[str]:
@@ -70,7 +72,9 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
         UsageError: there are no masks, or the file cannot be read.
     """
     if path.name.lower().endswith(SUFFIXES) and not path.is_dir():
-        return MaskRows(path, dict(sorted(read_rows(path).items())))
+        doubts: list[str] = []
+        rows = dict(sorted(read_rows(path, doubts.append).items()))
+        return MaskRows(path, rows, doubt="".join(doubts))
     return MaskFolder(path, find_masks(path, advice=advice))
 
 

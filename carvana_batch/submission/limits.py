@@ -47,6 +47,7 @@ class RowLines:
     Attributes:
         number: of the line that was read last, from 1.
         delimiter: what separates fields; set it once the header has been read.
+        is_open: whether the line that was read last has no line end.
 
     Raises:
         UsageError: on iteration, a row is too long or has too many fields, or there are too many rows.
@@ -55,6 +56,7 @@ class RowLines:
     def __init__(self, text: IO[str], path: Path) -> None:
         self.number = 0
         self.delimiter = ","
+        self.is_open = False
         self._text, self._path = text, path
         self._rows = self._characters = self._delimiters = 0
 
@@ -66,6 +68,7 @@ class RowLines:
         if not line:
             raise StopIteration
         self.number += 1
+        self.is_open = not line.endswith(("\n", "\r"))
         self._characters += len(line)
         self._delimiters += line.count(self.delimiter)
         if self._characters > MAX_ROW_CHARACTERS:

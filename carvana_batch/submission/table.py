@@ -15,7 +15,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -83,12 +83,16 @@ class SubmissionSummary:
     doubt: str = ""
 
 
-def read_rows(path: Path) -> dict[str, str]:
+def read_rows(path: Path, on_doubt: Callable[[str], object] = lambda line: None) -> dict[str, str]:
     """Read a file such as ``write_rows`` writes, or as the competition publishes, into id -> run-length row.
 
     The id is that of a mask with the photo's name (see ``mask_id``): ``00087a6bd4dc_01`` for
     ``00087a6bd4dc_01.jpg``. The run-length rows are not validated; ``rle.decode`` does that. Blank lines are
     skipped.
+
+    Args:
+        path: the file.
+        on_doubt: see :func:`read_lines`.
 
     Raises:
         UsageError: the file cannot be read or has no header, a row does not have two fields, an id occurs
@@ -96,7 +100,7 @@ def read_rows(path: Path) -> dict[str, str]:
     """
     runs: dict[str, str] = {}
     names: set[str] = set()
-    with contextlib.closing(read_lines(path)) as lines:
+    with contextlib.closing(read_lines(path, on_doubt)) as lines:
         next(lines)
         text = KeptText(path)
         for line, fields in lines:
@@ -112,13 +116,19 @@ def read_rows(path: Path) -> dict[str, str]:
     return runs
 
 
-def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
+def read_lines(
+    path: Path, on_doubt: Callable[[str], object] = lambda line: None
+) -> Generator[tuple[int, list[str]]]:
     """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
 
     Lines are numbered from 1; those that are empty or only have spaces are skipped. Fields are separated by
     commas, or by the semicolons or tabs of the header. Escapes in the first field are resolved (see
     :func:`~carvana_batch.text.unescape_name`). Only the header and the order of the columns are validated;
     use ``check_row`` for the rest. Closing the generator closes the file.
+
+    Args:
+        path: the file.
+        on_doubt: called with a line for the user if the last row may be cut short.
 
     Raises:
         UsageError: the file cannot be read, has no header, has its columns swapped, or there is more than
@@ -150,6 +160,11 @@ def read_lines(path: Path) -> Generator[tuple[int, list[str]]]:
                         _refuse_swapped(row, path)
                         is_first = False
                     row[0] = unescape_name(row[0])
+                    if lines.is_open:  # the last one
+                        on_doubt(
+                            f"{shown(path)} does not end with a line end: its last row, that of"
+                            f" {cut_short(shown(row[0]))}, may be cut short."
+                        )
                     yield blank + rows.line_num, row
             except csv.Error as error:
                 raise UsageError(f"{shown(path)}, line {blank + rows.line_num}: {error}.") from error

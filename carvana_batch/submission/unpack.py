@@ -49,6 +49,7 @@ class DecodeSummary:
     Attributes:
         masks: number of masks that were written.
         empty: number of them without foreground.
+        doubt: a line for the user if the file may not be complete; "" if not.
         failures: the rows without a mask, in the order of the file. ``id`` is the name of the photo as
             written there, cut to ``MAX_NAME_CHARACTERS``; ``source`` is the file and the line number, from 1.
     """
@@ -56,6 +57,7 @@ class DecodeSummary:
     masks: int
     empty: int
     failures: tuple[Failure, ...]
+    doubt: str = ""
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class _Survey:
         total: number of rows.
         failures: those that fail for other reasons than their runs, by line number.
         sample: the runs of the first rows that have some, at most ``SAMPLE``.
+        doubts: a line for the user if the file may not be complete.
         last_pixel: the last pixel of all masks, counted from 1, and the line of its row.
     """
 
@@ -73,6 +76,7 @@ class _Survey:
     failures: dict[int, Failure] = field(default_factory=dict)
     sample: list[str] = field(default_factory=list)
     last_pixel: tuple[int, int] = (0, 0)
+    doubts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ def decode_submission(
                     empty += not result
                 done += 1
                 on_progress(done, total)
-    return DecodeSummary(masks, empty, tuple(failures[line] for line in sorted(failures)))
+    failed = tuple(failures[line] for line in sorted(failures))
+    return DecodeSummary(masks, empty, failed, "".join(survey.doubts))
 
 
 def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
@@ -154,7 +159,7 @@ def _survey(source: Path, folder: Path, overwrite: bool) -> _Survey:
     existing: list[Path] = []
     clashing: list[Path] = []
     present_masks = _find_present_masks(folder)
-    with contextlib.closing(read_lines(source)) as rows:
+    with contextlib.closing(read_lines(source, survey.doubts.append)) as rows:
         next(rows)
         ids = KeptText(source)
         for line, fields in rows:

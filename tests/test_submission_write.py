@@ -129,11 +129,12 @@ def test_undecodable_name_keeps_its_bytes(tmp_path):
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.zip"])
 def test_mask_of_wrong_size_is_named_and_nothing_written(masks, tmp_path, name):
     target = tmp_path / name
-    target.write_bytes(b"old")
+    write_rows(target, [("old", "1 1")])
+    old = target.read_bytes()
     write_mask(masks / "c.png", [[1, 1]])
     with pytest.raises(ImageError, match=r"c\.png is 2x1 pixels, not 5x3.*--size"):
         write_submission(masks, target, size=(5, 3))
-    assert target.read_bytes() == b"old"
+    assert target.read_bytes() == old
     assert names_below(tmp_path) == ["out", name]
     assert write_submission(masks, target, size=None).rows == 4
 
@@ -191,7 +192,8 @@ class SmallDisk:
 def test_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
     """The N-th write fails, for N = 1, 2, 3 ... until there is no failure."""
     target = tmp_path / name
-    target.write_bytes(b"old")
+    write_rows(target, [("old", "1 1")])
+    old = target.read_bytes()
 
     for writes in range(100):
 
@@ -204,7 +206,7 @@ def test_full_disk_leaves_the_old_file(masks, tmp_path, name, monkeypatch):
         try:
             write_submission(masks, target, size=None)
         except OutOfSpaceError:
-            assert target.read_bytes() == b"old"
+            assert target.read_bytes() == old
             assert names_below(tmp_path) == ["out", name]
         else:
             break

@@ -15,7 +15,15 @@ from rich.progress import Progress
 from carvana_batch.commands.parameters import MaskSize, car_value_option, ignore_value_option
 from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
-from carvana_batch.scoring.scores import Average, Group, Scores, Summary, summarise, write_scores
+from carvana_batch.scoring.scores import (
+    Average,
+    Group,
+    Scores,
+    Summary,
+    refuse_other_file,
+    summarise,
+    write_scores,
+)
 from carvana_batch.text import shown
 from carvana_batch.values import Failure
 
@@ -109,6 +117,7 @@ def command(
     for source, option in ((predicted, "PRED"), (truth, "--gt")):
         if output.exists() and source.exists() and output.samefile(source):
             raise UsageError(f"{shown(output)} is {option} itself. Give -o another name.")
+    refuse_other_file(output)
     if page is not None:
         if page.suffix.lower() != ".html":
             raise UsageError(f"Cannot write {shown(page)}: give --html a name that ends in .html.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from carvana_batch.inputs.keys import (
 from carvana_batch.options import Options
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.paths import OutPaths
-from carvana_batch.submission.table import HEADER, check_submission_name, read_lines
+from carvana_batch.submission.table import check_submission_name, refuse_other_file
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
@@ -50,19 +49,11 @@ def check_request(refs: Sequence[ImageRef], root: Path, options: Options) -> Non
 
 def refuse_losing_a_table(rle_file: Path, root: Path) -> None:
     """Raise UsageError if ``--rle`` would replace the report, or a file without run-length rows."""
-    problem = ""
     if os.path.realpath(rle_file) == os.path.realpath(OutPaths(root).report):
-        problem = "is the report of the run"
-    elif rle_file.is_file() and rle_file.stat().st_size:
-        try:
-            with contextlib.closing(read_lines(rle_file)) as lines:
-                header = next(lines)[1]
-        except UsageError:
-            header = []
-        if header != list(HEADER):
-            problem = "is there already, and has no run-length rows"
-    if problem:
-        raise UsageError(f"--rle {shown(rle_file)} {problem}: it would be lost. Name another file.")
+        raise UsageError(
+            f"--rle {shown(rle_file)} is the report of the run: it would be lost. Name another file."
+        )
+    refuse_other_file(rle_file, "--rle")
 
 
 def refuse_photos_in_out(refs: Iterable[ImageRef], root: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from carvana_batch.files import atomic_writer, table_cell, write_row
+from carvana_batch.errors import UsageError
+from carvana_batch.files import atomic_writer, read_error, table_cell, write_row
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.masks.counts import count
+from carvana_batch.text import shown
 from carvana_batch.values import Failure, PackedMask
 
 
@@ -267,6 +269,26 @@ def average(rows: Sequence[Score], columns: Iterable[str] = COLUMNS) -> dict[str
         mean = float(np.average(values, weights=weights)) if values else None
         averages[name] = Average(mean, len(defined), None if weights is None else sum(weights))
     return averages
+
+
+def refuse_other_file(target: Path) -> None:
+    """Check that writing scores would not replace any other file.
+
+    Raises:
+        UsageError: there is a file that is not empty and does not begin as ``write_scores`` begins.
+    """
+    if not target.is_file():
+        return
+    beginning = ",".join(PIXEL_COUNT_COLUMNS).encode()
+    try:
+        with target.open("rb") as file:
+            found = file.read(len(beginning))
+    except OSError as error:
+        raise read_error(target, error) from error
+    if found and found != beginning:
+        raise UsageError(
+            f"-o {shown(target)} is there already, and has no scores: it would be lost. Name another file."
+        )
 
 
 def write_scores(rows: Iterable[Score], path: Path, columns: Sequence[str] = PIXEL_COUNT_COLUMNS) -> None:

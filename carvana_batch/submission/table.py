@@ -201,6 +201,31 @@ def check_submission_name(target: Path) -> None:
         raise UsageError(f"Cannot write {shown(target)}: a submission is named *{', *'.join(SUFFIXES)}.")
 
 
+def refuse_other_file(target: Path, option: str, header: Sequence[str] = HEADER) -> None:
+    """Check that writing a table of run-length rows would not replace any other file.
+
+    Args:
+        target: where it would be written.
+        option: the option that names it, for the message.
+        header: the header of the table; another one that may be replaced is ``HEADER``.
+
+    Raises:
+        UsageError: there is a file that is not empty and has neither header.
+    """
+    if not target.is_file() or not target.stat().st_size:
+        return
+    try:
+        with contextlib.closing(read_lines(target)) as lines:
+            found = next(lines)[1]
+    except UsageError:
+        found = []
+    if found not in ([*HEADER], [*header]):
+        raise UsageError(
+            f"{option} {shown(target)} is there already, and has no run-length rows: it would be lost. Name"
+            " another file."
+        )
+
+
 def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
     """Write a header and (photo, run-length row) pairs atomically, compressed according to the suffix.
 

@@ -25,6 +25,7 @@ from carvana_batch.submission.table import (
     check_row,
     check_submission_name,
     read_lines,
+    refuse_other_file,
     write_table,
 )
 from carvana_batch.text import NAMED, list_names, shown
@@ -108,6 +109,8 @@ def write_submission(
         wanted = read_sample(sample)
         header = wanted.header
         files = _match(masks, find_masks(masks), wanted)
+
+    refuse_other_file(target, "-o", header)
 
     def encode() -> Iterator[tuple[str, str]]:  # starts when the target has been checked
         paths = [file.path for file in files]

@@ -182,7 +182,7 @@ def test_a_file_that_appears_in_place_of_one_mask_stays(here, monkeypatch, links
     count_faults(PROMISE, 1)
 
 
-def test_rows_replace_neither_the_report_nor_other_tables(here, count_faults):
+def test_tables_replace_neither_the_report_nor_other_tables(here, count_faults):
     (here / "mine.csv").write_text("name,price\na,1\n")
     for rle_file, problem in (
         ("out/report.csv", "is the report of the run"),
@@ -195,6 +195,19 @@ def test_rows_replace_neither_the_report_nor_other_tables(here, count_faults):
     assert not (here / "out").exists()
     for _ in range(2):  # its own table is replaced
         assert carvana_batch(*PREDICT, "--rle", "rows.csv").exit_code == 3
+    size = f"{SIZE[0]}x{SIZE[1]}"
+    for command, problem in (
+        (("submit", "out", "--size", size), "no run-length rows"),
+        (("score", "out", "--gt", "out"), "no scores"),
+    ):
+        result = carvana_batch(*command, "-o", "mine.csv")
+        assert str(result.exception) == (
+            f"-o mine.csv is there already, and has {problem}: it would be lost. Name another file."
+        )
+        assert result.exception.exit_code == 2
+        count_faults(PROMISE, 1)
+        for _ in range(2):
+            assert carvana_batch(*command, "-o", f"{command[0]}.csv").exit_code == 0
     assert (here / "mine.csv").read_text() == "name,price\na,1\n"
 
 

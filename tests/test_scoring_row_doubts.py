@@ -70,6 +70,22 @@ def test_the_assumed_size_is_told(tmp_path):
     assert compare_masks(rows, rows).notes == (ASSUMED,)
 
 
+def test_the_way_to_masks_of_another_size_is_named_once(tmp_path):
+    """Rows of half the size of the true masks."""
+    rows = write_all(tmp_path / "rows.csv", {name: car(480, 320) for name in "abc"})
+    for name in "abc":
+        write_mask(tmp_path / "gt" / f"{name}.png", car(960, 640))
+    scores = compare_masks(rows, tmp_path / "gt")
+    assert len(scores.unusable) == 3
+    assert all(failure.reason.endswith("are 480 pixels apart.") for failure in scores.unusable)
+    (note,) = scores.notes
+    first, second = (
+        f"decode {rows} OUT --size 480x320`",
+        f"decode {rows} OUT --size 960x640 --rle-order rows`",
+    )
+    assert 0 < note.index(first) < note.index(second)
+
+
 def test_another_size_than_the_assumed_one_is_refused(tmp_path):
     rows = write_all(tmp_path / "rows.csv", {"a": car(960, 640)})
     with pytest.raises(UsageError, match=r"wrong size: in 1 of 1 .* by --size 960xHEIGHT"):

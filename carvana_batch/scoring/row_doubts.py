@@ -13,7 +13,7 @@ from carvana_batch.masks.counts import count
 from carvana_batch.masks.fit import Fit, turn_to_fit_file
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.layout import MIN_RUNS, SAMPLE, Misfit, find_misfit, fits_swapped
-from carvana_batch.scoring.sources import MaskRows, read_pair
+from carvana_batch.scoring.sources import MaskRows, describe_decoding, guess_height, read_pair
 from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.text import cut_short, shown
 from carvana_batch.values import PackedMask
@@ -100,10 +100,14 @@ def check_rows(
         if misfit is not None and misfit.columns:
             notes.append(_describe_swapped(source, misfit, rows[0].size, assumed, photos is not None))
         elif misfit is not None and assumed:
-            advice = f"Give the photos' size by --size {misfit.line}xHEIGHT."
-            raise UsageError(f"The {_describe_size(source, misfit)} {advice}")
+            guess = guess_height(misfit.line, COMPETITION_SIZE)
+            raise UsageError(
+                f"The {_describe_size(source, misfit)} Give the photos' size by --size {misfit.line}x{guess}."
+            )
         elif misfit is not None:
-            notes.append(f"Warning: the {_describe_size(source, misfit)}")
+            advice = describe_decoding(source.path, misfit.line, rows[0].size)
+            notes.append(f"Warning: the {_describe_size(source, misfit)} {advice}")
+            checked[side] = replace(source, explained=True)
     return (checked[0], checked[1]), tuple(notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from carvana_batch.submission.table import SUFFIXES, read_rows
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
+ROUNDING = 0.1
+"""How far the height of a mask may be from a whole number, if it has the shape of another one."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskRows:
@@ -23,6 +27,7 @@ class MaskRows:
         path: the file.
         rows: id -> row.
         doubt: a line for the user if the file may not be complete; "" if not.
+        explained: whether the user has been told what to do about rows of another size.
         as_given: whether rows are read with the size that is given, whatever their runs say.
     """
 
@@ -30,6 +35,7 @@ class MaskRows:
     rows: dict[str, str] = field(repr=False)
     as_given: bool = False
     doubt: str = ""
+    explained: bool = False
 
     @property
     def ids(self) -> Collection[str]:
@@ -53,12 +59,33 @@ class MaskRows:
         if line == height:
             width, height = height, width
         elif line != width:
+            advice = "" if self.explained else f" {describe_decoding(self.path, line, (width, height))}"
             raise ImageError(
                 f"{row} is not of a mask of {width}x{height} pixels: the lines of its mask are {line} pixels"
-                f" apart. If it is, make masks of the rows by `carvana-batch decode --size {width}x{height}"
-                " --rle-order rows` and give their folder."
+                f" apart.{advice}"
             )
         return PackedMask.from_bool(rle.draw(runs, height, width))
+
+
+def describe_decoding(path: Path, line: int, size: tuple[int, int]) -> str:
+    """Say how to make masks of rows whose lines are not as long as those of ``size``, (width, height)."""
+    width, height = size
+    decode = f"carvana-batch decode {shlex.quote(shown(path))} OUT --size"
+    return (
+        f"`{decode} {line}x{guess_height(line, size)}` makes masks that are {line} pixels wide, to be resized"
+        f" to {width}x{height}. Or, if the rows are of {width}x{height}, score the masks that"
+        f" `{decode} {width}x{height} --rle-order rows` makes."
+    )
+
+
+def guess_height(line: int, size: tuple[int, int]) -> str:
+    """The height of a mask of the width ``line`` with the shape of ``size``, (width, height).
+
+    ``HEIGHT`` if no mask of this width has that shape.
+    """
+    width, height = size
+    exact = height * line / width
+    return str(round(exact)) if abs(exact - round(exact)) < ROUNDING else "HEIGHT"
 
 
 def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:

@@ -15,7 +15,7 @@ from carvana_batch.decode.photo import read_image
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs import find as inputs
 from carvana_batch.inputs.find import REPEATED, Found, find_images, read_file_list, take_shard
-from carvana_batch.inputs.keys import refuse_clashes
+from carvana_batch.inputs.keys import refuse_clashes, refuse_same_ids
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
@@ -360,6 +360,14 @@ def test_the_same_photo_twice_is_refused() -> None:
 def test_the_first_photo_of_the_same_mask_is_named() -> None:
     with pytest.raises(UsageError, match=r"^b\.jpg and b\.png would"):
         refuse_clashes(refs_of("a.jpg", "b.jpg", "b.png", "b.gif"))
+
+
+def test_pairs_of_photos_that_clash_are_counted() -> None:
+    photos = refs_of("a.jpg", "a.png", "b.jpg", "b.png", "c.jpg", "c_mask.jpg")
+    with pytest.raises(UsageError, match=r"^a\.jpg and a\.png would .* In all, 2 pairs clash like this\.$"):
+        refuse_clashes(photos)
+    with pytest.raises(UsageError, match=r"^a\.jpg and a\.png would .* In all, 3 pairs clash like this\.$"):
+        refuse_same_ids(photos)
 
 
 # ---- shards

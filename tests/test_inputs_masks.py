@@ -85,6 +85,14 @@ def test_two_masks_of_one_id_are_refused_with_both_named(tmp_path, names):
         assert str(tmp_path / name) in str(caught.value)
 
 
+def test_masks_of_one_id_are_counted(tmp_path):
+    touch(tmp_path, "a.png", "a_mask.png", "b.png", "b.gif", "c.png")
+    with pytest.raises(UsageError, match=r"^Two masks have the id .* In all, 2 pairs clash like this\.$"):
+        find_masks(tmp_path)
+    with pytest.raises(UsageError, match=r"^Two photos have the id .* In all, 2 pairs clash like this\.$"):
+        find_photos(tmp_path)
+
+
 def test_two_forms_of_one_name_are_refused(tmp_path):
     touch(tmp_path / "in", "\u0160koda.png", "S\u030ckoda.png")
     if len(list((tmp_path / "in").iterdir())) == 1:

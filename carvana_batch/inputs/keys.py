@@ -69,10 +69,12 @@ def refuse_same_ids(refs: Sequence[ImageRef]) -> None:
 
     They take the masks ``x.png`` and ``x_mask.png`` for two of the same photo.
     """
-    for first, second in find_same(refs, lambda ref: pairing_name(mask_id(ref.key))):
+    pairs = list(find_same(refs, lambda ref: pairing_name(mask_id(ref.key))))
+    for first, second in pairs[:1]:
         raise UsageError(
             f"{shown(first.path)} and {shown(second.path)} would have masks that submit and score take for"
             " two of the same photo. Move one of them away, or mask them into two out folders."
+            f"{count_pairs(len(pairs))}"
         )
 
 
@@ -83,9 +85,10 @@ def refuse_clashes(refs: Sequence[ImageRef]) -> None:
     be on, or be copied to, a file system that does not distinguish such names. A mask ``x.png`` also clashes
     with a folder ``x.png`` that holds other masks.
     """
-    for first, second in find_same(refs, lambda ref: fold_key(ref.key)):
+    pairs = list(find_same(refs, lambda ref: fold_key(ref.key)))
+    for first, second in pairs[:1]:
         why = "" if first.key == second.key else ", as many disks do not tell their names apart"
-        raise _clash(first, second, f"write the same mask {shown(second.key)}.png{why}")
+        raise _clash(first, second, f"write the same mask {shown(second.key)}.png{why}", len(pairs))
     in_folders: dict[str, ImageRef] = {}
     for ref in refs:
         folder = fold_key(ref.key.rpartition("/")[0])
@@ -148,10 +151,15 @@ def match_ids(ids: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     return {own: others_by_name[name] for own, name in names if name in others_by_name}
 
 
-def _clash(first: ImageRef, second: ImageRef, reason: str) -> UsageError:
+def count_pairs(number: int) -> str:
+    """A sentence on how many pairs of names clash, of which a message has named one; "" if no others do."""
+    return f" In all, {number:,} pairs clash like this." if number > 1 else ""
+
+
+def _clash(first: ImageRef, second: ImageRef, reason: str, pairs: int = 1) -> UsageError:
     return UsageError(
         f"{shown(first.path)} and {shown(second.path)} would {reason}. "
-        "Rename one, or mask them into two out folders."
+        f"Rename one, or mask them into two out folders.{count_pairs(pairs)}"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.find import find_images
-from carvana_batch.inputs.keys import EXTRA_FOLDERS, mask_id, pairing_name
+from carvana_batch.inputs.keys import EXTRA_FOLDERS, count_pairs, mask_id, pairing_name
 from carvana_batch.text import shown
 
 MASK_SUFFIXES = {"png", "gif", "tif", "tiff", "jpg", "jpeg", "jpe", "jfif"}
@@ -28,17 +28,23 @@ def find_photos(folder: Path) -> dict[str, Path]:
     """
     photos: dict[str, Path] = {}
     first_paths: dict[str, Path] = {}
+    clashes: list[str] = []
     for ref in find_images(folder, follow_links=True).refs:
         found = mask_id(ref.key)
         first = first_paths.setdefault(pairing_name(found), ref.path)
         if first != ref.path:
-            both = " and ".join(map(shown, sorted([first, ref.path])))
-            raise UsageError(
-                f"Two photos have the id {shown(found)}: {both}. Remove one of them, or name a folder that "
-                "holds nothing but the photos."
-            )
+            clashes.append(f"the id {shown(found)}: {_both(first, ref.path)}.")
         photos[found] = ref.path
+    if clashes:
+        raise UsageError(
+            f"Two photos have {clashes[0]} Remove one of them, or name a folder that holds nothing but the"
+            f" photos.{count_pairs(len(clashes))}"
+        )
     return dict(sorted(photos.items()))
+
+
+def _both(first: Path, second: Path) -> str:
+    return " and ".join(map(shown, sorted([first, second])))
 
 
 def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Path]:
@@ -62,13 +68,15 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
         raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
     masks: dict[str, Path] = {}
     first_paths: dict[str, Path] = {}
+    clashes: list[str] = []
     for name in list_masks(folder, on_error=_refuse_unlistable):
         found, path = mask_id(name.rpartition(".")[0]), folder / name
         first = first_paths.setdefault(pairing_name(found), path)
         if first != path:
-            both = " and ".join(map(shown, sorted([first, path])))
-            raise UsageError(f"Two masks have the id {shown(found)}: {both}. Remove one of them.")
+            clashes.append(f"the id {shown(found)}: {_both(first, path)}.")
         masks[found] = path
+    if clashes:
+        raise UsageError(f"Two masks have {clashes[0]} Remove one of them.{count_pairs(len(clashes))}")
     if not masks:
         raise UsageError(
             f"There are no masks in {shown(folder)}: looked for PNG, GIF, TIFF and JPEG files in it and in "

@@ -99,6 +99,23 @@ def test_a_single_mask_of_0_and_1_does_not_decide_for_the_others(tmp_path, backg
         folder.read("odd")
 
 
+def test_a_mixed_folder_without_majority_is_refused(tmp_path):
+    for number in range(8):
+        car = (1, 255)[number % 2]
+        save(tmp_path / "in" / f"{number}.png", np.where(car_of(number), car, 0).astype(np.uint8))
+    with pytest.raises(
+        UsageError,
+        match=r"mixed; .*, 4 have 0 and 1, 4 have 0 and 255\. .*give --car-value 1 --car-value 255\.$",
+    ):
+        open_folder(tmp_path / "in")
+    folder = open_folder(tmp_path / "in", car=(1, 255))
+    for number in range(8):
+        np.testing.assert_array_equal(folder.read(str(number)).to_bool(), car_of(number))
+    (tmp_path / "in" / "1.png").unlink()
+    with pytest.raises(ImageError, match="has the values 0 and 255, where 0 is background and 1 is car"):
+        open_folder(tmp_path / "in").read("3")
+
+
 def test_one_bit_and_eight_bit_masks_of_one_folder(tmp_path):
     for name, car in (("ones", 1), ("white", 255)):
         save_cars(tmp_path / name, 0, car, count=2)

@@ -103,6 +103,9 @@ def decide_values(
     try:
         return decide(_read_spread(paths), ignored_values)
     except UndecidedError as error:
+        if error.car_values and "--car-value" in advice:
+            options = " ".join(f"--car-value {value}" for value in error.car_values)
+            advice = f"To read them all, give {options}."
         raise UsageError(
             f"It is not clear which pixels of the masks in {shown(folder)} are car: {error}. Masks have two"
             f" values, of which the higher is car. {advice}"

@@ -8,7 +8,7 @@ masks of the folder have 0 and 1, and a mistake if they have 0 and 255.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,7 +45,16 @@ PNG_ADVICE = "export it again as PNG, from what the JPEG was made of"
 
 
 class UndecidedError(ValueError):
-    """The values of a folder's masks do not tell which of them means car."""
+    """The values of a folder's masks do not tell which of them means car.
+
+    Args:
+        reason: what they are.
+        car_values: the values that are car if the folder simply is mixed.
+    """
+
+    def __init__(self, reason: str, car_values: Collection[int] = ()) -> None:
+        super().__init__(reason)
+        self.car_values = car_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +179,12 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
         ignored_codes: grey levels or palette indexes that are neither car nor background.
 
     Raises:
-        UndecidedError: most files do not tell which value is car. The message says which values there are.
+        UndecidedError: most files do not tell which value is car, or as many tell one as another. The message
+            says which values there are.
     """
     ignored = frozenset(ignored_codes)
     votes: Counter[tuple[Value, Value]] = Counter()
+    shown: dict[tuple[Value, Value], Value] = {}
     one_bit = soft = unclear = examined = 0
     alone: set[Value] = set()
     example: list[Value] = []
@@ -182,7 +193,10 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
         values = sorted(set(pixels.values.values()), key=brightness)
         if len(values) == 2 and brightness(values[0]) < brightness(values[1]):
             background, car = values
-            votes[background, FULL if car == pixels.full else car] += 1
+            vote = background, FULL if car == pixels.full else car
+            votes[vote] += 1
+            if vote not in shown or pixels.full > 1:
+                shown[vote] = car
             one_bit += pixels.full == 1
         elif is_soft(pixels):
             votes[0, FULL] += 1
@@ -197,6 +211,7 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     if votes and votes.total() >= unclear:
         if votes[0, 1] and votes[0, FULL] == one_bit:  # in 1-bit files, 1 is full
             votes[0, 1] += votes.pop((0, FULL), 0)
+        _refuse_tie(votes, shown)
         (background, car), _ = max(votes.items(), key=lambda item: item[1])
         return MaskValues(background, car, soft=soft > 0 and car == FULL, ignored_codes=ignored)
     if unclear:
@@ -208,6 +223,26 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
         background, car = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
         return MaskValues(background, car, ignored_codes=ignored)
     raise UndecidedError(f"each has a single value, such as {max(alone, key=brightness)}, throughout")
+
+
+def _refuse_tie(votes: Counter[tuple[Value, Value]], shown: Mapping[tuple[Value, Value], Value]) -> None:
+    """Raise UndecidedError if as many files tell one thing as another.
+
+    Args:
+        votes: how many files have which background and car.
+        shown: the value of each car, which may be ``FULL`` in the votes.
+    """
+    most = max(votes.values())
+    tied = [(vote, shown[vote]) for vote, count in votes.items() if count == most and vote in shown]
+    if len(tied) < 2:
+        return
+    parts = [f"{most:,} {'has' if most == 1 else 'have'} {vote[0]} and {car}" for vote, car in tied]
+    cars = [car for _, car in tied]
+    levels = sorted(car for car in cars if isinstance(car, int))
+    clear = len(levels) == len(cars) and not {vote[0] for vote, _ in tied} & set(levels)
+    raise UndecidedError(
+        f"the folder is mixed; of those that were examined, {', '.join(parts)}", levels if clear else ()
+    )
 
 
 def is_soft(pixels: MaskPixels, noise: int = 0) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from carvana_batch.decode.workers import reserved_threads
 from carvana_batch.errors import is_out_of_threads
@@ -24,12 +26,46 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class _Calls(Generic[Item, Result]):
+    """Calls a function in threads until it is closed, which waits for the calls in progress.
+
+    A thread that is still at work when the interpreter ends is stopped in the middle of native code, which
+    sometimes aborts the process, whose exit code is then 134.
+    """
+
+    def __init__(self, function: Callable[[Item], Result]) -> None:
+        self._function = function
+        self._changed = threading.Condition()
+        self._running: set[int] = set()  # threads
+        self._closed = False
+
+    def __call__(self, item: Item) -> Result | None:
+        with self._changed:
+            if self._closed:
+                return None
+            self._running.add(threading.get_ident())
+        try:
+            return self._function(item)
+        finally:
+            with self._changed:
+                self._running.discard(threading.get_ident())
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Make no more calls."""
+        with self._changed:
+            self._closed = True
+            own = {threading.get_ident()}  # garbage may be collected during a call
+            self._changed.wait_for(lambda: self._running <= own)
+
+
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Generator[Result]:
     """The results of ``function`` for each item, in the order of the items, computed by threads.
 
-    Threads suffice, because decoding and NumPy release the interpreter lock. Items are handed out in
+    Threads suffice, because decoding and NumPy release the interpreter lock. Once the generator is closed, no
+    call is in progress. Items are handed out in
     portions, so that results do not accumulate in memory while the caller is busy with earlier ones.
 
     Args:
@@ -41,9 +77,13 @@ def map_in_order(
     if not _can_start(workers + POOL_THREADS):
         workers = 1
     portion = workers * TASKS_PER_WORKER
-    with joblib.Parallel(workers, backend="threading", return_as="generator") as parallel:
+    calls = _Calls(function)
+    with (
+        contextlib.closing(calls),
+        joblib.Parallel(workers, backend="threading", return_as="generator") as parallel,
+    ):
         for first in range(0, len(items), portion):
-            results = parallel(joblib.delayed(function)(item) for item in items[first : first + portion])
+            results = parallel(joblib.delayed(calls)(item) for item in items[first : first + portion])
             try:
                 for result in results:  # noqa: UP028 (`yield from` would close it before the except)
                     yield result

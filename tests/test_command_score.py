@@ -230,7 +230,8 @@ def test_unscored_masks_are_named_with_exit_code_3(here):
     assert "Predicted masks without a true one: 1\n  predicted\n" in result.stdout
     assert (
         "Masks that cannot be compared: 1\n"
-        "  e: The predicted mask is 4x1 pixels, the true one 2x1.\n" in result.stdout
+        "  e: The predicted mask is 4x1 pixels, the true one 2x1. Give both in the size of the photo.\n"
+        in result.stdout
     )
     assert len((here / "s.csv").read_text().splitlines()) == 1 + 4
 
@@ -264,7 +265,11 @@ def test_json_output(here):
     assert [row["image"] for row in content["worst"]] == ["d", "c", "b", "a"]
     assert (content["missing"], content["extra"]) == (["true"], [])
     assert content["unusable"] == [
-        {"image": "e", "reason": "The predicted mask is 4x1 pixels, the true one 2x1."}
+        {
+            "image": "e",
+            "reason": "The predicted mask is 4x1 pixels, the true one 2x1. Give both in the size of the"
+            " photo.",
+        }
     ]
     assert content["scores"] == "scores.csv"
     assert (here / "scores.csv").exists()

@@ -143,6 +143,23 @@ def test_deleted_masks_are_warned_about(here):
     assert "Warning: out has 1 masks less than predict made. The same predict command" in result.stderr
 
 
+def test_damaged_masks_of_predict_can_be_made_again(here):
+    advice = "the same predict command with --verify makes them again."
+    write_mask(here / "out" / "a.png", [[1, 0]])
+    (here / "out" / "a.png").write_bytes((here / "out" / "a.png").read_bytes()[:50])
+    assert advice not in str(submit("--size", "any").exception)  # nobody knows who made it
+    (here / "out" / "a.png").unlink()
+    with OutFolder(here / "out", {}, (1, 1), overwrite=False) as out:
+        out.start(Choice("cpu", "fp32", batch=1, most_pixels=4096))
+        write_mask(here / "out" / "a.png", [[1, 0]])
+        out.commit(Entry("a", "in/a.jpg", 1, 1, mask_bytes=1))
+    assert advice not in str(submit().exception)  # it only has another size
+    (here / "out" / "a.png").write_bytes((here / "out" / "a.png").read_bytes()[:50])
+    result = submit("--size", "any")
+    assert result.exception.exit_code == 1
+    assert str(result.exception).endswith(advice)
+
+
 def test_errors_are_exceptions_of_the_package(here):
     result = submit()
     assert isinstance(result.exception, UsageError)

@@ -162,6 +162,7 @@ def test_images_that_are_not_masks(tmp_path: Path) -> None:
     )
     Image.fromarray(np.dstack([grey_to_rgb(GREY), GREY])).save(tmp_path / "alpha.png")
     assert reason(tmp_path / "alpha.png").startswith("has transparent pixels")
+    assert "save the alpha channel as a grey image" in reason(tmp_path / "alpha.png")
     palette_image(X % 3, BLACK, WHITE, BLACK).save(tmp_path / "alpha.gif", transparency=0)
     assert reason(tmp_path / "alpha.gif").startswith("has transparent pixels")
     Image.new("CMYK", (9, 9)).save(tmp_path / "ink.jpg")

@@ -17,6 +17,10 @@ from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, S
 from carvana_batch.submission.write import write_submission
 from carvana_batch.text import NAMED, shown
 
+DAMAGED_ADVICE = (
+    "If predict made them, and they are damaged, the same predict command with --verify makes them again."
+)
+
 
 @click.command()
 @click.argument("masks", type=click.Path(path_type=Path), default="out")
@@ -73,6 +77,7 @@ def command(
             sample=sample,
             car_values=car_values,
             workers=workers,
+            advice="" if state is None else DAMAGED_ADVICE,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if state is not None and sample is None and summary.rows < (expected := state.masked + len(state.kept)):

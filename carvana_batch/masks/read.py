@@ -126,7 +126,10 @@ def _find_values(image: Image.Image, file: BinaryIO) -> MaskPixels:
     if image.has_transparency_data and not image.mode.startswith("I;16"):
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() not in {(255, 255), (0, 0)}:  # 0 throughout means that alpha is not used
-            raise ImageError("has transparent pixels, so it is not clear which are car; save it as grey")
+            raise ImageError(
+                "has transparent pixels, so it is not clear which are car; save it without transparency if"
+                " its colours show the car, or save the alpha channel as a grey image if that does"
+            )
     bits = image.info.get(BITS, 0)
     if image.format == "PNG":
         file.seek(BITS_OF_PNG)

@@ -35,6 +35,8 @@ from carvana_batch.submission.table import COMPETITION_SIZE
 from carvana_batch.text import counted, cut_short, shown
 from carvana_batch.values import Failure, PackedMask
 
+SIZE_ADVICE = "Give both in the size of the photo."
+
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
 
 ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
@@ -162,6 +164,8 @@ def compare_masks(
                     reason += f" {material.photo_failure.reason}"
                 if has_rows:
                     reason += f" {SWAPPED_ROW_ADVICE}"
+            else:
+                reason += f" {SIZE_ADVICE}"
             return _Compared(Failure(image, "compare", reason))
         score = add_outline_metrics(score, predicted, true, material.photo)
         corners = predicted.covers_corners, true.covers_corners

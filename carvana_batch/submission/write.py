@@ -76,6 +76,7 @@ def write_submission(
     sample: Path | None = None,
     car_values: Collection[int] = (),
     workers: int | None = None,
+    advice: str = "",
     on_progress: Callable[[int, int], object] = lambda *_: None,
 ) -> SubmissionSummary:
     """Write the masks of a folder as ``<id>.jpg,<run-length row>``, in the order of their ids.
@@ -91,6 +92,7 @@ def write_submission(
         car_values: grey levels or palette indexes that are car, if the masks do not simply have two values of
             which the higher is car.
         workers: threads that read masks; by default one per core.
+        advice: last sentence of the message if masks cannot be read.
         on_progress: called as ``on_progress(done, total)`` after each mask.
 
     Raises:
@@ -115,7 +117,7 @@ def write_submission(
     def encode() -> Iterator[tuple[str, str]]:  # starts when the target has been checked
         paths = [file.path for file in files]
         values = decide_values(masks, paths, car_values, advice=VALUE_ADVICE)
-        for name, row in _encode_files(files, values, size, workers, on_progress):
+        for name, row in _encode_files(files, values, size, workers, advice, on_progress):
             covers_corners.append(row.covers_corners)
             yield name, row.runs
 
@@ -192,6 +194,7 @@ def _encode_files(
     values: MaskValues,
     size: tuple[int, int] | None,
     workers: int | None,
+    advice: str,
     on_progress: Callable[[int, int], object],
 ) -> Iterator[tuple[str, _Row]]:
     """Yield the photo and the row of each mask.
@@ -215,7 +218,7 @@ def _encode_files(
                 yield file.name, row
             on_progress(done, len(files))
     if failures:
-        raise _summarise(failures)
+        raise _summarise(failures, advice)
 
 
 def _encode_batch(
@@ -236,12 +239,14 @@ def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | No
     return _Row(rle.encode_packed(mask), mask.covers_corners)
 
 
-def _summarise(failures: Sequence[Failure]) -> ImageError:
-    """Make one error of all failures, with advice if any mask has the wrong size."""
+def _summarise(failures: Sequence[Failure], advice: str) -> ImageError:
+    """Make one error of all failures, with advice if any mask has the wrong size, or cannot be read."""
     parts = [failure.reason for failure in failures]
     if len(failures) > 1:
         count = f"{len(failures)} masks" if len(failures) < NAMED else f"At least {NAMED} masks"
         parts = [f"{count} cannot be used:", *(f"  {part}" for part in parts)]
     if any(failure.stage == "size" for failure in failures):
         parts.append(SIZE_ADVICE)
+    if advice and any(failure.stage == "read" for failure in failures):
+        parts.append(advice)
     return ImageError((" " if len(failures) == 1 else "\n").join(parts))

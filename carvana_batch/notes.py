@@ -52,6 +52,7 @@ SUMMARIES = {
     " orientation: {photos}. Mask the photos into another OUT, with --exif apply if the true"
     " masks are upright",
     Note.SECOND_NETWORK: "Masked by the second network, for photos unlike those of a studio: {photos}",
-    Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; OUT/report.csv says how",
+    Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; {report} says how",
 }
-"""The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``."""
+"""The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``,
+``{report}`` for the path of ``report.csv``."""

@@ -79,7 +79,7 @@ def test_masking_a_folder(run, here):
     assert list(find_masks(here / "out")) == ["car0", "car1", "car2", "car3"]
     lines = result.stdout.splitlines()
     assert lines[0] == "4 photos, model auto"
-    assert re.fullmatch(r"\d+ CPU threads, fp32 \(as asked\), up to .* GB", lines[1])
+    assert re.fullmatch(r"\d+ CPU threads?, fp32 \(as asked\), up to .* GB for the network", lines[1])
     assert lines[2] == "4 masked, 0 failed -> out"
     assert lines.pop(3) == "Masked by the second network, for photos unlike those of a studio: 4 photos"
     assert lines.pop(3).startswith(

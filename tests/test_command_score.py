@@ -536,6 +536,11 @@ def test_values_are_not_for_rows(here):
     assert "--gt gt.csv has run-length rows" in str(result.exception)
 
 
+def test_a_table_without_rows_is_refused(here):
+    (here / "pred.csv").write_text("img,rle_mask\n")
+    assert str(score("pred.csv", "--gt", "gt").exception) == "pred.csv has a header and no rows."
+
+
 def draw_cars(here, *, inverted, corner=True):
     """Draw the masks of both sides again, of cars that touch no edge; ``corner`` is that of inverted ones."""
     for number, name in enumerate("abcde"):

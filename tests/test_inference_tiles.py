@@ -186,9 +186,16 @@ def test_redundancy_of_small_tiles_of_a_carvana_photo():
 
 @pytest.mark.parametrize(("tile", "overlap"), [(256, 256), (256, 300), (256, 225), (240, 230)])
 def test_an_overlap_without_room_for_a_step_is_rejected(tile, overlap):
-    with pytest.raises(UsageError, match=f"--overlap {overlap} .* 256 .*at most 224"):
+    with pytest.raises(UsageError, match=f"--overlap {overlap} .* 256 .* 224 at most") as caught:
         plan_tiles(1280, 1918, tile, tile, overlap, 32)
+    least = int(str(caught.value).partition("--tile ")[2].split()[0])
+    assert plan_tiles(1280, 1918, least, least, overlap, 32).tops[1] == 32
     assert plan_tiles(1280, 1918, tile, tile, 224, 32).tops[1] == 32
+
+
+def test_a_tile_that_has_room_for_no_overlap_is_rejected():
+    with pytest.raises(UsageError, match=r"Give --tile 64 at least\.$"):
+        plan_tiles(1280, 1918, 32, 32, 32, 32)
 
 
 def test_the_overlap_does_not_matter_for_a_single_tile():

@@ -151,7 +151,11 @@ def test_label_maps_are_refused_with_their_values(tmp_path, values, expected):
 
 def test_masks_of_a_single_unknown_value_are_refused(tmp_path):
     save(tmp_path / "in" / "a.png", np.full((HEIGHT, WIDTH), 3, np.uint8))
-    with pytest.raises(UsageError, match="each has a single value, such as 3, throughout"):
+    with pytest.raises(UsageError, match="none has two values, and together they have the value 3 only"):
+        open_folder(tmp_path / "in")
+    save(tmp_path / "in" / "b.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    save(tmp_path / "in" / "c.png", np.full((HEIGHT, WIDTH), 255, np.uint8))
+    with pytest.raises(UsageError, match=r"together they have the values 0, 3 and white\."):
         open_folder(tmp_path / "in")
 
 

@@ -176,7 +176,9 @@ def test_table_tells_how_a_photo_is_damaged(tmp_path):
 
 def test_each_note_has_a_summary_with_a_number():
     assert SUMMARIES.keys() == set(Note)
-    assert all("7 photos" in line.format(photos="7 photos") for line in SUMMARIES.values())
+    assert all(
+        "7 photos" in line.format(photos="7 photos", report="report.csv") for line in SUMMARIES.values()
+    )
 
 
 def test_table_keeps_any_name(tmp_path):

@@ -60,8 +60,8 @@ def test_the_command_names_what_deviates(out):
     result = CliRunner().invoke(group, ["verify", str(out)])
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
-        "2 masks verified, 1 of them without checksum, by size and decoding,"
-        " 1 not made by predict and not verified, 0 files not as written\n"
+        "2 masks compared, 1 of them without checksum, by size and decoding,"
+        " 1 not made by predict and not compared, 0 files not as written\n"
     )
     (out / "new.png").unlink()
     result = CliRunner().invoke(group, ["verify", str(out)])

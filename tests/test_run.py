@@ -696,7 +696,7 @@ def test_the_listener_is_called_for_every_photo(predict, photos, out):
         on_progress=lambda progress: calls.append((progress.done, progress.failed)),
     )
     predict(photos, out, listener)
-    assert calls[0] == ("1 CPU threads", 10)
+    assert calls[0] == ("1 CPU thread", 10)
     assert calls[-1] == (9, 1)
     assert len(calls) == 11
 

@@ -383,7 +383,7 @@ def test_other_files_are_left_alone(tmp_path, out):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "begins with ''"),
+        ("", "is empty"),
         ("a.jpg,1 1\n", "begins with the row 'a.jpg,1 1'"),
         ("img,rle_mask\n", "has a header and no rows"),
         ('img,rle_mask\na.jpg,1 1\n"b.jpg,1 1\n', "line 3: unexpected end of data"),

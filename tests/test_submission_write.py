@@ -374,7 +374,7 @@ def test_repeated_sample_ids_are_refused(masks, tmp_path):
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
-        ("", "begins with ''"),
+        ("", "is empty"),
         ("a.jpg,1 2\n", "begins with the row 'a.jpg,1 2'"),
         ("img,rle_mask\n", "has a header and no rows"),
         ("img,rle_mask\na.jpg\n", "line 2: a row is <photo>,<runs>, and this one has 1 field"),
@@ -460,7 +460,7 @@ def test_files_of_other_tools_are_read(tmp_path, data):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "begins with '', not with img,rle_mask"),
+        (b"", "is empty: run-length rows begin with the line img,rle_mask"),
         (
             "img,rle_mask\na.jpg,1 2\n".encode("utf-16-le"),
             "which is not text in UTF-8",
@@ -483,7 +483,7 @@ def test_files_of_other_tools_are_read(tmp_path, data):
         (b'img,rle_mask\na.jpg,"1 2\nb.jpg,1 2\n', "line 3: unexpected end of data"),
         (b'\n \nimg,rle_mask\n  \na.jpg,"1 2\nb.jpg,1 2\n', "line 6: unexpected end of data"),
         (b"\n\nimg,rle_mask\n  \nb.jpg\n", "line 5: .* 1 field"),
-        (b"\n \n", "begins with ''"),
+        (b"\n \n", "is empty"),
         (b"img,rle_mask\na.jpg,1 2\n./a.jpg,1 2\n", "line 3: a already has a row"),
     ],
 )

@@ -190,7 +190,9 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
         more = ", ..." if len(report.empty) > NAMES_SHOWN else ""
         reporter.say(f"Masks without any car: {counted(len(report.empty), 'photo')} ({names}{more})")
     for note, number in report.notes.items():
-        reporter.say(SUMMARIES[note].format(photos=counted(number, "photo")))
+        reporter.say(
+            SUMMARIES[note].format(photos=counted(number, "photo"), report=shown(out / "report.csv"))
+        )
     if report.dice_summary is not None:
         dice = report.dice_summary
         reporter.say(

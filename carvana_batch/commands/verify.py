@@ -29,11 +29,11 @@ def command(context: click.Context, out: Path) -> None:
     found = verify(out)
     for each in found.deviations:
         click.echo(f"{shown(each.path)}: {each.reason}", err=True)
-    counts = [f"{counted(found.masks, 'mask')} verified"]
+    counts = [f"{counted(found.masks, 'mask')} compared"]
     if found.without_checksum:
         counts.append(f"{found.without_checksum:,} of them without checksum, by size and decoding")
     if found.kept:
-        counts.append(f"{found.kept:,} not made by predict and not verified")
+        counts.append(f"{found.kept:,} not made by predict and not compared")
     counts.append(f"{counted(len(found.deviations), 'file')} not as written")
     click.echo(", ".join(counts))
     if found.deviations:

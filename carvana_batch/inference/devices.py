@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from carvana_batch.errors import UsageError
+from carvana_batch.text import counted
 
 FEW_THREADS = 3
 """Up to this number of threads, a single one does the work beside the network; measured with two."""
@@ -75,4 +76,4 @@ def device_name(device: torch.device) -> str:
     """The name of the device for the user."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else platform.machine()
+    return counted(torch.get_num_threads(), "CPU thread") if device.type == "cpu" else platform.machine()

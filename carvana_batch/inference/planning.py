@@ -101,7 +101,7 @@ def _make_predictor(
         second_options = replace(mask_options, keep_probability=True, size="native")
         second = Predictor(model.second, device, Limits(1, tiling, dtype), second_options)
         predictor = CheckedPredictor(first, second, options.threshold, keep_probability)
-    return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB"
+    return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB for the network"
 
 
 def _choose_device(options: Options, earlier: Choice | None) -> torch.device:

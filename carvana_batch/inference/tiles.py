@@ -109,9 +109,10 @@ def _axis(length: int, tile: int, overlap: int, stride: int) -> tuple[tuple[int,
         return (0,), length
     longest_step = (tile - overlap) // stride * stride
     if longest_step < stride:
+        less = f", or --overlap {tile - stride} at most" if tile > stride else ""
         raise UsageError(
-            f"--overlap {overlap} is too much for tiles of {tile} pixels: the network moves in steps of"
-            f" {stride}, so at most {tile - stride} is possible"
+            f"--overlap {overlap} is too much for tiles of {tile} pixels, as the network moves in steps of"
+            f" {stride}. Give --tile {round_up(overlap, stride) + stride} at least{less}."
         )
     steps = math.ceil((length - tile) / longest_step)
     slots = (length - tile) // stride

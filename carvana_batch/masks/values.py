@@ -222,7 +222,9 @@ def decide(files: Iterable[MaskPixels], ignored_codes: Collection[int] = ()) -> 
     if len(alone) == 2:
         background, car = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
         return MaskValues(background, car, ignored_codes=ignored)
-    raise UndecidedError(f"each has a single value, such as {max(alone, key=brightness)}, throughout")
+    levels = sorted(alone, key=lambda value: brightness(value) if value != FULL else 10**9)
+    named = ["white" if value == FULL else value for value in levels]
+    raise UndecidedError(f"none has two values, and together they have {describe_values(named)}")
 
 
 def _refuse_tie(votes: Counter[tuple[Value, Value]], shown: Mapping[tuple[Value, Value], Value]) -> None:
@@ -279,7 +281,7 @@ def _is_faint(pixels: MaskPixels) -> bool:
     return len(levels) >= SOFT_LEVELS or flat_share(pixels.levels, 0, pixels.full, 0) < TRANSITION_FLAT_SHARE
 
 
-def describe_values(values: Collection[Value]) -> str:
+def describe_values(values: Collection[Value | str]) -> str:
     """Return a text such as "the values 0, 1 and 255"."""
     shown = [str(value) for value in values]
     if len(shown) == 1:

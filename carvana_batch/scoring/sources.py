@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carvana_batch.errors import ImageError
+from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import layout, rle
 from carvana_batch.masks.folder import MaskFolder
@@ -101,6 +101,8 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
     if path.name.lower().endswith(SUFFIXES) and not path.is_dir():
         doubts: list[str] = []
         rows = dict(sorted(read_rows(path, doubts.append).items()))
+        if not rows:
+            raise UsageError(f"{shown(path)} has a header and no rows.")
         return MaskRows(path, rows, doubt="".join(doubts))
     return MaskFolder(path, find_masks(path, advice=advice))
 

@@ -286,6 +286,8 @@ def _check_header(fields: Sequence[str], path: Path) -> None:
         UsageError: it does not; the message says what the line is instead.
     """
     line = ",".join(fields)
+    if not fields:
+        raise UsageError(f"{shown(path)} is empty: run-length rows begin with the line {','.join(HEADER)}.")
     beginning = cut_short(shown(line[:40]), 40)
     expected = ",".join(HEADER)
     if not line.isprintable():

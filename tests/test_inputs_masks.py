@@ -113,7 +113,7 @@ def test_no_folder(tmp_path):
     with pytest.raises(UsageError, match=r"out does not exist.*`carvana-batch predict`"):
         find_masks(tmp_path / "out")
     touch(tmp_path, "file")
-    with pytest.raises(UsageError, match="file is not a folder"):
+    with pytest.raises(UsageError, match="file is not a folder of masks"):
         find_masks(tmp_path / "file")
 
 

@@ -443,6 +443,9 @@ def zipped(text):
         b"img,rle_mask\ra_01.jpg,1 2\rb_01.jpg,\rb_02.jpg,3 1\r",
         b"img;rle_mask\r\na_01.jpg;1 2\r\nb_01.jpg;\r\nb_02.jpg;3 1\r\n",
         b"img\trle_mask\na_01.jpg\t1 2\nb_01.jpg\t\nb_02.jpg\t3 1\n",
+        b"sep=;\r\nimg;rle_mask\r\na_01.jpg;1 2\r\nb_01.jpg;\r\nb_02.jpg;3 1\r\n",
+        b",img,rle_mask\n0,a_01.jpg,1 2\n1,b_01.jpg,\n2,b_02.jpg,3 1\n",
+        b"Unnamed: 0\timg\trle_mask\n0\ta_01.jpg\t1 2\n1\tb_01.jpg\t\n2\tb_02.jpg\t3 1\n",
         b"\n  \r\nimg,rle_mask\n   \n./a_01.jpg,1 2\n\n.//b_01.jpg,\n././b_02.jpg,3 1\n \n",
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
@@ -452,7 +455,7 @@ def zipped(text):
     ],
 )
 def test_files_of_other_tools_are_read(tmp_path, data):
-    for name in ("s.csv", "s.csv.gz"):
+    for name in ("s.csv", "s.csv.gz", "s.tsv"):
         (tmp_path / name).write_bytes(data)
         assert read_rows(tmp_path / name) == {"a_01": "1 2", "b_01": "", "b_02": "3 1"}
 
@@ -484,6 +487,9 @@ def test_files_of_other_tools_are_read(tmp_path, data):
         (b'\n \nimg,rle_mask\n  \na.jpg,"1 2\nb.jpg,1 2\n', "line 6: unexpected end of data"),
         (b"\n\nimg,rle_mask\n  \nb.jpg\n", "line 5: .* 1 field"),
         (b"\n \n", "is empty"),
+        (b"sep=,\n", "is empty"),
+        (b",img,rle_mask\n0,a.jpg,1 2\n1\n", "line 3: .* 1 field"),
+        (b",img,rle_mask\n0,a.jpg,1 2\nb.jpg,1 2\n", "line 3: .* 1 field"),
         (b"img,rle_mask\na.jpg,1 2\n./a.jpg,1 2\n", "line 3: a already has a row"),
     ],
 )

@@ -64,8 +64,9 @@ def find_masks(folder: Path, *, advice: str = PREDICTED_ADVICE) -> dict[str, Pat
         UsageError: the folder is missing or cannot be listed, two masks have the same id, or there are none.
     """
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(f"The masks folder {shown(folder)} {what}. {advice}")
+        if folder.exists():
+            raise UsageError(f"{shown(folder)} is not a folder of masks. {advice}")
+        raise UsageError(f"The masks folder {shown(folder)} does not exist. {advice}")
     masks: dict[str, Path] = {}
     first_paths: dict[str, Path] = {}
     clashes: list[str] = []

@@ -39,8 +39,6 @@ class Entry:
         expected_dice: see :class:`Prediction`.
         doubt: the same.
         dice: against the true mask, None if there is none.
-        true_share: part of the photo that the true mask covers; None if there is none, and in journals of
-            earlier versions.
         mask_bytes: size of the mask's file, which tells whether it is complete.
         mask_checksum: CRC-32 of its bytes; None in journals of earlier versions.
         extras: the extra files of the photo; none in journals of earlier versions.
@@ -51,6 +49,8 @@ class Entry:
         reason: of the failure, or why there is no Dice.
         notes: on the photo, if it was masked.
         damage: how the photo is damaged, if it was masked nevertheless.
+        true_share: part of the photo that the true mask covers; None if there is none, and in journals of
+            earlier versions.
         generation: one more than that of any line that the run found when it began, which gives the order of
             lines in several journals; 0 in those of earlier versions.
         committed: when the line was written in ns, which gives the order if that does not.
@@ -66,7 +66,6 @@ class Entry:
     expected_dice: float | None = None
     doubt: float | None = None
     dice: float | None = None
-    true_share: float | None = None
     mask_bytes: int = 0
     mask_checksum: int | None = None
     extras: tuple[ExtraFile, ...] = ()
@@ -76,6 +75,7 @@ class Entry:
     reason: str = ""
     notes: tuple[Note, ...] = ()
     damage: str = ""
+    true_share: float | None = None
     generation: int = field(default=0, compare=False)
     committed: int = field(default=0, compare=False)
 

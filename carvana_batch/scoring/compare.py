@@ -39,7 +39,7 @@ SIZE_ADVICE = "Give both in the size of the photo."
 
 PREDICTED_VALUE_ADVICE = "Save the predicted masks with two values."
 
-ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz or .zip."
+ROWS_ADVICE = "Run-length rows are given as a .csv, .csv.gz, .zip or .tsv."
 
 
 SWAPPED_ADVICE = (

@@ -11,7 +11,7 @@ from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import layout, rle
 from carvana_batch.masks.folder import MaskFolder
-from carvana_batch.submission.table import SUFFIXES, read_rows
+from carvana_batch.submission.table import READ_SUFFIXES, read_rows
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
@@ -89,7 +89,7 @@ def guess_height(line: int, size: tuple[int, int]) -> str:
 
 
 def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
-    """Open a folder of masks, or a file of run-length rows that ends in .csv, .csv.gz or .zip.
+    """Open a folder of masks, or a file of run-length rows that ends in .csv, .csv.gz, .zip or .tsv.
 
     Args:
         path: the folder or file.
@@ -98,7 +98,7 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
     Raises:
         UsageError: there are no masks, or the file cannot be read.
     """
-    if path.name.lower().endswith(SUFFIXES) and not path.is_dir():
+    if path.name.lower().endswith(READ_SUFFIXES) and not path.is_dir():
         doubts: list[str] = []
         rows = dict(sorted(read_rows(path, doubts.append).items()))
         if not rows:

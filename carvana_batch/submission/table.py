@@ -39,7 +39,16 @@ HEADER = ("img", "rle_mask")
 
 SUFFIXES = (".csv", ".csv.gz", ".zip")
 
+READ_SUFFIXES = (*SUFFIXES, ".tsv")
+"""Suffixes of tables that are read; the header says what separates fields."""
+
 DELIMITERS = ",;\t"
+
+SEPARATOR_LINE = re.compile(f"sep=([{DELIMITERS}])", re.IGNORECASE)
+"""A line that spreadsheets put above the header."""
+
+INDEX_NAMES = {"", "Unnamed: 0"}
+"""What pandas calls the column of row numbers that it writes first, and when it writes that again."""
 
 RUN_COLUMNS = {"rle_mask", "rle", "encodedpixels"}
 """Names, in lower case, that competitions give the column of run-length rows."""
@@ -119,10 +128,11 @@ def read_rows(path: Path, on_doubt: Callable[[str], object] = lambda line: None)
 def read_lines(
     path: Path, on_doubt: Callable[[str], object] = lambda line: None
 ) -> Generator[tuple[int, list[str]]]:
-    """Yield (line number, fields) for the lines of a .csv, .csv.gz or .zip while reading it, header first.
+    """Yield (line number, fields) for the lines of a table while reading it, header first.
 
     Lines are numbered from 1; those that are empty or only have spaces are skipped. Fields are separated by
-    commas, or by the semicolons or tabs of the header. Escapes in the first field are resolved (see
+    commas, or by the semicolons or tabs of the header. A line ``sep=,`` above the header, and a first column
+    of row numbers, are left out. Escapes in the first field are resolved (see
     :func:`~carvana_batch.text.unescape_name`). Only the header and the order of the columns are validated;
     use ``check_row`` for the rest. Closing the generator closes the file.
 
@@ -134,14 +144,14 @@ def read_lines(
         UsageError: the file cannot be read, has no header, has its columns swapped, or there is more than
             the limits of :mod:`~carvana_batch.submission.limits` allow.
     """
-    if not path.name.lower().endswith(SUFFIXES):
-        raise UsageError(f"Cannot read {shown(path)}: run-length rows are in *{', *'.join(SUFFIXES)}.")
+    if not path.name.lower().endswith(READ_SUFFIXES):
+        raise UsageError(f"Cannot read {shown(path)}: run-length rows are in *{', *'.join(READ_SUFFIXES)}.")
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_CHARACTERS))  # the default is 128 KiB
     try:
         with open_row_file(path) as text:
             lines = RowLines(text, path)
             blank, first = 0, next(lines, "")
-            while first and not first.strip():
+            while first and (not first.strip() or SEPARATOR_LINE.fullmatch(first.strip())):
                 lines.end_row()
                 blank, first = blank + 1, next(lines, "")
             lines.delimiter = _find_delimiter(first)
@@ -149,6 +159,8 @@ def read_lines(
             try:
                 header = next(rows, [])
                 lines.end_row()
+                first_column = int(len(header) == len(HEADER) + 1 and header[0] in INDEX_NAMES)
+                header = header[first_column:]
                 _check_header(header, path)
                 yield blank + rows.line_num, header
                 is_first = True
@@ -156,6 +168,7 @@ def read_lines(
                     lines.end_row()
                     if not _is_not_blank(row):
                         continue
+                    row = row[first_column:] or [""]
                     if is_first:
                         _refuse_swapped(row, path)
                         is_first = False

@@ -631,9 +631,10 @@ def test_other_images_in_the_out_folder_are_named_at_the_start(run, here):
     for arguments in ((), ("--dry-run",), ("--limit", "1")):
         result = run("in", "out", *arguments)
         assert result.exit_code == 0
-        assert "Warning: out holds 1 other image, such as holiday.jpg: submit and score" in result.stdout
+        assert "Warning: out holds 1 other image, such as holiday.jpg: submit and score" in result.stderr
+        assert "Warning" not in result.stdout
     (here / "out" / "holiday.jpg").unlink()
-    assert "Warning" not in run("in", "out", "--limit", "1").stdout
+    assert "Warning" not in run("in", "out", "--limit", "1").stderr
 
 
 def test_other_settings_need_overwrite(run, here):

@@ -33,6 +33,7 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
 NAMES_SHOWN = 10
 PLANNED_SHOWN = 5
+WARNING = "Warning: "
 SHOW_CURSOR = b"\x1b[?25h"
 STAGE_WORDS = {"decode": "waiting for photos", "predict": "network", "write": "waiting for writers"}
 
@@ -60,13 +61,13 @@ class Screen:
         self._end_bar()
 
     def say(self, line: str) -> None:
-        """Print a line."""
+        """Print a line; one that begins with ``WARNING`` goes to stderr, as those of all commands do."""
         if self.quiet:
             return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
-            click.echo(line, err=self.to_stderr)
+            click.echo(line, err=self.to_stderr or line.startswith(WARNING))
 
     def restore_terminal(self) -> None:
         """Show the cursor, which the progress bar hides, before the process exits at once."""

@@ -83,7 +83,7 @@ def test_a_mask_that_is_drawn_over_stays(here, count_faults):
     made, drawn = mask.read_bytes(), draw_mask(mask)
     result = carvana_batch(*PREDICT)
     assert (result.exit_code, mask.read_bytes()) == (0, drawn)
-    assert "kept, because predict did not make it: car0.png" in result.stdout
+    assert "kept, because predict did not make it: car0.png" in result.stderr
     assert "0 masked, 1 done before, 0 failed, 1 kept -> out" in result.stdout
     result = carvana_batch(*PREDICT, "--overwrite")
     assert "Overwriting 2 of 2 masks in out, 1 of them not made by predict (out/car0.png)" in result.stdout

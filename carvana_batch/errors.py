@@ -5,6 +5,7 @@ CarvanaBatchError            exit code 1
 ├── ImageError               one file that cannot be used; in a run it becomes a Failure
 │   └── DamageError          its data are damaged, but pixels could be decoded
 ├── ModelError               weights or a network that cannot be used
+│   └── NoModelError         exit code 2: there are no weights of this name
 ├── OutOfSpaceError          the disk of the out folder is full
 ├── QualityGateError         exit code 4: a score below the demanded one
 ├── FolderChangedError       the out folder was renamed, removed or replaced during the run
@@ -48,6 +49,10 @@ class DamageError(ImageError):
 
 class ModelError(CarvanaBatchError):
     pass
+
+
+class NoModelError(ModelError):
+    exit_code = 2
 
 
 class OutOfSpaceError(CarvanaBatchError):

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from carvana_batch.commands.models import command
-from carvana_batch.errors import ModelError
+from carvana_batch.errors import NoModelError
 from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.checkpoints import load_model, save_model
 
@@ -76,5 +76,6 @@ def test_show_prints_no_control_characters_of_a_file(tmp_path: Path) -> None:
 
 
 def test_show_names_what_there_is_not() -> None:
-    with pytest.raises(ModelError, match="no model 'nothing'"):
+    with pytest.raises(NoModelError, match="no model 'nothing'") as caught:
         CliRunner().invoke(command, ["show", "nothing"], catch_exceptions=False)
+    assert caught.value.exit_code == 2  # as for other wrong arguments

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from carvana_batch.errors import ModelError
+from carvana_batch.errors import ModelError, NoModelError
 from carvana_batch.files import atomic_writer
 from carvana_batch.network import AUTO_WEIGHTS, BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.blocks import AnySizeNetwork
@@ -120,8 +120,8 @@ def load_model(name_or_path: str | Path) -> Model:
     their masks.
 
     Raises:
-        ModelError: there is nothing of that name, the file is damaged, or the weights are of an unknown or
-            another network, or not finite.
+        NoModelError: there is nothing of that name.
+        ModelError: the file is damaged, or the weights are of an unknown or another network, or not finite.
     """
     if name_or_path == "auto":
         first, second = (load_model(name) for name in AUTO_WEIGHTS)
@@ -131,27 +131,27 @@ def load_model(name_or_path: str | Path) -> Model:
     try:
         is_folder = path.is_dir()
     except OSError as error:  # the name is too long
-        raise ModelError(f"no model {shown(path)}: {error.strerror}") from error
+        raise NoModelError(f"no model {shown(path)}: {error.strerror}") from error
     if is_folder:
         path = path / "best.safetensors"
         latest = path.with_name("last.safetensors")
         if latest.is_file() and not path.is_file():
-            raise ModelError(
+            raise NoModelError(
                 f"{shown(path.parent)} holds no best.safetensors yet; its latest weights are {shown(latest)}"
             )
         if not path.is_file():
-            raise ModelError(
+            raise NoModelError(
                 f"no model in {shown(path.parent)}: it has no best.safetensors, as the folder of a training"
                 f" run has; bundled models are {', '.join(BUNDLED_WEIGHTS)}"
             )
     if not path.is_file():
         names = ", ".join(BUNDLED_WEIGHTS)
         if str(name_or_path) in NETWORKS:
-            raise ModelError(
+            raise NoModelError(
                 f"{name_or_path} is a network without bundled weights (those have: {names}). Train it with"
                 f" `carvana-batch train --model {name_or_path}` and give --model the folder of that run."
             )
-        raise ModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
+        raise NoModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         return _load_foreign(path)
     try:

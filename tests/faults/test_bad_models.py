@@ -44,11 +44,11 @@ def predict(zygote, here, *options):
     return zygote.run(here, "predict", "images", "out", "--workers", "0", *options)
 
 
-def assert_refused(zygote, here, name, *words, shown=None):
-    """One line that names the file and what is wrong, exit code 1, and nothing made."""
+def assert_refused(zygote, here, name, *words, shown=None, code=1):
+    """One line that names the file and what is wrong, an exit code, and nothing made."""
     before = names_below(here)
     finished = predict(zygote, here, "--model", name)
-    assert finished.code == 1, finished
+    assert finished.code == code, finished
     assert finished.stdout == ""
     assert finished.stderr.count("\n") == 1
     assert finished.stderr.removesuffix("\n").isprintable()
@@ -166,17 +166,17 @@ def test_what_is_no_file_of_weights_is_refused(zygote, here, count_faults):
         assert_refused(zygote, here, f"empty{suffix}")
         assert_refused(zygote, here, f"text{suffix}")
     (here / "folder").mkdir()
-    assert_refused(zygote, here, "folder", "it has no best.safetensors")
+    assert_refused(zygote, here, "folder", "it has no best.safetensors", code=2)
     (here / "folder" / "last.safetensors").touch()
-    assert_refused(zygote, here, "folder", "its latest weights are folder/last.safetensors")
+    assert_refused(zygote, here, "folder", "its latest weights are folder/last.safetensors", code=2)
     (here / "folder" / "best.safetensors").mkdir()
     (here / "folder" / "last.safetensors").unlink()
-    assert_refused(zygote, here, "folder")
+    assert_refused(zygote, here, "folder", code=2)
     os.mkfifo(here / "pipe.pt")
-    assert_refused(zygote, here, "pipe.pt")
+    assert_refused(zygote, here, "pipe.pt", code=2)
     (here / "dangling.pt").symlink_to("nothing")
-    assert_refused(zygote, here, "dangling.pt")
-    assert_refused(zygote, here, "x" * 300, "too long")
+    assert_refused(zygote, here, "dangling.pt", code=2)
+    assert_refused(zygote, here, "x" * 300, "too long", code=2)
     for name, shown in (
         ("line\nbreak\x1b[31m.pt", r"line\nbreak\x1b[31m.pt"),
         ("line\nbreak\x1b[31m.safetensors", r"line\nbreak\x1b[31m.safetensors"),

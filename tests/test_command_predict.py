@@ -580,7 +580,7 @@ def test_true_masks_of_either_grid_are_compared(run, here, exif):
         for line in (
             "True masks turned by the EXIF orientation, to compare with the masks: 4 photos",
             "True masks compared as they are, because their size does not tell whether they are upright or as"
-            " the photo is stored: 1 photo",
+            " the photo is stored: 1 photo (--exif apply makes upright masks)",
         ):
             assert line in result.stdout.splitlines()
         with (here / "out" / "report.csv").open() as file:

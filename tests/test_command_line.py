@@ -162,7 +162,9 @@ def test_ctrl_c_before_a_run_starts(monkeypatch, capsys):
         signal.raise_signal(signal.SIGINT)  # unlike os.kill, in this thread and at once
 
     monkeypatch.setattr("carvana_batch.commands.predict.find_images", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a job in the background
     assert run_main(monkeypatch, "predict", "in", "out") == 130
+    signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.strip() == "Interrupted."
 
 

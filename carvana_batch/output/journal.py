@@ -37,7 +37,6 @@ class Entry:
         height: of the mask, in pixels.
         car_share: part of the photo that the mask covers, in [0, 1].
         expected_dice: see :class:`Prediction`.
-        doubt: the same.
         dice: against the true mask, None if there is none.
         mask_bytes: size of the mask's file, which tells whether it is complete.
         mask_checksum: CRC-32 of its bytes; None in journals of earlier versions.
@@ -49,6 +48,7 @@ class Entry:
         reason: of the failure, or why there is no Dice.
         notes: on the photo, if it was masked.
         damage: how the photo is damaged, if it was masked nevertheless.
+        doubt: see :class:`Prediction`.
         true_share: part of the photo that the true mask covers; None if there is none, and in journals of
             earlier versions.
         generation: one more than that of any line that the run found when it began, which gives the order of
@@ -64,7 +64,6 @@ class Entry:
     height: int = 0
     car_share: float | None = None
     expected_dice: float | None = None
-    doubt: float | None = None
     dice: float | None = None
     mask_bytes: int = 0
     mask_checksum: int | None = None
@@ -75,6 +74,7 @@ class Entry:
     reason: str = ""
     notes: tuple[Note, ...] = ()
     damage: str = ""
+    doubt: float | None = None
     true_share: float | None = None
     generation: int = field(default=0, compare=False)
     committed: int = field(default=0, compare=False)

@@ -80,7 +80,7 @@ def predict(photos, out, network, stop_after=None, **options):
             stop.signal = 15
 
     listener = Listener(on_progress=check)
-    return run(find_images(photos).refs, out, model, Options(**arguments), listener, stop)
+    return run(find_images(photos).refs, out, model, Options(clean=False, **arguments), listener, stop)
 
 
 @pytest.fixture(scope="module")

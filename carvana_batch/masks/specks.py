@@ -118,17 +118,21 @@ def areas_of_regions(runs: Runs, rows: int, columns: int) -> Numbers:
         return lengths
     stride = int(runs.end.max()) + columns + 1  # so that runs of different rows are far from each other
     starts, ends = runs.row * stride + runs.start, runs.row * stride + runs.end
-    pairs = []
-    for distance in range(rows + 1):
+    # Those of one row are joined first: in a mask of noise, each run is near hundreds of others.
+    is_first = np.append(True, starts[1:] - ends[:-1] >= columns)
+    is_last = np.append(is_first[1:], True)
+    joined = np.cumsum(is_first) - 1
+    starts, ends = starts[is_first], ends[is_last]
+    region = np.arange(len(starts))
+    for distance in range(1, rows + 1):  # one by one, because their pairs take memory
         # Those that end behind the start of a run, and start before its end.
         first = np.searchsorted(ends, starts + distance * stride - columns, side="right")
         after = np.searchsorted(starts, ends + distance * stride + columns, side="left")
         counts = np.maximum(after - first, 0)
-        upper = np.repeat(np.arange(len(starts)), counts)
-        lower = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts - first, counts)
-        pairs.append((upper, lower))
-    upper, lower = np.concatenate(pairs, axis=1)
-    graph = coo_array((np.ones(len(upper), np.bool_), (upper, lower)), (len(starts), len(starts)))
-    region = connected_components(graph, directed=False)[1]
+        upper = np.repeat(region, counts)
+        lower = region[np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts - first, counts)]
+        graph = coo_array((np.ones(len(upper), np.bool_), (upper, lower)), (len(starts), len(starts)))
+        region = connected_components(graph, directed=False)[1][region]
+    region = region[joined]
     areas = np.bincount(region, lengths).astype(np.int64)
     return np.asarray(areas[region])

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from networks import Redness, make_predictor
+from short_memory import ShortMemory
 from torch import Tensor
 
+import carvana_batch.inference.checked
 from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
 from carvana_batch.inference.doubt import estimate_doubt
 from carvana_batch.inference.planning import make_predictor as make_from_options
@@ -13,7 +16,7 @@ from carvana_batch.notes import Note
 from carvana_batch.options import Options
 from carvana_batch.orientation import inverse, turn
 from carvana_batch.output.report import MOST_DOUBT
-from carvana_batch.values import Failure, ImageRef, PackedMask, Photo
+from carvana_batch.values import Failure, ImageRef, PackedMask, Photo, Prediction
 
 HEIGHT, WIDTH = 768, 1152
 
@@ -28,6 +31,20 @@ class Greenness(Redness):
 
     def padded_logits(self, images: Tensor) -> Tensor:
         return self.gain * images[:, 1:2]
+
+
+class Corner(Redness):
+    """Sees a car in four pixels of one corner, whatever the photo shows."""
+
+    def __init__(self, corner: int) -> None:
+        super().__init__()
+        self.corner = corner
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        logits = torch.full_like(images[:, :1], -9)
+        rows, columns = (slice(-2, None) if self.corner & bit else slice(2) for bit in (1, 2))
+        logits[:, :, rows, columns] = 9
+        return logits
 
 
 def rectangle(top, bottom, left, right, height=HEIGHT, width=WIDTH):
@@ -108,6 +125,82 @@ def test_a_mask_that_cannot_be_checked_is_of_the_greatest_doubt():
     result = check(photo_of(CAR, CAR), NeverFinite())
     np.testing.assert_array_equal(result.mask.to_bool(), CAR)
     assert result.doubt == 1
+
+
+@pytest.mark.parametrize("name", ["turn", "resize_photo", "sample", "resize_probability"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_memory_that_runs_out_once_more_costs_one_photo(monkeypatch, name, times):
+    """With an error of Python, which pixels outside of torch raise."""
+    faults = []
+
+    def run_out(*arguments):
+        if len(faults) < times:
+            faults.append(name)
+            raise MemoryError
+        return function(*arguments)
+
+    function = getattr(carvana_batch.inference.checked, name)
+    monkeypatch.setattr(carvana_batch.inference.checked, name, run_out)
+    photo = photo_of(CAR, rectangle(100, 400, 300, 900))
+    first, second = checked_by(Greenness()).predict([photo, photo])
+    assert isinstance(first, Failure) == (times == 2)
+    assert isinstance(second, Prediction)
+    if times == 2:
+        assert "1152x768 pixels do not fit into the memory of cpu" in first.reason
+
+
+def test_out_of_memory_at_any_operation_changes_no_mask():
+    photo = photo_of(*(rectangle(20, bottom, 20, 100, 90, 120) for bottom in (40, 70)))
+
+    def predict(at):
+        predictor = checked_by(Greenness())
+        with ShortMemory(at) as memory:
+            (result,) = predictor.predict([photo])
+        return result, memory
+
+    expected, memory = predict(None)
+    assert expected.photo.notes == (Note.SECOND_NETWORK,)
+    assert memory.count > 200
+    for at in range(1, memory.count + 1):
+        result, _ = predict(at)
+        assert isinstance(result, Prediction), (at, result)
+        np.testing.assert_array_equal(result.mask.rows, expected.mask.rows)
+        assert result.doubt == pytest.approx(expected.doubt, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (2, 5)])
+@pytest.mark.parametrize("corner", range(4))
+def test_tiny_photos_in_which_the_second_network_sees_little(shape, corner):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    photo = Photo(ImageRef("a", "a.jpg"), pixels)
+    result = check(photo, Corner(corner))
+    assert result.mask.to_bool().shape == shape
+    assert result.doubt > MOST_DOUBT
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((1280, 1918), (384, 576)),
+        ((1918, 1280), (576, 384)),
+        ((100, 100), (288, 288)),  # enlarged by 3 at most
+        ((400, 1600), (384, 1536)),
+        ((20, 5000), (32, 1536)),  # a strip is not enlarged
+        ((5000, 20), (1536, 32)),
+        ((1, 1), (32, 32)),
+    ],
+)
+def test_the_size_in_which_the_second_network_sees_photos_first(shape, seen):
+    sizes = []
+
+    class Watched(Greenness):
+        def padded_logits(self, images: Tensor) -> Tensor:
+            sizes.append(tuple(images.shape[2:]))
+            return super().padded_logits(images)
+
+    nothing = np.zeros(shape, bool)
+    check(photo_of(nothing, nothing), Watched())
+    assert sizes == [seen]
 
 
 def test_failures_pass_and_one_photo_does_not_affect_another():

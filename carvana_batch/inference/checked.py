@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from carvana_batch.inference.doubt import estimate_doubt
-from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard
+from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard, release_unused_memory
 from carvana_batch.inference.predictor import AnyPredictor, Predictor
 from carvana_batch.inference.recovery import too_large_photo
 from carvana_batch.inference.resizing import MOST_ENLARGEMENT, resize_photo, resize_probability
@@ -27,12 +28,16 @@ FIRST_LOOK = 384
 CLOSER_LOOK = 512
 """The same if it masks the photo; that is the scale of its training."""
 
+MOST_ELONGATED = 4
+"""The long side has at most so many times these pixels, so that of a strip not more is seen than there is."""
+
 MOST_DISAGREEMENT = 0.03
 """Up to this 1 - Dice of the two masks of a photo, the first network's is taken. On photos like those of its
 training, the masks differ by 0.007 in the median and by 0.017 at most."""
 
 SIZE_STEP = 32
-"""Photos are reduced to multiples of this many pixels, which changes their aspect ratio by 5 % at most."""
+"""Photos are reduced to multiples of this many pixels, which changes their aspect ratio by 5 % at most, unless
+they are tiny or strips."""
 
 MARGIN = 0.15
 """Part of its sides by which the box around the car is widened for a closer look."""
@@ -70,8 +75,18 @@ class CheckedPredictor(AnyPredictor):
             self.limits = self.first.limits
             yield result if isinstance(result, Failure) else self._check(result)
 
-    @torch.inference_mode()
     def _check(self, prediction: Prediction) -> Prediction | Failure:
+        """Compare and choose, once more if memory runs out; a photo for which it is short again has failed."""
+        error = ""
+        for _ in range(2):
+            with OutOfMemoryGuard() as guard:
+                return self._compare(prediction)
+            error = str(guard.error)
+            release_unused_memory(self.device)
+        return too_large_photo(prediction.photo, self.device, error)
+
+    @torch.inference_mode()
+    def _compare(self, prediction: Prediction) -> Prediction:
         """Choose between the masks of the two networks, and estimate the doubt of the chosen one."""
         photo = prediction.photo
         upright = turn(photo.pixels, photo.orientation)
@@ -80,12 +95,8 @@ class CheckedPredictor(AnyPredictor):
             return replace(prediction, doubt=1.0)
         second_mask = PackedMask.from_bool(reduced > self.threshold)
         first_mask = sample(prediction.mask.turned(photo.orientation), *reduced.shape)
-        disagreement = 1 - dice(first_mask, second_mask.to_bool())
-        if disagreement > MOST_DISAGREEMENT:
-            with OutOfMemoryGuard() as guard:
-                prediction = self._mask_by_second(photo, upright, reduced, second_mask)
-            if guard.error is not None:
-                return too_large_photo(photo, self.device, guard.error)
+        if 1 - dice(first_mask, second_mask.to_bool()) > MOST_DISAGREEMENT:
+            prediction = self._mask_by_second(photo, upright, reduced, second_mask)
         return replace(prediction, doubt=estimate_doubt(prediction.expected_dice))
 
     def _look(self, photo: Photo, upright: NDArray[np.uint8], short_side: int) -> NDArray[np.float32] | None:
@@ -94,10 +105,11 @@ class CheckedPredictor(AnyPredictor):
         None if it has none, because memory does not suffice or its output is not finite.
         """
         height, width = upright.shape[:2]
-        factor = min(short_side / min(height, width), MOST_ENLARGEMENT)
+        longest = MOST_ELONGATED * short_side
+        factor = min(short_side / min(height, width), longest / max(height, width), MOST_ENLARGEMENT)
         # Of few sizes, because freed memory would be fragmented by many.
         size = [SIZE_STEP * max(1, round(factor * side / SIZE_STEP)) for side in (height, width)]
-        pixels = np.ascontiguousarray(resize_photo(np.ascontiguousarray(upright), *size))
+        pixels = np.ascontiguousarray(resize_photo(upright, *size))
         (result,) = self.second.predict([Photo(photo.ref, pixels)])
         return None if isinstance(result, Failure) else result.probability
 
@@ -159,6 +171,7 @@ def find_box(mask: PackedMask, height: int, width: int) -> tuple[slice, slice]:
             return slice(0, height), slice(0, width)
         margin = MARGIN * (places[-1] + 1 - places[0]) + SMALLEST_MARGIN
         scale = length / bits.shape[1 - axis]
-        first = max(0, round((places[0] - margin) * scale))
-        box.append(slice(first, min(length, round((places[-1] + 1 + margin) * scale))))
+        first = max(0, math.floor((places[0] - margin) * scale))
+        # At least one pixel, also of an enlarged photo.
+        box.append(slice(first, min(length, math.ceil((places[-1] + 1 + margin) * scale))))
     return box[0], box[1]

@@ -65,6 +65,8 @@ def main() -> None:
         rows = read_rows(arguments.rows)
     except (CarvanaBatchError, OSError) as error:
         parser.error(str(error))
+    if not rows:
+        parser.error(f"{arguments.rows} holds no rows; give --data")
     if arguments.fit:
         fit([row for row in rows if not row["judged"]])
     report([row for row in rows if row["judged"]], arguments.plot)
@@ -132,7 +134,6 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
     by_kind = defaultdict(list)
     for row in rows:
         row["doubt"] = estimate_doubt(1 - row["unexpected"])
-        row["unexpected"] = row["signs"]["unexpected"]
         by_kind[row["kind"]].append(row)
     print(describe_machine(f"{len(rows)} photos") + "\n")
     print("| photos | number | mean Dice | mean doubt | doubtful | by the second network |")

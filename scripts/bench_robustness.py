@@ -26,6 +26,7 @@ from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inference.predictor import AnyPredictor
 from carvana_batch.masks.counts import count
+from carvana_batch.masks.specks import clean
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.options import Options
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
@@ -76,9 +77,8 @@ def measure(predictor: AnyPredictor, pairs: Sequence[Pair], change: Change) -> f
     dice = []
     for pair in pairs:
         photo, mask = change(*load_pair(pair, None)[:2])
-        predicted = predictor.mask(np.asarray(photo))
-        true = np.asarray(mask) > 127
-        dice.append(count(PackedMask.from_bool(predicted), PackedMask.from_bool(true)).dice)
+        predicted = clean(PackedMask.from_bool(predictor.mask(np.asarray(photo))))
+        dice.append(count(predicted, PackedMask.from_bool(np.asarray(mask) > 127)).dice)
     return mean(dice)
 
 

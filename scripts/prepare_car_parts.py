@@ -152,8 +152,8 @@ def save_background(folder: Path, number: int, item: Labelled) -> bool:
     boxes = [
         (0, 0, width, int(rows.min())),
         (0, 0, int(columns.min()), height),
-        (int(columns.max()), 0, width, height),
-        (0, int(rows.max()), width, height),
+        (int(columns.max()) + 1, 0, width, height),
+        (0, int(rows.max()) + 1, width, height),
     ]
     left, top, right, bottom = max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
     if min(right - left, bottom - top) < 90:

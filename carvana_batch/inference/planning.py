@@ -187,12 +187,13 @@ def _bytes_of_a_pixel(model: Model, dtype: torch.dtype) -> float:
 
 def _affordable_pixels(model: Model, pixel_bytes: float, budget: int) -> int:
     """Pixels of all tiles of one batch that fit the budget beside the weights; at least one smallest tile."""
-    weights = 2 * sum(parameter.numel() for parameter in model.network.parameters())
-    if model.second is not None:
-        weights += 2 * sum(parameter.numel() for parameter in model.second.network.parameters())
-    for module in model.network.modules():
-        if isinstance(module, Convolution):  # a transposed convolution has weights of its own
-            weights += 16 * module.coarse * module.out_channels
+    networks = [model.network] if model.second is None else [model.network, model.second.network]
+    weights = 0
+    for network in networks:
+        weights += 2 * sum(parameter.numel() for parameter in network.parameters())
+        for module in network.modules():
+            if isinstance(module, Convolution):  # a transposed convolution has weights of its own
+                weights += 16 * module.coarse * module.out_channels
     return max(model.network.stride**2, int((budget - 4 * weights) / pixel_bytes))
 
 

@@ -32,7 +32,8 @@ class Masker:
             ...                                # a Prediction or a Failure for each photo
 
     Args:
-        model: name of bundled weights, a weights file, or the folder of a training run.
+        model: name of bundled weights, a weights file, or the folder of a training run; ``auto`` has masks of
+            ``segunet-s`` checked, and if need be replaced, by ``segunet-s-anywhere``.
         options: the fields of ``carvana_batch.options.Options`` that concern the network and decoding.
 
     Raises:
@@ -62,7 +63,7 @@ class Masker:
 
         Yields:
             For each photo a :class:`Prediction`, which holds the photo, its packed mask (``.mask.to_bool()``
-            gives (H, W) bool, on the pixel grid of ``.photo.pixels``) and the expected Dice, or a
+            gives (H, W) bool, on the pixel grid of ``.photo.pixels``), the expected Dice and the doubt, or a
             :class:`Failure` with the reason. They come in the order of their keys if all photos have the same
             size.
 

@@ -1,6 +1,6 @@
 import copy
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -118,6 +118,15 @@ def test_weights_that_do_not_fit_are_an_error_with_advice(model, monkeypatch):
     monkeypatch.setattr(runner, "prepare_network", run_out_of_memory)
     with pytest.raises(CarvanaBatchError, match=r"weights of test; .*--device cpu \(CUDA out of memory"):
         plan(model)
+
+
+def test_the_weights_of_a_second_network_count_as_those_of_the_first(model):
+    once, more = (plan(model, memory=size).limits.tiling.most_pixels for size in (10**9, 2 * 10**9))
+    pixels_per_weights = more - 2 * once
+    assert pixels_per_weights > 0
+    pair = replace(model, second=model)
+    both = plan(pair, memory=10**9).limits.tiling.most_pixels
+    assert both == pytest.approx(once - pixels_per_weights, abs=3)
 
 
 def test_half_precision_allows_larger_tiles(model):

@@ -29,15 +29,15 @@ CLOSER_LOOK = 512
 """The same if it masks the photo; that is the scale of its training."""
 
 MOST_ELONGATED = 4
-"""The long side has at most so many times these pixels, so that of a strip not more is seen than there is."""
+"""The long side has at most so many times these pixels; that of a strip would have far more."""
 
 MOST_DISAGREEMENT = 0.03
 """Up to this 1 - Dice of the two masks of a photo, the first network's is taken. On photos like those of its
 training, the masks differ by 0.007 in the median and by 0.017 at most."""
 
 SIZE_STEP = 32
-"""Photos are reduced to multiples of this many pixels, which changes their aspect ratio by 5 % at most, unless
-they are tiny or strips."""
+"""Photos are reduced to multiples of this many pixels, which changes the aspect ratio by 5 % at most, but for
+tiny photos and strips."""
 
 MARGIN = 0.15
 """Part of its sides by which the box around the car is widened for a closer look."""
@@ -76,7 +76,7 @@ class CheckedPredictor(AnyPredictor):
             yield result if isinstance(result, Failure) else self._check(result)
 
     def _check(self, prediction: Prediction) -> Prediction | Failure:
-        """Compare and choose, once more if memory runs out; a photo for which it is short again has failed."""
+        """Compare and choose, twice if memory runs out; the photo has failed if it does so again."""
         error = ""
         for _ in range(2):
             with OutOfMemoryGuard() as guard:

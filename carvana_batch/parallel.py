@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from carvana_batch.decode.workers import reserved_threads
 from carvana_batch.errors import is_out_of_threads
 
 with warnings.catch_warnings():
@@ -24,6 +23,27 @@ POOL_THREADS = 4
 Item = TypeVar("Item")
 
 Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def reserved_threads(count: int) -> Iterator[None]:
+    """A with block during which so many threads wait, to prove that they can be started afterwards.
+
+    Raises:
+        RuntimeError: they cannot be started; see :func:`is_out_of_threads`.
+    """
+    ended = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=ended.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 class _Calls(Generic[Item, Result]):

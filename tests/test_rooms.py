@@ -36,7 +36,6 @@ GROUND_FLOOR = {
 ROOMS = {
     "errors": set(),
     "main_memory": set(),
-    "parallel": set(),
     "stopping": set(),
     "temporary_folder": set(),
     "text": set(),
@@ -44,6 +43,7 @@ ROOMS = {
     "orientation": set(),
     "values": {"notes", "orientation"},
     "files": {"errors", "text"},
+    "parallel": {"errors"},
     "options": {"errors"},
     "demo": set(),
     "inputs": GROUND_FLOOR,

@@ -23,7 +23,6 @@ from carvana_batch.decode.workers import (
     OTHER_THREADS,
     begin_worker,
     exit_if_out_of_threads,
-    reserved_threads,
     workers_starting,
 )
 from carvana_batch.decode.workers_error import (
@@ -32,6 +31,7 @@ from carvana_batch.decode.workers_error import (
     describe_start,
 )
 from carvana_batch.errors import TOO_MANY_FILES, TOO_MANY_PROCESSES, is_out_of_threads
+from carvana_batch.parallel import reserved_threads
 from carvana_batch.temporary_folder import temporary_folder
 
 FILES_OF_WORKER = 4 + SLOTS + 1

@@ -17,6 +17,7 @@ from typing import Generic, Self, TypeVar
 
 from carvana_batch.errors import is_out_of_threads
 from carvana_batch.main_memory import keep_freed_memory
+from carvana_batch.parallel import reserved_threads
 
 Result = TypeVar("Result")
 
@@ -65,27 +66,6 @@ def exit_if_out_of_threads() -> Iterator[None]:
         if not is_out_of_threads(error):
             raise
         os._exit(CANNOT_START_THREADS)
-
-
-@contextlib.contextmanager
-def reserved_threads(count: int) -> Iterator[None]:
-    """A with block during which so many threads wait, to prove that they can be started afterwards.
-
-    Raises:
-        RuntimeError: they cannot be started; see :func:`is_out_of_threads`.
-    """
-    ended = threading.Event()
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(count):
-            thread = threading.Thread(target=ended.wait, daemon=True)
-            thread.start()
-            threads.append(thread)
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
 
 
 class WorkerWatch(threading.Thread):

@@ -72,7 +72,7 @@ def test_ctrl_c_that_also_ends_the_reader(zygote, many_photos, count_faults, bot
 def test_reader_that_wants_one_line_only(zygote, many_photos, count_faults):
     expected = results_in(run_undisturbed(zygote, many_photos, *PREDICT))
     with read_by(lambda write: start(many_photos, stdout=write, stderr=write)) as (process, reader):
-        assert reader.readline() == "40 photos, model segunet-s\n"
+        assert reader.readline() == "40 photos, model auto\n"
         reader.close()
         assert process.wait(TIMEOUT) == 141
     assert results_in(many_photos / "out") == expected

@@ -96,7 +96,7 @@ def test_other_settings_are_refused_with_the_difference(zygote, here, count_faul
     weights = {key: value.clone() for key, value in model.network.state_dict().items()}
     next(iter(weights.values())).view(-1)[0] += 0.01
     save_model(here / "other.safetensors", "segunet-s", weights, model.mean, model.deviation, {})
-    before = f"segunet-s {model.digest[:16]}"
+    before = f"auto {load_model('auto').digest[:16]}"
     for options, difference in (
         (("--model", "other.safetensors"), f"model: '{before}' before, 'segunet-s "),
         (("--threshold", "0.4"), "threshold: 0.5 before, 0.4 now"),

@@ -8,6 +8,7 @@ from short_memory import ShortMemory
 from torch import Tensor
 
 import carvana_batch.inference.checked
+from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
 from carvana_batch.inference.doubt import estimate_doubt
 from carvana_batch.inference.planning import make_predictor as make_from_options
@@ -269,3 +270,14 @@ def test_a_pair_has_a_digest_of_its_own():
     assert len({pair.digest, first.digest, second.digest}) == 3
     assert pair.second is not None
     assert pair.second.digest == second.digest
+
+
+def test_a_second_network_without_memory_for_a_single_tile(monkeypatch):
+    def fail(_photos):
+        raise CarvanaBatchError("not enough memory for the smallest tile")
+
+    predictor = checked_by(Greenness())
+    monkeypatch.setattr(predictor.second, "predict", fail)
+    (result,) = predictor.predict([photo_of(CAR, CAR)])
+    np.testing.assert_array_equal(result.mask.to_bool(), CAR)
+    assert result.doubt == 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.doubt import estimate_doubt
 from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard, release_unused_memory
 from carvana_batch.inference.predictor import AnyPredictor, Predictor
@@ -110,7 +111,10 @@ class CheckedPredictor(AnyPredictor):
         # Of few sizes, because freed memory would be fragmented by many.
         size = [SIZE_STEP * max(1, round(factor * side / SIZE_STEP)) for side in (height, width)]
         pixels = np.ascontiguousarray(resize_photo(upright, *size))
-        (result,) = self.second.predict([Photo(photo.ref, pixels)])
+        try:
+            (result,) = self.second.predict([Photo(photo.ref, pixels)])
+        except CarvanaBatchError:  # not even its smallest tile fits, while those of the first network do
+            return None
         return None if isinstance(result, Failure) else result.probability
 
     def _mask_by_second(

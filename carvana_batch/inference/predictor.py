@@ -124,6 +124,7 @@ class Predictor(AnyPredictor):
         limits = self.limits.single_tiles_in_float32()
         if self._float32 is None or self._float32[0] != limits:
             predictor = Predictor(self.model, self.device, limits, self.options, fused=False)
+            predictor.runner.freed_memory = self.runner.freed_memory.start_again()
             self._float32 = limits, predictor
         return self._float32[1]
 

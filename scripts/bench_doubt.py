@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from measuring import describe_machine
 from photo_changes import Change, changes, harder_changes, other_changes
 
 from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.inference import checked
 from carvana_batch.inference.doubt import FLOOR, estimate_doubt
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.masks.counts import count
@@ -76,7 +78,13 @@ def measure_all(data: Path, more: Path | None, each: int, rows_file: Path) -> No
     """Mask all changed photos that are not in the file of rows yet, and add their rows."""
     known = {row["name"] for row in read_rows(rows_file)}
     predictor, _ = make_predictor(load_model("auto"), Options())
-    with rows_file.open("a") as file:
+    arguments: list[tuple[float, float]] = []
+
+    def note_arguments(expected_dice: float, disagreement: float) -> float:
+        arguments.append((expected_dice, disagreement))
+        return estimate_doubt(expected_dice, disagreement)
+
+    with mock.patch.object(checked, "estimate_doubt", note_arguments), rows_file.open("a") as file:
         for name, kind, judged, pair, change in choose(data, more, each):
             if name in known:
                 continue
@@ -93,7 +101,8 @@ def measure_all(data: Path, more: Path | None, each: int, rows_file: Path) -> No
                 "judged": judged,
                 "dice": count(clean(result.mask), true).dice,
                 "second": Note.SECOND_NETWORK in result.photo.notes,
-                "unexpected": 1 - result.expected_dice,
+                "expected_dice": arguments[-1][0],
+                "disagreement": arguments[-1][1],
             }
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -133,7 +142,7 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
 
     by_kind = defaultdict(list)
     for row in rows:
-        row["doubt"] = estimate_doubt(1 - row["unexpected"])
+        row["doubt"] = estimate_doubt(row["expected_dice"], row["disagreement"])
         by_kind[row["kind"]].append(row)
     print(describe_machine(f"{len(rows)} photos") + "\n")
     print("| photos | number | mean Dice | mean doubt | doubtful | by the second network |")
@@ -171,10 +180,13 @@ def report(rows: Sequence[Row], plot: Path | None) -> None:
 
 
 def fit(rows: Sequence[Row]) -> None:
-    """Print factor and power of :func:`estimate_doubt` that fit best by least squares on logarithms."""
-    unexpected = np.log10([max(0.0, row["unexpected"]) + FLOOR for row in rows])
-    power, constant = np.polyfit(unexpected, np.log10([max(1 - row["dice"], FLOOR) for row in rows]), 1)
-    print(f"fitted on {len(rows)} photos: factor {10**constant:.2f}, power {power:.2f}\n")
+    """Print factor and powers of :func:`estimate_doubt` that fit best by least squares on logarithms."""
+    signs = np.array([(1 - row["expected_dice"], row["disagreement"]) for row in rows])
+    design = np.column_stack([np.ones(len(rows)), np.log10(signs.clip(0) + FLOOR)])
+    target = np.log10([max(1 - row["dice"], FLOOR) for row in rows])
+    (constant, *powers), *_ = np.linalg.lstsq(design, target, rcond=None)
+    words = ", ".join(f"{power:.2f}" for power in powers)
+    print(f"fitted on {len(rows)} photos: factor {10**constant:.2f}, powers {words}\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import click
 import numpy as np
 import torch
 from measuring import describe_machine
-from photo_changes import WIDTHS, Change, changes
+from photo_changes import Change, changes
 
 from carvana_batch.commands.parameters import NetworkSize
 from carvana_batch.errors import CarvanaBatchError
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=12, help="number of photos  [default: 12]")
     parser.add_argument("--precision", default="auto", help="as in predict  [default: auto]")
     parser.add_argument("--threads", type=int, default=1, help="of the network  [default: 1]")
-    parser.add_argument("--plot", type=Path, help="also draw the Dice by width into this PNG (matplotlib)")
+    parser.add_argument("--plot", type=Path, help="also draw the Dice into this PNG (matplotlib)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
@@ -56,14 +56,13 @@ def main() -> None:
         parser.error(str(error))
     print(f"{describe_machine(f'{len(pairs)} photos', f'--size {arguments.size}')}\n")
     print(f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
-    by_width: list[list[float]] = []
+    table: dict[str, list[float]] = {}
     for label, change in changes().items():
         dice = [measure(predictor, pairs, change) for predictor in predictors.values()]
-        if label.startswith("width"):
-            by_width.append(dice)
+        table[label] = dice
         print(f"| {label} | {' | '.join(f'{value:.4f}' for value in dice)} |", flush=True)
     if arguments.plot is not None:
-        plot(arguments.plot, names, by_width)
+        plot(arguments.plot, names, table)
 
 
 def choose_pairs(pairs: Sequence[Pair], limit: int) -> list[Pair]:
@@ -82,18 +81,20 @@ def measure(predictor: AnyPredictor, pairs: Sequence[Pair], change: Change) -> f
     return mean(dice)
 
 
-def plot(path: Path, names: Sequence[str], by_width: Sequence[Sequence[float]]) -> None:
-    """Draw the Dice of each model by the width of the photos."""
+def plot(path: Path, names: Sequence[str], dice: dict[str, list[float]]) -> None:
+    """Draw the Dice of each model on all sizes and changes."""
     from matplotlib import pyplot
 
-    for name, dice in zip(names, zip(*by_width, strict=True), strict=True):
-        pyplot.plot(WIDTHS, dice, marker="o", label=name)
-    pyplot.xscale("log")
-    pyplot.xticks(WIDTHS, [str(width) for width in WIDTHS], rotation=60)
-    pyplot.xlabel("width of the photo")
-    pyplot.ylabel("mean Dice")
-    pyplot.legend()
-    pyplot.savefig(path, dpi=150, bbox_inches="tight")
+    figure, axes = pyplot.subplots(figsize=(7, 0.25 * len(dice) + 1))
+    places = range(len(dice))
+    for name, values, marker in zip(names, zip(*dice.values(), strict=True), "osd^v", strict=False):
+        axes.plot(values, places, marker, label=name, alpha=0.7)
+    axes.set_yticks(places, dice.keys())
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("mean Dice")
+    axes.legend()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 import carvana_batch.inference.checked
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
-from carvana_batch.inference.doubt import estimate_doubt
+from carvana_batch.inference.doubt import FACTOR, FLOOR, POWERS, estimate_doubt
 from carvana_batch.inference.planning import make_predictor as make_from_options
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.notes import Note
@@ -80,7 +80,9 @@ def test_where_both_agree_the_mask_is_that_of_the_first():
     result = check(photo_of(CAR, almost))
     np.testing.assert_array_equal(result.mask.to_bool(), CAR)
     assert result.photo.notes == ()
-    assert result.doubt == estimate_doubt(result.expected_dice)
+    # At half the size, they have 200 and 197 rows.
+    disagreement = 1 - 2 * 197 / (200 + 197)
+    assert result.doubt == pytest.approx(estimate_doubt(result.expected_dice, disagreement))
 
 
 @pytest.mark.parametrize("keep_probability", [False, True])
@@ -250,12 +252,17 @@ def test_the_box_has_a_margin_and_ends_at_the_border():
     assert find_box(empty, 200, 600) == (slice(0, 200), slice(0, 600))
 
 
-@pytest.mark.parametrize(
-    ("expected_dice", "doubt"),
-    [(1.0, 2.2 * 0.001**1.2), (0.99, 2.2 * 0.011**1.2), (0.9, 2.2 * 0.101**1.2), (0.4, 1.0), (0.0, 1.0)],
-)
-def test_doubt_grows_as_the_expected_dice_falls(expected_dice, doubt):
-    assert estimate_doubt(expected_dice) == pytest.approx(doubt)
+def test_doubt_is_a_product_of_powers():
+    for expected_dice, disagreement in ((1.0, 0.0), (0.99, 0.02), (0.9, 0.3)):
+        doubt = FACTOR * (1 - expected_dice + FLOOR) ** POWERS[0] * (disagreement + FLOOR) ** POWERS[1]
+        assert estimate_doubt(expected_dice, disagreement) == pytest.approx(doubt)
+    assert estimate_doubt(0.0, 1.0) == 1
+
+
+def test_doubt_grows_with_both_signs():
+    assert 0 < estimate_doubt(0.999, 0.005) < 0.005
+    assert estimate_doubt(0.9, 0.01) > estimate_doubt(0.95, 0.01) > estimate_doubt(0.99, 0.01)
+    assert estimate_doubt(0.99, 0.1) >= estimate_doubt(0.99, 0.03) >= estimate_doubt(0.99, 0.01)
 
 
 def test_the_bundled_pair():

@@ -94,11 +94,16 @@ class CheckedPredictor(AnyPredictor):
         reduced = self._look(photo, upright, FIRST_LOOK)
         if reduced is None:
             return replace(prediction, doubt=1.0)
-        second_mask = PackedMask.from_bool(reduced > self.threshold)
-        first_mask = sample(prediction.mask.turned(photo.orientation), *reduced.shape)
-        if 1 - dice(first_mask, second_mask.to_bool()) > MOST_DISAGREEMENT:
-            prediction = self._mask_by_second(photo, upright, reduced, second_mask)
-        return replace(prediction, doubt=estimate_doubt(prediction.expected_dice))
+        disagreement = self._disagreement(prediction, reduced)
+        if disagreement > MOST_DISAGREEMENT:
+            prediction = self._mask_by_second(photo, upright, reduced)
+            disagreement = self._disagreement(prediction, reduced)
+        return replace(prediction, doubt=estimate_doubt(prediction.expected_dice, disagreement))
+
+    def _disagreement(self, prediction: Prediction, reduced: NDArray[np.float32]) -> float:
+        """1 - Dice of a mask and that of the second network's first look, whose map is given."""
+        upright = prediction.mask.turned(prediction.photo.orientation)
+        return 1 - dice(sample(upright, *reduced.shape), reduced > self.threshold)
 
     def _look(self, photo: Photo, upright: NDArray[np.uint8], short_side: int) -> NDArray[np.float32] | None:
         """The map of the second network of an upright photo or of a part of it, (h, w) float32 in [0, 1].
@@ -122,18 +127,16 @@ class CheckedPredictor(AnyPredictor):
         photo: Photo,
         upright: NDArray[np.uint8],
         reduced: NDArray[np.float32],
-        mask: PackedMask,
     ) -> Prediction:
         """The prediction of the second network, from a closer look at the car.
 
         Args:
             photo: as it is stored.
             upright: (H, W, 3), its pixels turned upright.
-            reduced: (h, w), its map.
-            mask: that of the map.
+            reduced: (h, w), the map of the first look.
         """
         height, width = upright.shape[:2]
-        box = find_box(clean(mask), height, width)
+        box = find_box(clean(PackedMask.from_bool(reduced > self.threshold)), height, width)
         closer = self._look(photo, upright[box], CLOSER_LOOK)
         if closer is None:
             probability = resize_probability(torch.from_numpy(reduced), height, width)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-FACTOR, POWER = 2.2, 1.2
+FACTOR, POWERS = 2.62, (1.15, 0.06)
 """Fitted by ``scripts/bench_doubt.py --fit``; see BENCHMARKS.md."""
 
 FLOOR = 1e-3
 """Differences of the expected Dice that are smaller do not count."""
 
 
-def estimate_doubt(expected_dice: float) -> float:
+def estimate_doubt(expected_dice: float, disagreement: float) -> float:
     """The estimated 1 - Dice of a mask, in [0, 1].
 
     The expected Dice of a single network says little about photos unlike those of its training, of which it
@@ -18,5 +18,8 @@ def estimate_doubt(expected_dice: float) -> float:
 
     Args:
         expected_dice: of the mask, from its own probability map; see :func:`expected_dice`.
+        disagreement: 1 - Dice of the mask and of what the second network has seen at first.
     """
-    return float(min(1.0, FACTOR * (max(0.0, 1 - expected_dice) + FLOOR) ** POWER))
+    unexpected = max(0.0, 1 - expected_dice)
+    doubt = FACTOR * (unexpected + FLOOR) ** POWERS[0] * (disagreement + FLOOR) ** POWERS[1]
+    return float(min(1.0, doubt))

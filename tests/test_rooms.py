@@ -41,6 +41,7 @@ ROOMS = {
     "text": set(),
     "notes": set(),
     "orientation": set(),
+    "pages": {"text"},
     "values": {"notes", "orientation"},
     "files": {"errors", "text"},
     "parallel": {"errors"},
@@ -53,7 +54,7 @@ ROOMS = {
     "masks": GROUND_FLOOR | {"inputs", "decode"},
     "submission": GROUND_FLOOR | {"inputs", "masks"},
     "output": GROUND_FLOOR | {"inputs", "masks", "submission"},
-    "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission"},
+    "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission", "pages"},
     "run": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "submission", "output"},
 }
 ROOMS["training"] = ROOMS["run"] | {"scoring"}

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
-from carvana_batch.text import counted, shown
+from carvana_batch.pages.rendering import render_fragment
+
+PACKAGE = "carvana_batch.scoring.page"
 
 TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1)
 
@@ -81,54 +83,34 @@ def _log_error(dice: float) -> float:
     return -math.log10(1 - dice + ERROR_OFFSET)
 
 
-def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> str:
+def draw_histogram(dice: Sequence[float], axis: DiceAxis) -> Markup:
     """Draw the number of images by Dice: a figure, followed by a table of the same numbers."""
     edges = axis.bin_edges(min(max(round(1.5 * math.sqrt(len(dice))), MIN_BINS), MAX_BINS))
     counts = np.histogram(dice, edges)[0].tolist()
     highest, mean = max(counts), float(np.mean(dice))
-    parts = []
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        if count:
-            height = max((BARS_BOTTOM - BARS_TOP) * count / highest, 1.5)
-            parts.append(
-                f'<rect class="bar" x="{axis.position(low):.2f}%" y="{BARS_BOTTOM - height:.1f}"'
-                f' width="{axis.position(high) - axis.position(low):.2f}%" height="{height:.1f}">'
-                f"<title>{_format_range(low, high)}: {counted(count, 'image')}</title></rect>"
-            )
-    parts.append(_draw_count_line(_round_down(highest), highest))
-    parts.append(f'<line class="axis" x1="0" x2="100%" y1="{BARS_BOTTOM}" y2="{BARS_BOTTOM}"/>')
-    parts.append(_draw_ticks(axis, axis.ticks(TICK_GAP), axis.ticks(NARROW_TICK_GAP), BARS_BOTTOM + 18))
-    position = axis.position(mean)
-    anchor, shift = ("end", -5) if position > 50 else ("start", 5)
-    parts.append(
-        f'<line class="mean" x1="{position:.2f}%" x2="{position:.2f}%" y1="2" y2="{BARS_BOTTOM}"/>'
-        f'<text class="mean-label" x="{position:.2f}%" dx="{shift}" y="13" text-anchor="{anchor}">'
-        f"mean {mean:.4f}</text>"
-    )
-    rows = "".join(
-        f"<tr><td>{_format_range(low, high)}</td><td>{count:,}</td></tr>"
+    bars = [
+        {
+            "left": axis.position(low),
+            "width": axis.position(high) - axis.position(low),
+            "height": max((BARS_BOTTOM - BARS_TOP) * count / highest, 1.5),
+            "range": _format_range(low, high),
+            "count": count,
+        }
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
         if count
-    )
-    total = counted(len(dice), "image")
-    return (
-        f'<figure><svg class="histogram" width="100%" height="{BARS_BOTTOM + 24}" role="img"'
-        f' aria-label="Histogram of Dice: {total} from {min(dice):.4f} to {max(dice):.4f},'
-        f' mean {mean:.4f}. The table below has its numbers.">{"".join(parts)}</svg>'
-        "<figcaption>Images by Dice. The scale is stretched towards 1.</figcaption>"
-        "<details><summary>The histogram as a table</summary>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="The histogram as a table">'
-        '<table class="bins"><thead><tr><th scope="col">Dice</th><th scope="col">Images</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details></figure>"
-    )
-
-
-def _draw_count_line(count: int, highest: int) -> str:
-    """Draw a labelled grid line at the height of a bar of ``count`` images."""
-    y = BARS_BOTTOM - (BARS_BOTTOM - BARS_TOP) * count / highest
-    return (
-        f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick on-bars" x="0" y="{y - 5:.1f}">{counted(count, "image")}</text>'
+    ]
+    marked = _round_down(highest)
+    return render_fragment(
+        PACKAGE,
+        "histogram.html",
+        dice=dice,
+        mean=mean,
+        mean_x=axis.position(mean),
+        bars=bars,
+        bottom=BARS_BOTTOM,
+        line={"count": marked, "y": BARS_BOTTOM - (BARS_BOTTOM - BARS_TOP) * marked / highest},
+        ticks=_place_ticks(axis, axis.ticks(TICK_GAP), axis.ticks(NARROW_TICK_GAP)),
+        tick_y=BARS_BOTTOM + 18,
     )
 
 
@@ -138,14 +120,19 @@ def _round_down(count: int) -> int:
     return max(power * digit for digit in (1, 2, 5) if power * digit <= count)
 
 
-def _draw_ticks(axis: DiceAxis, ticks: Sequence[float], narrow_ticks: Sequence[float], y: int) -> str:
-    """Draw the labels of ``ticks``; narrow screens show only those that are also in ``narrow_ticks``."""
-    return "".join(
-        f'<text class="tick{"" if tick in narrow_ticks else " fine"}" x="{axis.position(tick):.2f}%" y="{y}"'
-        f' text-anchor="{"start" if tick == axis.low else "end" if tick == axis.high else "middle"}">'
-        f"{tick:g}</text>"
+def _place_ticks(
+    axis: DiceAxis, ticks: Sequence[float], narrow_ticks: Sequence[float]
+) -> list[dict[str, object]]:
+    """Place the labels of ``ticks``; narrow screens show only those that are also in ``narrow_ticks``."""
+    return [
+        {
+            "x": axis.position(tick),
+            "label": f"{tick:g}",
+            "narrow": tick in narrow_ticks,
+            "anchor": "start" if tick == axis.low else "end" if tick == axis.high else "middle",
+        }
         for tick in ticks
-    )
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,43 +154,35 @@ class Spread:
         return float(np.mean(self.dice))
 
 
-def draw_spreads(spreads: Sequence[Spread], axis: DiceAxis, heading: str) -> str:
+def draw_spreads(spreads: Sequence[Spread], axis: DiceAxis, heading: str) -> Markup:
     """Draw a table with a row per group: the range of Dice as a chart, its mean and its lowest value.
 
     ``heading`` is the heading of the names, which are links to the images of the group.
     """
-    scale = _draw_ticks(axis, axis.ticks(SPREAD_TICK_GAP), (axis.low, axis.high), 12)
-    rows = "".join(_draw_spread(spread, axis) for spread in spreads)
-    return (
-        f'<div class="scroll"><table class="groups"><thead><tr><th scope="col">{escape(heading)}</th>'
-        f'<th class="spread"><svg width="100%" height="16" aria-hidden="true">{scale}</svg>'
-        '<span class="visually-hidden">Spread of Dice</span></th>'
-        '<th scope="col">Mean</th><th scope="col">Lowest</th>'
-        '<th scope="col" class="fine">Images</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+    return render_fragment(
+        PACKAGE,
+        "spreads.html",
+        heading=heading,
+        rows=[_place_spread(spread, axis) for spread in spreads],
+        grid=[axis.position(tick) for tick in axis.ticks(SPREAD_TICK_GAP)],
+        ticks=_place_ticks(axis, axis.ticks(SPREAD_TICK_GAP), (axis.low, axis.high)),
+        tick_y=12,
     )
 
 
-def _draw_spread(spread: Spread, axis: DiceAxis) -> str:
-    low, first_quartile, third_quartile, high = (
-        axis.position(dice) for dice in np.percentile(spread.dice, [0, 25, 75, 100]).tolist()
-    )
-    grid = "".join(
-        f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
-        for x in map(axis.position, axis.ticks(SPREAD_TICK_GAP))
-    )
-    long = ' class="long"' if len(spread.name) > WRAP_LENGTH else ""
-    return (
-        f'<tr><th scope="row"{long}>'
-        f'<a href="#images" data-filter="{escape(shown(spread.filter))}">'
-        f"<bdi>{escape(shown(spread.name))}</bdi></a></th>"
-        f'<td class="spread"><svg width="100%" height="22" aria-hidden="true">{grid}'
-        f'<line class="range" x1="{low:.2f}%" x2="{high:.2f}%" y1="11" y2="11"/>'
-        f'<line class="middle" x1="{first_quartile:.2f}%" x2="{third_quartile:.2f}%" y1="11" y2="11"/>'
-        f'<circle class="dot" cx="{axis.position(spread.mean):.2f}%" cy="11" r="4"/></svg></td>'
-        f"<td>{spread.mean:.4f}</td><td>{min(spread.dice):.4f}</td>"
-        f'<td class="fine">{len(spread.dice):,}</td></tr>'
-    )
+def _place_spread(spread: Spread, axis: DiceAxis) -> dict[str, object]:
+    names = ("low", "first_quartile", "third_quartile", "high")
+    quartiles = np.percentile(spread.dice, [0, 25, 75, 100]).tolist()
+    return {
+        "name": spread.name,
+        "long": len(spread.name) > WRAP_LENGTH,
+        "filter": spread.filter,
+        "mean": spread.mean,
+        "mean_x": axis.position(spread.mean),
+        "lowest": min(spread.dice),
+        "images": len(spread.dice),
+        **{name: axis.position(dice) for name, dice in zip(names, quartiles, strict=True)},
+    }
 
 
 def _format_range(low: float, high: float) -> str:

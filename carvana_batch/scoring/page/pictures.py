@@ -16,6 +16,7 @@ from carvana_batch.errors import ImageError
 from carvana_batch.inputs.keys import match_ids
 from carvana_batch.inputs.masks import find_photos
 from carvana_batch.masks.counts import SizeError, clear_ignored
+from carvana_batch.pages.rendering import data_uri
 from carvana_batch.scoring.compare import read_photo
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
 from carvana_batch.scoring.scores import Scores
@@ -188,12 +189,12 @@ def _encode(image: WorstImage, level: int) -> Picture:
         missed=int(np.count_nonzero(missed)),
         invented=int(np.count_nonzero(invented)),
         spot=(*busiest_window(missed | invented, window), *window),
-        masks=_data_uri(
+        masks=data_uri(
             "png", _encode_palette(true.view(np.uint8) + 2 * predicted.view(np.uint8), MASK_PALETTE)
         ),
         photo=photo,
-        background=_data_uri("jpeg", _draw_background(image.photo, true & predicted, divisor)),
-        marks=_data_uri("png", _draw_marks(missed, invented, divisor)),
+        background=data_uri("jpeg", _draw_background(image.photo, true & predicted, divisor)),
+        marks=data_uri("png", _draw_marks(missed, invented, divisor)),
         note=note,
     )
 
@@ -225,7 +226,7 @@ def _fit_photo(image: Image.Image, size: tuple[int, int], level: int) -> tuple[s
     if image.size != reduced:
         image = image.resize(reduced, Image.Resampling.BOX)
     note = f"The photo was reduced to {reduced[0]}x{reduced[1]} to keep this page small."
-    return _data_uri("jpeg", _encode_jpeg(image, quality)), note if divisor > 1 else ""
+    return data_uri("jpeg", _encode_jpeg(image, quality)), note if divisor > 1 else ""
 
 
 def _encode_palette(indices: NDArray[np.uint8], colours: list[int], transparent: int | None = None) -> bytes:
@@ -271,7 +272,3 @@ def _count_in_cells(flags: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
     cells = rows // side * width + columns // side
     counts: NDArray[np.int64] = np.bincount(cells, minlength=height * width).reshape(height, width)
     return counts
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -173,7 +173,7 @@ def test_names_are_escaped_everywhere(tmp_path, name):
     assert page.json("data")["rows"][0][0] == plain
     assert page.json("picture-0")["image"] == plain
     assert page.json("picture-0")["note"].endswith(plain)
-    assert len(page.find("script")) == 4
+    assert len(page.find("script")) == 5
     assert len(page.find("img")) == 2
     for _, text in page.find("script", type="application/json"):
         assert not re.search("[<>&\u2028\u2029]", text)

@@ -77,7 +77,7 @@ def _render(
         PACKAGE,
         "score.html",
         styles=["base.css", "score.css"],
-        scripts=["table.js", "viewer.js"],
+        scripts=["stage.js", "table.js", "viewer.js"],
         pictures=pictures,
         picture_data=[encode_json(_picture_data(picture)) for picture in pictures],
         picture_rows=[row_indices.get(picture.image, "") for picture in pictures],

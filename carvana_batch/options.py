@@ -44,7 +44,7 @@ class Options:
     """The options of ``carvana-batch predict``; its help text explains them.
 
     ``size`` and ``tile`` are (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
-    ``size`` may be ``"native"`` as well.
+    ``size`` may be ``"native"`` as well. ``images`` is IN, which is only recorded; None for a list of photos.
     """
 
     device: str = "auto"
@@ -65,6 +65,7 @@ class Options:
     workers: int | None = None
     decode_timeout: float = DEFAULT_DECODE_TIMEOUT
     rle_file: Path | None = None
+    images: Path | None = None
     truth: Path | None = None
     car_values: tuple[int, ...] = ()
     ignored_values: tuple[int, ...] = ()

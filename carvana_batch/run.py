@@ -213,6 +213,10 @@ class Run:
         self.own = take_shard(refs, *options.shard)
         self.todo = self.own[:0]
         self.report = RunReport(found=len(self.own), already_done=len(self.own), settings=out.settings)
+        with contextlib.suppress(OSError):  # the current directory may be gone
+            self.report.directory = str(Path.cwd())
+        if options.images is not None:
+            self.report.images = str(Path(self.report.directory, options.images))
         self._spool: RunLengthSpool | None = None
         self._stopwatch = Stopwatch()
         self._unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()

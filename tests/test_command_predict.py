@@ -73,6 +73,43 @@ def test_empty_masks_are_counted_and_named(run, here):
     assert "without any car" not in run("in", "other").stdout
 
 
+def test_masking_what_a_review_rejected(run, here):
+    (here / "in" / "sub").mkdir()
+    (here / "in" / "car3.jpg").rename(here / "in" / "sub" / "=car3.jpg")
+    (here / "decisions.csv").write_text(
+        "image,decision,note\ncar0,accept,\ncar1,reject,roof\nsub/=car3,reject,\n"
+    )
+    result = run("in", "again", "--files-from", "decisions.csv", "--dry-run")
+    assert "passed over: 2 × photos whose mask was not rejected" in result.stdout
+    result = run("in", "again", "--files-from", "decisions.csv", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert list(find_masks(here / "again")) == ["car1", "sub/=car3"]
+    run("in", "out", "--quiet")
+    for key in ("car1", "sub/=car3"):
+        assert (here / "again" / f"{key}.png").read_bytes() == (here / "out" / f"{key}.png").read_bytes()
+
+
+def test_decisions_that_do_not_fit(run, here):
+    (here / "decisions.csv").write_text("image,decision,note\ncar0,accept,\n")
+    (here / "others.csv").write_text("image,decision,note\nbus,reject,\n")
+    for arguments, message in (
+        (("--files-from", "decisions.csv", "out"), "predict IN OUT --files-from FILE"),
+        (("in", "out", "--files-from", "decisions.csv"), "rejects no mask"),
+        (("in", "out", "--files-from", "others.csv"), "1 image of it is not in in (bus)"),
+    ):
+        assert message in usage_error(run(*arguments))
+
+
+def test_the_report_tells_where_the_photos_are(run, here):
+    run("in", "out", "--quiet")
+    report = json.loads((here / "out" / "run.json").read_text())
+    assert (report["images"], report["directory"]) == (str(here / "in"), str(here))
+    (here / "list").write_text("in/car0.jpg")
+    run("--files-from", "list", "listed", "--quiet")
+    report = json.loads((here / "listed" / "run.json").read_text())
+    assert (report["images"], report["directory"]) == (None, str(here))
+
+
 def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output

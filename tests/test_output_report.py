@@ -88,6 +88,7 @@ def test_json_report(tmp_path):
         device="2 CPU threads",
         chosen={"batch": 1},
         settings={"model": "m"},
+        images="/photos/in",
         warnings=["out of memory"],
     )
     report.write(tmp_path / "run.json")
@@ -123,6 +124,8 @@ def test_json_report(tmp_path):
         "device": "2 CPU threads",
         "chosen": {"batch": 1},
         "settings": {"model": "m"},
+        "images": "/photos/in",
+        "directory": None,
         "warnings": ["out of memory"],
     }
     assert content == report.describe()

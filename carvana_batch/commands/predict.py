@@ -26,7 +26,8 @@ from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
 from carvana_batch.files import check_target, move_to_free_place, sync_folder, temporary_prefix
-from carvana_batch.inputs.find import Found, find_images, read_file_list
+from carvana_batch.inputs.decisions import is_decisions
+from carvana_batch.inputs.find import Found, find_images, find_rejected, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
 @click.option(
     "--files-from",
     metavar="FILE|-",
-    help="Mask the photos named in FILE, one path a line; then give OUT alone.",
+    help="Mask the photos named in FILE, one path a line; then give OUT alone. Or FILE has the decisions of a"
+    " review: with IN and OUT, mask the photos whose masks were rejected.",
 )
 @click.option("--follow-links", is_flag=True, help="Follow links to folders and links that lead out of IN.")
 @click.option(
@@ -266,9 +268,11 @@ def command(
     """
     if files_from is not None and out is None:
         source, out = None, source
-    if out is None or (source is None) == (files_from is None):
+    listed = files_from is not None and source is not None
+    if out is None or (source is None and files_from is None) or (listed and not _has_decisions(files_from)):
         raise UsageError(
-            "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT."
+            "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT; all three"
+            " only if FILE has the decisions of a review."
         )
     if truth is None and (car_values or ignored_values):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
@@ -291,6 +295,7 @@ def command(
         workers=workers,
         decode_timeout=decode_timeout,
         rle_file=rle_file,
+        images=source,
         truth=truth,
         car_values=car_values,
         ignored_values=ignored_values,
@@ -356,7 +361,17 @@ def _find(source: Path | None, out: Path, files_from: str | None, follow_links: 
         raise UsageError(
             f"IN and OUT are both {shown(source)}: masks must not lie among the photos. Choose another OUT."
         )
+    if files_from is not None:
+        return find_rejected(source, Path(files_from), follow_links=follow_links, exclude=out)
     return find_images(source, follow_links=follow_links, exclude=out)
+
+
+def _has_decisions(files_from: str | None) -> bool:
+    """Whether the file is there and has the decisions of a review."""
+    try:
+        return files_from not in (None, "-") and is_decisions(Path(str(files_from)).read_bytes())
+    except OSError:
+        return False
 
 
 def _is_mask_file(source: Path | None, out: Path) -> bool:

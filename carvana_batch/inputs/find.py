@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from carvana_batch.errors import UsageError
+from carvana_batch.inputs.decisions import REJECT, is_decisions, match_decisions, read_decisions
 from carvana_batch.inputs.formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -37,6 +38,8 @@ EXCLUDED = "the out folder"
 SPECIAL = "pipes, sockets and devices"
 
 REPEATED = "repeated lines"
+
+NOT_REJECTED = "photos whose mask was not rejected"
 
 BESIDE_PHOTO = "raw files and other images beside a photo of the same name"
 
@@ -137,6 +140,11 @@ def read_file_list(file: Path | BinaryIO) -> Found:
         raise _unreadable(name, error) from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"The list {name} is UTF-16 text; save it as UTF-8.")
+    if is_decisions(data):
+        raise UsageError(
+            f"{name} has the decisions of a review, which names photos as they are called below IN. Give it"
+            " as a file, and IN as well: `carvana-batch predict IN OUT --files-from FILE`."
+        )
     data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of Windows editors
 
     listed = PhotoList(_listed(data, name)).sorted()  # so that equal paths are adjacent
@@ -145,6 +153,32 @@ def read_file_list(file: Path | BinaryIO) -> Found:
     refs = listed.select(index for index, ref in enumerate(listed) if index == 0 or ref != listed[index - 1])
     repeated = len(listed) - len(refs)
     return Found(refs, {REPEATED: repeated} if repeated else {})
+
+
+def find_rejected(
+    source: Path, file: Path, *, follow_links: bool = False, exclude: Path | None = None
+) -> Found:
+    """Find the photos in a folder that were rejected in a review; see :func:`find_images`.
+
+    Args:
+        source, follow_links, exclude: see :func:`find_images`.
+        file: the decisions, as :func:`read_decisions` reads them.
+
+    Raises:
+        UsageError: the same; or the decisions cannot be read, are of other photos, or reject none.
+    """
+    decisions = read_decisions(file)
+    found = find_images(source, follow_links=follow_links, exclude=exclude)
+    matched = match_decisions(decisions, (ref.key for ref in found.refs), shown(file), source)
+    rejected = [
+        index
+        for index, ref in enumerate(found.refs)
+        if ref.key in matched and matched[ref.key].decision == REJECT
+    ]
+    if not rejected:
+        raise UsageError(f"{shown(file)} rejects no mask, so there is nothing to do.")
+    others = len(found.refs) - len(rejected)
+    return Found(found.refs.select(rejected), {NOT_REJECTED: others} if others else {})
 
 
 def take_shard(refs: Sequence[ImageRef], index: int, count: int) -> PhotoList:

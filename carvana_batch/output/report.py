@@ -83,6 +83,8 @@ class RunReport:
         device: description of the device.
         chosen: the fields of the :class:`Choice` of this run.
         settings: see :meth:`Options.settings`.
+        images: absolute path of IN; "" if the photos were listed.
+        directory: where relative paths of photos start; "" if it is not known.
         warnings: warnings that were printed.
         stopped_by: number of the signal that stopped the run, None if none did.
     """
@@ -108,6 +110,8 @@ class RunReport:
     device: str = ""
     chosen: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    images: str = ""
+    directory: str = ""
     warnings: list[str] = field(default_factory=list)
     stopped_by: int | None = None
 
@@ -174,6 +178,8 @@ class RunReport:
             "device": self.device,
             "chosen": self.chosen,
             "settings": self.settings,
+            "images": self.images or None,
+            "directory": self.directory or None,
             "warnings": self.warnings,
         }
 

@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from devtools import Chromium, find_chromium
 from helpers import Zygote, write_photo
 
 COUNTS = pytest.StashKey[Counter]()
@@ -33,6 +34,30 @@ def drawn(tmp_path_factory):
 def zygote():
     with Zygote(Path(__file__).with_name("zygote.py")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    with Chromium(find_chromium(), tmp_path_factory.mktemp("chromium")) as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def show_page(chromium):
+    """Open pages; afterwards check that they logged nothing and requested no file but ``allowed`` ones."""
+    opened = []
+
+    def open_page(file, allowed=(), **options):
+        addresses = {each.as_uri() for each in (file, *allowed)}
+        opened.append((chromium.open(file, **options), addresses))
+        return opened[-1][0]
+
+    yield open_page
+    for page, addresses in opened:
+        assert page.log == []
+        assert set(page.requests) <= addresses
+        assert not [event for event in page.events if event["method"] == "Page.javascriptDialogOpening"]
+        page.close()
 
 
 def pytest_configure(config):

@@ -240,3 +240,38 @@ class Page:
         sent = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
         addresses = [event["params"]["request"]["url"] for event in sent]
         return [address for address in addresses if not address.startswith("data:")]
+
+
+def texts(page, selector):
+    return page.evaluate(f"[...document.querySelectorAll({selector!r})].map((it) => it.textContent)")
+
+
+TEXT_COLOURS = """
+(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const found = [];
+  for (const it of document.querySelectorAll("body *")) {
+    const own = [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !it.checkVisibility() || it.closest("script, style, :disabled")) continue;
+    let ground = it;
+    while (parse(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
+    const style = getComputedStyle(it);
+    const ink = it instanceof SVGElement ? style.fill : style.color;
+    const paper = getComputedStyle(ground).backgroundColor;
+    found.push([it.tagName + "." + it.getAttribute("class"), parse(ink), parse(paper)]);
+  }
+  return found;
+})()
+"""
+
+
+def contrast(first, second):
+    """Contrast ratio of two sRGB colours, as defined by WCAG 2."""
+
+    def luminance(colour):
+        channels = np.asarray(colour[:3]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

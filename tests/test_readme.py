@@ -14,7 +14,7 @@ from PIL import Image
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["predict", "submit", "decode", "score", "train"])
+@pytest.mark.parametrize("name", ["predict", "submit", "decode", "score", "review", "train"])
 def test_every_option_is_mentioned(name: str) -> None:
     command: click.Command = importlib.import_module(f"carvana_batch.commands.{name}").command
     options = [max(option.opts, key=len) for option in command.params if isinstance(option, click.Option)]

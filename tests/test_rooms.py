@@ -57,9 +57,10 @@ ROOMS = {
     "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission", "pages"},
     "run": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "submission", "output"},
 }
+ROOMS["review"] = GROUND_FLOOR | {"inputs", "decode", "masks", "output", "pages"}
 ROOMS["training"] = ROOMS["run"] | {"scoring"}
 ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks"}
-ROOMS["commands"] = ROOMS["training"] | {"demo", "run", "training"}
+ROOMS["commands"] = ROOMS["training"] | {"demo", "run", "training", "review"}
 """For each room, the rooms that it may import. All may import the package itself, which holds the version."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from devtools import Chromium, find_chromium
+from devtools import TEXT_COLOURS, contrast, find_chromium, texts
 from helpers import is_colour
 
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR
@@ -77,36 +77,14 @@ def path(tmp_path_factory, scores, worst):
     return path
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with Chromium(find_chromium(), tmp_path_factory.mktemp("chromium")) as chromium:
-        yield chromium
-
-
 @pytest.fixture
-def show(chromium, path):
-    """Open the page, or another one; afterwards check that it logged nothing and requested no other file."""
-    opened = []
-
-    def open_page(file=path, **options):
-        opened.append((chromium.open(file, **options), file.as_uri()))
-        return opened[-1][0]
-
-    yield open_page
-    for page, address in opened:
-        assert page.log == []
-        assert page.requests == [address]
-        assert not [event for event in page.events if event["method"] == "Page.javascriptDialogOpening"]
-        page.close()
+def show(show_page, path):
+    return lambda file=path, **options: show_page(file, **options)
 
 
 @pytest.fixture
 def page(show):
     return show()
-
-
-def texts(page, selector):
-    return page.evaluate(f"[...document.querySelectorAll({selector!r})].map((it) => it.textContent)")
 
 
 def status(page):
@@ -400,37 +378,6 @@ def test_all_controls_have_accessible_names(page):
         assert len(seen) > 10
         assert [node for node in seen if not node.get("name", {}).get("value")] == []
         page.press("Escape")
-
-
-TEXT_COLOURS = """
-(() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const found = [];
-  for (const it of document.querySelectorAll("body *")) {
-    const own = [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !it.checkVisibility() || it.closest("script, style, :disabled")) continue;
-    let ground = it;
-    while (parse(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
-    const style = getComputedStyle(it);
-    const ink = it instanceof SVGElement ? style.fill : style.color;
-    const paper = getComputedStyle(ground).backgroundColor;
-    found.push([it.tagName + "." + it.getAttribute("class"), parse(ink), parse(paper)]);
-  }
-  return found;
-})()
-"""
-
-
-def contrast(first, second):
-    """Contrast ratio of two sRGB colours, as defined by WCAG 2."""
-
-    def luminance(colour):
-        channels = np.asarray(colour[:3]) / 255
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-        return linear @ (0.2126, 0.7152, 0.0722)
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -25,6 +25,7 @@ COMMANDS = {
     "submit": "Turn a folder of masks into the competition's CSV.",
     "decode": "Turn such a CSV back into masks.",
     "verify": "Compare masks with the checksums of the run that made them.",
+    "review": "Look at the masks of a run, the doubtful ones first.",
     "score": "Compare masks with the true ones.",
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",

@@ -216,7 +216,7 @@ class RunReport:
         if with_truth:
             scored = [entry for entry in masked if entry.dice is not None]
             self.dice = [entry.dice or 0.0 for entry in scored]
-            self.correlation = rank_correlation([-_doubt(entry) for entry in scored], self.dice)
+            self.correlation = rank_correlation([-doubt_of(entry) for entry in scored], self.dice)
             self.without_truth = [entry for entry in masked if entry.dice is None]
         return masked
 
@@ -230,8 +230,8 @@ class RunReport:
             json.dump(self.describe(), file, indent=2)
 
 
-def _doubt(entry: Entry) -> float:
-    """What the table is sorted by: the doubt, or that of the probability map alone if there is none."""
+def doubt_of(entry: Entry) -> float:
+    """What the table is sorted by, in [0, 1]: the doubt, or that of the probability map if there is none."""
     return 1 - (entry.expected_dice or 0.0) if entry.doubt is None else entry.doubt
 
 
@@ -253,7 +253,7 @@ def write_table(path: Path, entries: Iterable[Entry]) -> None:
     """
     with atomic_writer(path, "w") as file:
         write_row(file, COLUMNS)
-        for entry in sorted(entries, key=lambda entry: (not entry.failed, -_doubt(entry), entry.key)):
+        for entry in sorted(entries, key=lambda entry: (not entry.failed, -doubt_of(entry), entry.key)):
             write_row(
                 file,
                 (

@@ -29,23 +29,34 @@ const stages = (() => {
     return painter.canvas;
   }
 
-  // Returns a function that draws pixels of the kinds 1 and 2 in cells of 2 ** level pixels. A cell has the colour of
-  // the kind that is more frequent in it, so that even a single pixel shows when the picture is reduced.
+  // Returns a function that draws pixels of the kinds 1, 2 and so on, which have these colours, in cells of 2 ** level
+  // pixels. A cell has the colour of the most frequent kind in it, so that even a single pixel shows when the picture
+  // is reduced.
   function makeMarks(width, height, kinds, colours) {
-    const counts = [new Uint32Array(kinds.length), new Uint32Array(kinds.length)];
-    for (let i = 0; i < kinds.length; i++) if (kinds[i] === 1 || kinds[i] === 2) counts[kinds[i] - 1][i] = 1;
+    const counts = colours.map(() => new Uint32Array(kinds.length));
+    for (let i = 0; i < kinds.length; i++) {
+      if (kinds[i] >= 1 && kinds[i] <= colours.length) counts[kinds[i] - 1][i] = 1;
+    }
     const levels = [{ width, height, counts }];
     return (level) => {
       while (levels.length <= level) levels.push(halve(levels.at(-1)));
       const cells = levels[level];
-      cells.canvas ??= paintKinds(cells.width, cells.height, moreFrequent(cells.counts), [null, ...colours]);
+      cells.canvas ??= paintKinds(cells.width, cells.height, mostFrequent(cells.counts), [null, ...colours]);
       return cells.canvas;
     };
   }
 
-  function moreFrequent([first, second]) {
-    const kinds = new Uint8Array(first.length);
-    for (let i = 0; i < kinds.length; i++) kinds[i] = second[i] > first[i] ? 2 : first[i] > 0 ? 1 : 0;
+  function mostFrequent(counts) {
+    const kinds = new Uint8Array(counts[0].length);
+    for (let i = 0; i < kinds.length; i++) {
+      let most = 0;
+      counts.forEach((count, index) => {
+        if (count[i] > most) {
+          most = count[i];
+          kinds[i] = index + 1;
+        }
+      });
+    }
     return kinds;
   }
 

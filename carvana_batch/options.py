@@ -34,6 +34,9 @@ EXTRA_FILES = {
 PROBABILITY_EXTRAS = {"prob"}
 """Those that are made from the probability map, which is only kept for them."""
 
+REVIEW_WORST, REVIEW_SAMPLE = 48, 24
+"""How many masks the page of a review shows by default: the most doubtful, and some of the others."""
+
 NetworkSize = tuple[int, int] | Literal["native"] | None
 """In which size the network sees photos: (width, height), as they are, or None for the one that the weights
 were trained for."""

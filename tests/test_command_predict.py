@@ -110,6 +110,33 @@ def test_the_report_tells_where_the_photos_are(run, here):
     assert (report["images"], report["directory"]) == (None, str(here))
 
 
+def test_the_page_at_the_end_of_a_run(run, here):
+    result = run("in", "out", "--html", "look.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "Page: look.html"
+    page = (here / "look.html").read_text()
+    CliRunner().invoke(group, ["review", "-o", "same.html"])
+    assert (here / "same.html").read_text() == page
+    (here / "look.html").unlink()
+    result = run("in", "out", "--html", "look.html", "--json")
+    assert json.loads(result.stdout)["already_done"] == 4
+    assert result.stderr.splitlines()[-1] == "Page: look.html"
+    assert (here / "look.html").read_text() == page
+
+
+@pytest.mark.usefixtures("here", "without_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("in", "out", "--html", "look.png"), "ends in .html"),
+        (("in", "out", "--html", "none/look.html"), "no folder none"),
+        (("in/car0.jpg", "car0.png", "--html", "look.html"), "--html needs a folder as OUT"),
+    ],
+)
+def test_pages_that_cannot_be_written(run, arguments, message):
+    assert message in usage_error(run(*arguments))
+
+
 def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output

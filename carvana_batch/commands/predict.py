@@ -36,6 +36,8 @@ from carvana_batch.options import (
     DEFAULT_THRESHOLD,
     EXTRA_FILES,
     PRECISION_NAMES,
+    REVIEW_SAMPLE,
+    REVIEW_WORST,
     Options,
 )
 from carvana_batch.temporary_folder import temporary_folder
@@ -156,6 +158,13 @@ if TYPE_CHECKING:
     help="Also write the competition's run-length rows: .csv, .csv.gz or .zip; those of this --shard.",
 )
 @click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the page of `carvana-batch review`, to look at the masks.",
+)
+@click.option(
     "--gt",
     "truth",
     metavar="DIR",
@@ -243,6 +252,7 @@ def command(
     mask_bits: str,
     extras: tuple[str, ...],
     rle_file: Path | None,
+    page: Path | None,
     truth: Path | None,
     car_values: tuple[int, ...],
     ignored_values: tuple[int, ...],
@@ -306,6 +316,12 @@ def command(
     found = _find(source, out, files_from, follow_links)
     refs = found.refs[:limit]
     mask_file = _is_mask_file(source, out)
+    if page is not None:
+        from carvana_batch.review.page import check_page
+
+        if mask_file:
+            raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
+        check_page(page)
     if mask_file:
         _check_mask_file(refs[0].path, out, options)
     else:
@@ -339,7 +355,19 @@ def command(
         # Without --overwrite, which would discard what has been done so far.
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
         reporter.say(f"Stopped. To go on: {shown(shlex.join(['carvana-batch', *same]))}")
+    elif page is not None:
+        _write_page(page, out, reporter)
     context.exit(report.exit_code)
+
+
+def _write_page(page: Path, out: Path, reporter: Reporter) -> None:
+    """Write the page of a review, and say where it is."""
+    from carvana_batch.review.page import write_page
+    from carvana_batch.review.selection import read_finished_run, select
+
+    run = read_finished_run(out)
+    written = write_page(page, run, select(run.masked, REVIEW_WORST, REVIEW_SAMPLE))
+    reporter.say(f"Page: {shown(written.page)}")
 
 
 def _describe_model(given: str, model: Model) -> str:

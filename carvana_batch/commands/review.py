@@ -12,13 +12,12 @@ import click
 from rich.console import Console
 
 from carvana_batch.inputs.decisions import ACCEPT, REJECT, Decision, match_decisions, read_decisions
+from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST
 from carvana_batch.text import counted, shown
 
 if TYPE_CHECKING:
     from carvana_batch.review.page import Written
     from carvana_batch.review.selection import FinishedRun, Selection
-
-DEFAULT_WORST, DEFAULT_SAMPLE = 48, 24
 
 MOST_SHOWN = 1000
 """Masks of each kind that a browser can still show on one page."""
@@ -42,14 +41,14 @@ MOST_SHOWN = 1000
 @click.option(
     "--worst",
     type=click.IntRange(0, MOST_SHOWN),
-    default=DEFAULT_WORST,
+    default=REVIEW_WORST,
     show_default=True,
     help="How many of the most doubtful masks to show.",
 )
 @click.option(
     "--sample",
     type=click.IntRange(0, MOST_SHOWN),
-    default=DEFAULT_SAMPLE,
+    default=REVIEW_SAMPLE,
     show_default=True,
     help="How many of the other masks to show, drawn at random.",
 )

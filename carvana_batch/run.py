@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.notes import TRUE_MASK
 from carvana_batch.options import Choice, Options
-from carvana_batch.output.checks import check_request
+from carvana_batch.output.checks import check_request, refuse_overwriting
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.report import RunReport, write_table
@@ -132,9 +133,13 @@ def run(
     truth = find_truth(options)
     settings = options.settings(f"{model.name} {model.digest[:16]}")
     with OutFolder(root, settings, options.shard, options.overwrite, options.rle_file) as out:
+        if out.added_extras:
+            options = replace(options, extras=tuple(out.settings["save"]))
+            refuse_overwriting(refs, root, options)
         this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag())
         this.prepare()
         this.process()
+        this.draw()
         this.finish()
     return this.report
 
@@ -211,7 +216,7 @@ class Run:
         self.refs, self.out, self.model, self.options = refs, out, model, options
         self.truth, self.listener, self.stop = truth, listener, stop
         self.own = take_shard(refs, *options.shard)
-        self.todo = self.own[:0]
+        self.todo = self.undrawn = self.own[:0]
         self.report = RunReport(found=len(self.own), already_done=len(self.own), settings=out.settings)
         with contextlib.suppress(OSError):  # the current directory may be gone
             self.report.directory = str(Path.cwd())
@@ -226,9 +231,13 @@ class Run:
         options, out = self.options, self.out
         if options.rle_file is not None:
             check_target(options.rle_file)
-        self.todo = out.find_missing(self.own, verify=options.verify)
+        missing = out.find_missing(self.own, verify=options.verify)
+        self.undrawn = missing.select(i for i, ref in enumerate(missing) if ref.key in out.undrawn)
+        self.todo = missing.select(i for i, ref in enumerate(missing) if ref.key not in out.undrawn)
         self.report.already_done = len(self.own) - len(self.todo)
         if not self.todo:
+            if self.undrawn:
+                out.start_drawing()
             return
         self._predictor = self._make_predictor(out.choice)
         choice = describe_choice(self._predictor.device, self._predictor.limits, out.choice)
@@ -244,18 +253,7 @@ class Run:
         if workers is None:
             workers = default_workers(self._predictor.device, len(self.todo))
         self._loader = PhotoLoader(self.todo, decode_options, workers)
-        self._writer = MaskWriter(
-            out.paths,
-            options.extras,
-            options.mask_bits,
-            options.clean,
-            options.rle_file is not None,
-            self.truth,
-            options.threshold,
-            out.check,
-            out.commit,
-            out.ownership,
-        )
+        self._writer = self._make_writer()
         self._progress = Progress(total=len(self.todo))
 
     def process(self) -> None:
@@ -293,6 +291,59 @@ class Run:
         if self._progress.finished < self._progress.total:
             report.stopped_by = self.stop.signal
 
+    def draw(self) -> None:
+        """Make further extra files of photos that earlier runs have masked, without the network."""
+        if not self.undrawn or self.report.stopped_by is not None:
+            return
+        options, out = self.options, self.out
+        workers = options.workers
+        if workers is None:
+            workers = 1 if len(self.undrawn) < 4 else min(os.cpu_count() or 1, 8)
+        # Damaged photos are here only if they were accepted when they were masked.
+        decode_options = DecodeOptions(
+            options.pixel_limit, options.apply_exif, options.decode_timeout, accept_damage=True
+        )
+        loader, writer = PhotoLoader(self.undrawn, decode_options, workers), self._make_writer()
+        entries = read_entries(out.paths.state)
+        progress = Progress(total=len(self.undrawn))
+        self.listener.on_start("Making extra files from photos and masks, without the network", progress)
+
+        def draw_photo(photo: Photo) -> Entry:
+            return writer.draw(photo, entries[photo.ref.key], out.undrawn[photo.ref.key])
+
+        def commit_oldest() -> None:
+            ref, future = waiting.popleft()
+            try:
+                out.commit(future.result())
+                progress.done += 1
+            except CarvanaBatchError as error:
+                if not (isinstance(error, ImageError) or concerns_one_file(error)):
+                    raise
+                self.report.undrawn.append(Failure.of(ref, "write", str(error)))
+                progress.failed += 1
+            self.listener.on_progress(progress)
+
+        waiting: deque[tuple[ImageRef, Future[Entry]]] = deque()
+        with contextlib.ExitStack() as stack:
+            threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+            stack.enter_context(memory_shared_with_workers())
+            for photo in stack.enter_context(contextlib.closing(iter(loader))):
+                if isinstance(photo, Failure):
+                    self.report.undrawn.append(photo)
+                    progress.failed += 1
+                else:
+                    waiting.append((photo.ref, threads.submit(draw_photo, photo)))
+                while len(waiting) > MOST_UNWRITTEN or (waiting and waiting[0][1].done()):
+                    commit_oldest()
+                if self.stop.signal is not None:
+                    break
+            while waiting:
+                commit_oldest()
+        self.report.drawn = progress.done
+        self.report.warnings += loader.warnings
+        if progress.finished < progress.total:
+            self.report.stopped_by = self.stop.signal
+
     def finish(self) -> None:
         """Complete the report from the journal; write ``report.csv``, ``run.json`` and the run-length CSV."""
         if self.truth is not None and self.report.already_done:
@@ -309,7 +360,8 @@ class Run:
             masked = report.complete(journal, self.own, self.refs, self.truth is not None)
             if self.truth is not None and (doubts := describe_truth_doubts(masked)):
                 report.warnings.append(doubts)
-            out.syncing.sync(masked, {ref.key for ref in self.todo})  # before it is reported as done
+            changed = {ref.key for photos in (self.todo, self.undrawn) for ref in photos}
+            out.syncing.sync(masked, changed)  # before it is reported as done
             report.already_done -= len(report.kept) - kept_now
             write_table(out.paths.report, journal.values())
             report.write(out.paths.run)
@@ -324,6 +376,21 @@ class Run:
             self.model, self.options, earlier, on_change=self.out.record_choice
         )
         return predictor
+
+    def _make_writer(self) -> MaskWriter:
+        options, out = self.options, self.out
+        return MaskWriter(
+            out.paths,
+            options.extras,
+            options.mask_bits,
+            options.clean,
+            options.rle_file is not None,
+            self.truth,
+            options.threshold,
+            out.check,
+            out.commit,
+            out.ownership,
+        )
 
     def _photos(self) -> Generator[Photo | Failure, None, None]:
         """The decoded photos, until a signal has come."""
@@ -360,7 +427,9 @@ class Run:
 
     def _count_lost(self, journal: dict[str, Entry]) -> None:
         """Let the photos fail whose files someone has removed since they were committed."""
-        lost = find_lost(self.own, journal, self.out.paths, self.options.extras)
+        undrawn = {failure.id for failure in self.report.undrawn}
+        own = self.own.select(i for i, ref in enumerate(self.own) if ref.key not in undrawn)
+        lost = find_lost(own, journal, self.out.paths, self.options.extras)
         if lost:
             in_this_run = sum(ref.key in lost for ref in self.todo)
             self.report.done -= in_this_run

@@ -11,6 +11,7 @@ from carvana_batch.errors import OutOfSpaceError
 from carvana_batch.notes import SUMMARIES, Note
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.report import COLUMNS, RunReport, write_table
+from carvana_batch.values import Failure
 
 
 def done(key, expected_dice=0.5, **values):
@@ -33,6 +34,7 @@ def read_table(path):
         ({"already_done": 2}, 0),
         ({"failures": [failed("a")]}, 3),
         ({"without_truth": [done("a")]}, 3),
+        ({"undrawn": [Failure("a", "write", "is too large")]}, 3),
         ({"stopped_by": 2}, 130),
         ({"stopped_by": 15, "failures": [failed("a")]}, 143),
     ],
@@ -73,6 +75,8 @@ def test_json_report(tmp_path):
         done=2,
         failures=[failed("a"), failed("\udcff\n")],
         kept=[done("c").keep(9, 1)],
+        drawn=9,
+        undrawn=[Failure("d", "write", "is too large", "in/d.jpg")],
         without_truth=[done("b", reason="no true mask of this name")],
         notes={Note.FIRST_PAGE: 3},
         foreign=7,
@@ -106,6 +110,8 @@ def test_json_report(tmp_path):
             {"image": "in/\udcff\n.jpg", "stage": "decode", "reason": "is empty (0 bytes)"},
         ],
         "kept": ["c"],
+        "drawn": 9,
+        "undrawn": [{"image": "in/d.jpg", "reason": "is too large"}],
         "without_truth": ["b"],
         "empty": [],
         "notes": {"only the first page or frame": 3},

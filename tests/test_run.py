@@ -32,6 +32,7 @@ from carvana_batch.output import extras
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.lock import is_locked
 from carvana_batch.output.report import rank_correlation, write_table
+from carvana_batch.output.verifying import verify
 from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import MOST_UNWRITTEN, Listener, run
 from carvana_batch.scoring.compare import compare_masks
@@ -568,6 +569,109 @@ def test_an_extra_that_cannot_be_made_is_a_failure(predict, photos, out, monkeyp
     assert (failure.key, failure.stage) == ("wide", "write")
     assert "too large for --save overlay" in failure.reason
     assert not (out / "wide.png").exists()
+
+
+@pytest.fixture
+def without_network(monkeypatch):
+    """Fail the test if a network is set up."""
+
+    def fail(*_, **__):
+        raise AssertionError("a network was set up")
+
+    return lambda: monkeypatch.setattr("carvana_batch.run.make_predictor", fail)
+
+
+ADDED = ("cutout", "overlay", "panel")
+
+
+@pytest.mark.parametrize("first", [(), ("overlay",), ("prob",)])
+def test_extras_of_a_finished_run_need_no_network(predict, photos, tmp_path, out, without_network, first):
+    predict(photos, out, extras=first)
+    predict(photos, tmp_path / "expected", extras=tuple(sorted({*first, *ADDED})))
+    masks = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in find_masks(out).values()}
+    without_network()
+    report = predict(photos, out, extras=ADDED)
+    assert (report.exit_code, report.done, report.already_done, report.drawn) == (0, 0, 9, 9)
+    assert results_in(out) == results_in(tmp_path / "expected")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in masks} == masks
+    assert verify(out).deviations == []
+    report = predict(photos, out, extras=ADDED)
+    assert (report.exit_code, report.already_done, report.drawn) == (0, 9, 0)
+
+
+def test_an_unfinished_run_gets_the_extras_of_both(predict, photos, tmp_path, out):
+    predict(photos, out, refs=find_images(photos).refs[:4], extras=("overlay",))
+    report = predict(photos, out, extras=("panel",))
+    assert (report.exit_code, report.done, report.already_done, report.drawn) == (0, 5, 4, 4)
+    predict(photos, tmp_path / "expected", extras=("overlay", "panel"))
+    assert results_in(out) == results_in(tmp_path / "expected")
+
+
+def test_probability_maps_are_not_added_later(predict, photos, out):
+    predict(photos, out)
+    before = results_in(out)
+    for kinds in (("prob",), ("overlay", "prob")):
+        with pytest.raises(UsageError, match="--save prob needs the network"):
+            predict(photos, out, extras=kinds)
+    assert results_in(out) == before
+
+
+def test_extras_that_cannot_be_added_leave_the_masks(predict, photos, out, monkeypatch, without_network):
+    write_photo(photos / "wide.png", size=(101, 64))
+    predict(photos, out)
+    (out / "_panel" / "a").mkdir(parents=True)
+    (out / "_panel" / "a" / "3.jpg").write_bytes(b"mine")
+    masks = {path: path.read_bytes() for path in find_masks(out).values()}
+    monkeypatch.setattr(extras, "JPEG_LONGEST_SIDE", 200)
+    without_network()
+    report = predict(photos, out, extras=("panel",))
+    assert (report.exit_code, report.done, report.already_done, report.drawn) == (3, 0, 10, 8)
+    reasons = {failure.id: failure.reason for failure in report.undrawn}
+    assert reasons.keys() == {"a/3", "wide"}
+    assert "too large for --save panel" in reasons["wide"]
+    assert "was not made by predict, so it stays" in reasons["a/3"]
+    assert report.failures == []
+    assert {path: path.read_bytes() for path in masks} == masks
+    assert (out / "_panel" / "a" / "3.jpg").read_bytes() == b"mine"
+    assert {row["status"] for row in report_rows(out).values()} == {"done"}
+
+
+def test_adding_extras_can_be_stopped_and_resumed(predict, photos, out, monkeypatch, without_network):
+    monkeypatch.setattr("carvana_batch.run.MOST_UNWRITTEN", 0)
+    predict(photos, out)
+    stop = StopFlag()
+
+    def stop_after_three(progress):
+        if progress.done == 3:
+            stop.signal = signal.SIGTERM
+
+    without_network()
+    listener = Listener(on_progress=stop_after_three)
+    report = predict(photos, out, listener, stop, extras=("overlay",))
+    assert report.exit_code == 143
+    assert 3 <= report.drawn < 9
+    first = report.drawn
+    report = predict(photos, out, extras=("overlay",))
+    assert (report.exit_code, report.drawn) == (0, 9 - first)
+
+
+def test_photos_that_changed_are_masked_again_with_their_extras(predict, photos, tmp_path, out):
+    predict(photos, out)
+    write_photo(photos / "0.jpg", seed=9)
+    report = predict(photos, out, extras=("overlay",))
+    assert (report.done, report.drawn) == (1, 8)
+    predict(photos, tmp_path / "expected", extras=("overlay",))
+    assert results_in(out) == results_in(tmp_path / "expected")
+
+
+def test_extras_of_damaged_photos_that_were_accepted(predict, photos, tmp_path, out):
+    torn = photos / "0.jpg"
+    torn.write_bytes(torn.read_bytes()[:-600])
+    predict(photos, out, accept_damage=True)
+    report = predict(photos, out, extras=("overlay",))
+    assert (report.exit_code, report.drawn) == (0, 9)
+    predict(photos, tmp_path / "expected", extras=("overlay",), accept_damage=True)
+    assert results_in(out) == results_in(tmp_path / "expected")
 
 
 def failing_from(number, function, error):

@@ -140,10 +140,14 @@ def print_plan(
     if not (mask_file or options.overwrite):
         folder.read_settings(skipped=["model"])
     todo = own if mask_file else folder.find_missing(own, ["model"], options.verify)
+    todo = todo.select(i for i, ref in enumerate(todo) if ref.key not in folder.undrawn)
     done = len(own) - len(todo)
     if reporter.to_stderr:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
     reporter.say(f"{counted(len(own), 'photo')}, {done:,} of them done already, {len(todo):,} to do")
+    if folder.undrawn:
+        drawn = counted(len(folder.undrawn), "photo")
+        reporter.say(f"Only extra files, from photo and mask, without the network: {drawn}")
     if folder.overwriting is not None and (line := folder.overwriting.describe()):
         reporter.say(line)
     for ref in todo[:PLANNED_SHOWN]:
@@ -165,6 +169,10 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
             f"failed: {len(report.failures) - NAMES_SHOWN:,} more, all in {shown(out / 'report.csv')}",
             err=True,
         )
+    for failure in report.undrawn[:NAMES_SHOWN]:
+        click.echo(f"no extra files: {shown(failure.source)}: {shown(failure.reason)}", err=True)
+    if len(report.undrawn) > NAMES_SHOWN:
+        click.echo(f"no extra files: {len(report.undrawn) - NAMES_SHOWN:,} more", err=True)
     for entry in report.without_truth[:NAMES_SHOWN]:
         click.echo(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
     if len(report.without_truth) > NAMES_SHOWN:
@@ -184,6 +192,10 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
     if report.left:
         counts.append(f"{report.left:,} left")
     reporter.say(", ".join(counts) + f" -> {shown(out)}")
+    if report.drawn:
+        reporter.say(
+            f"Extra files made from photo and mask, without the network: {counted(report.drawn, 'photo')}"
+        )
     if report.foreign:
         reporter.say(f"{shown(out)} also holds masks of {counted(report.foreign, 'other photo')}")
     if report.empty:

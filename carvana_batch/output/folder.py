@@ -27,14 +27,14 @@ from carvana_batch.files import (
     write_error,
 )
 from carvana_batch.inputs.photo_list import PhotoList
-from carvana_batch.options import Choice
+from carvana_batch.options import EXTRA_FILES, PROBABILITY_EXTRAS, Choice
 from carvana_batch.output.held import HeldFolders
 from carvana_batch.output.journal import Entry, append_entry, read_journals
 from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, read_holder
 from carvana_batch.output.overwriting import Overwriting
 from carvana_batch.output.ownership import Ownership
 from carvana_batch.output.paths import MASK, OutPaths, holder_of
-from carvana_batch.output.resume import find_missing
+from carvana_batch.output.resume import find_missing, find_undrawn
 from carvana_batch.output.syncing import Syncing
 from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, ImageRef
@@ -59,6 +59,10 @@ class OutFolder:
         choice: what the first run of the job chose, None if there was none.
         overwriting: with ``overwrite``, what goes and what stays; known once the missing photos are.
         ownership: which files of the missing photos are of a run; known once these photos are.
+        undrawn: the missing photos that only lack extra files which can be made from photo and mask, with
+            the kinds of these; known once these photos are.
+        added_extras: whether this run is asked for other extra files than earlier ones, and makes all of
+            them.
 
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
@@ -81,6 +85,8 @@ class OutFolder:
         self.choice: Choice | None = None
         self.overwriting: Overwriting | None = None
         self.ownership = Ownership(self.paths, replace_all=overwrite)
+        self.undrawn: dict[str, tuple[str, ...]] = {}
+        self.added_extras = False
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._generation: int | None = None
         self._journal: IO[bytes] | None = None
@@ -169,6 +175,8 @@ class OutFolder:
         self._generation = journals.generation + 1
         extras = self.settings.get("save", ())
         missing = find_missing(photos, journals.latest, self.paths, extras, verify)
+        if not verify:
+            self.undrawn = find_undrawn(missing, journals.latest, self.paths, extras)
         known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
         self.ownership = Ownership(self.paths, journals, known)
         return missing
@@ -188,6 +196,8 @@ class OutFolder:
             self.read_settings()
             chosen = self.choice or choice
             self.record_choice(chosen)
+            if self.added_extras:
+                self._write_settings()
         self._started = True
         return chosen
 
@@ -197,8 +207,20 @@ class OutFolder:
             return
         self.check()
         self.choice = choice
+        self._write_settings()
+
+    def start_drawing(self) -> None:
+        """Write down which extra files are added, before they are; call it if no photo is to be masked."""
+        with self.shared_files_lock():
+            self.read_settings()
+            if self.added_extras:
+                self._write_settings()
+        self._started = True
+
+    def _write_settings(self) -> None:
+        chosen = {} if self.choice is None else asdict(self.choice)
         with atomic_writer(self.paths.settings, "w") as file:
-            json.dump({"settings": self.settings, "chosen": asdict(choice)}, file, indent=2)
+            json.dump({"settings": self.settings, "chosen": chosen}, file, indent=2)
 
     @contextlib.contextmanager
     def shared_files_lock(self) -> Iterator[None]:
@@ -343,13 +365,22 @@ class OutFolder:
         except (ValueError, KeyError, TypeError) as error:
             advice = self._how_to_keep_none() if self.overwrite else "Use --overwrite to start afresh."
             raise UsageError(f"{shown(path)} is damaged ({error}). {advice}") from error
+        self._add_extras(earlier.get("save"))
         differences = [
             f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
             for name in sorted(earlier.keys() | self.settings.keys())
-            if name not in skipped and earlier.get(name) != self.settings.get(name)
+            if name not in skipped
+            and not (name == "save" and self.added_extras)
+            and earlier.get(name) != self.settings.get(name)
         ]
         if differences:
             advice = "Use the same settings to go on, --overwrite to start afresh, or another OUT."
+            needed = sorted(PROBABILITY_EXTRAS & set(self.settings.get("save", ())))
+            if needed and not PROBABILITY_EXTRAS & set(earlier.get("save") or ()):
+                advice += (
+                    f" --save {needed[0]} needs the network; what is made from photo and mask alone can be"
+                    " added later."
+                )
             if self.overwrite:
                 advice = self._how_to_keep_none()
             raise UsageError(
@@ -357,6 +388,15 @@ class OutFolder:
                 f" {advice}"
             )
         self.choice = Choice.from_json(choice)
+
+    def _add_extras(self, earlier: object) -> None:
+        """Keep on making the extra files of earlier runs, if others are added that need no network."""
+        if self.overwrite or not isinstance(earlier, list):
+            return
+        asked, before = set(self.settings.get("save", ())), set(map(str, earlier)) & EXTRA_FILES.keys()
+        if asked and asked != before and PROBABILITY_EXTRAS.isdisjoint(asked - before):
+            self.settings["save"] = sorted(asked | before)
+            self.added_extras = True
 
     def _how_to_keep_none(self) -> str:
         kept = self.overwriting.kept if self.overwriting is not None else 0

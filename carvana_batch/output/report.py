@@ -17,7 +17,7 @@ from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.files import atomic_writer, table_cell, write_row
 from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.output.journal import Entry
-from carvana_batch.values import ImageRef
+from carvana_batch.values import Failure, ImageRef
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -67,6 +67,8 @@ class RunReport:
         done: photos that this run has masked.
         failures: journal entries of the photos without a mask.
         kept: journal entries of the photos with a mask that is not of a run but of the user.
+        drawn: photos of earlier runs that have got further extra files.
+        undrawn: why photos of earlier runs have not got them.
         without_truth: journal entries of the photos that could not be compared with a true mask.
         empty: journal entries of the photos whose masks have no car.
         notes: number of masked photos with each kind of note, without those of 0.
@@ -94,6 +96,8 @@ class RunReport:
     done: int = 0
     failures: list[Entry] = field(default_factory=list)
     kept: list[Entry] = field(default_factory=list)
+    drawn: int = 0
+    undrawn: list[Failure] = field(default_factory=list)
     without_truth: list[Entry] = field(default_factory=list)
     empty: list[Entry] = field(default_factory=list)
     notes: dict[Note, int] = field(default_factory=dict)
@@ -135,7 +139,7 @@ class RunReport:
         """The exit code of the command; 128 + signal number for a stopped run."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
-        return EXIT_SOME_FAILED if self.failures or self.without_truth else 0
+        return EXIT_SOME_FAILED if self.failures or self.without_truth or self.undrawn else 0
 
     @property
     def dice_summary(self) -> dict[str, float] | None:
@@ -160,6 +164,8 @@ class RunReport:
                 for entry in self.failures
             ],
             "kept": [entry.key for entry in self.kept],
+            "drawn": self.drawn,
+            "undrawn": [{"image": failure.source, "reason": failure.reason} for failure in self.undrawn],
             "without_truth": [entry.key for entry in self.without_truth],
             "empty": [entry.key for entry in self.empty],
             "notes": self.notes,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.options import PROBABILITY_EXTRAS
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
 from carvana_batch.output.verifying import find_deviations
@@ -44,6 +45,25 @@ def find_missing(
         if ref.key in entries:
             _refuse_another_photo(ref, entries[ref.key], paths)
     return missing
+
+
+def find_undrawn(
+    photos: PhotoList, entries: Mapping[str, Entry], paths: OutPaths, extras: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """The photos that only lack extra files which can be made from photo and mask, with the kinds of these.
+
+    Args:
+        photos, entries, paths, extras: see :func:`find_missing`.
+    """
+    undrawn = {}
+    for ref in photos:
+        entry = entries.get(ref.key)
+        if entry is None or entry.kept or not _is_done(ref, entry, paths, ()):
+            continue
+        kinds = tuple(kind for kind in extras if not _has_files(entry, paths, [kind]))
+        if kinds and PROBABILITY_EXTRAS.isdisjoint(kinds):
+            undrawn[ref.key] = kinds
+    return undrawn
 
 
 def find_lost(
@@ -91,9 +111,11 @@ def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
             return mask_bytes == entry.mask_bytes
         sizes = {kind: paths.extra(kind, entry.key).stat().st_size for kind in extras}
         written = {extra.kind: extra.size for extra in entry.extras}
-        # An earlier version did not write down the sizes, but a power cut leaves some files empty.
+        if entry.mask_checksum is None:
+            # An earlier version did not write down the sizes, but a power cut leaves some files empty.
+            written = {kind: size or -1 for kind, size in sizes.items()} | written
         return mask_bytes == entry.mask_bytes and all(
-            size == written.get(kind, size or -1) for kind, size in sizes.items()
+            size == written.get(kind) for kind, size in sizes.items()
         )
     except OSError:
         return False

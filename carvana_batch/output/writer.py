@@ -18,6 +18,7 @@ from carvana_batch.masks.doubts import fits_otherwise
 from carvana_batch.masks.fit import Fit, turn_otherwise_by_file, turn_to_fit_file
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.png import encode_mask
+from carvana_batch.masks.read import read_mask
 from carvana_batch.masks.specks import clean
 from carvana_batch.notes import TURNED, Note
 from carvana_batch.options import DEFAULT_THRESHOLD
@@ -136,6 +137,41 @@ class MaskWriter:
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
         return Written(entry, runs, time.perf_counter() - start)
+
+    def draw(self, photo: Photo, entry: Entry, kinds: Collection[str]) -> Entry:
+        """Write extra files of a photo that has been masked; they are made from the photo and its mask.
+
+        Args:
+            photo: the photo.
+            entry: what the journal says of it.
+            kinds: of ``options.EXTRA_FILES``, none of which needs the probability map.
+
+        Returns:
+            The new entry.
+
+        Raises:
+            ImageError: the mask cannot be read, or has another size than the photo; or see :meth:`write`.
+            CarvanaBatchError: see :meth:`write`.
+        """
+        key = photo.ref.key
+        self.check()
+        mask = read_mask(self.paths.mask(key))
+        height, width = photo.pixels.shape[:2]
+        if (mask.width, mask.height) != (width, height):
+            raise ImageError(f"is {width}x{height} pixels, but its mask is {mask.width}x{mask.height}")
+        prediction = Prediction(photo, mask, entry.expected_dice or 0.0, doubt=entry.doubt)
+        files = {kind: encode_extra(kind, prediction, self.threshold) for kind in kinds}
+        for kind, content in files.items():
+            if self.ownership.is_foreign(key, kind, content):
+                raise ImageError(self._foreign(kind, key))
+        drawn = tuple(ExtraFile(kind, *Stamp.of(content)) for kind, content in files.items())
+        others = tuple(extra for extra in entry.extras if extra.kind not in files)
+        entry = replace(entry, extras=others + drawn)
+        self.announce(replace(entry, pending=True))
+        paths = self.paths.of_photo(key)
+        for kind, content in files.items():
+            write_file(paths[kind], content, self.paths.root)
+        return entry
 
     def _keep(self, photo: Photo) -> Entry:
         """The entry of a photo in the place of whose mask there is a file of the user."""

@@ -38,11 +38,18 @@ def test_all_of_it(demo, tmp_path):
     for line in (
         "$ carvana-batch predict demo/images demo/out --overwrite --save overlay",
         "$ carvana-batch submit demo/out -o demo/submission.csv.gz",
-        "$ carvana-batch score demo/out --gt demo/masks -o demo/scores.csv",
+        "$ carvana-batch score demo/out --gt demo/masks -o demo/scores.csv --html demo/score.html",
+        "$ carvana-batch review demo/out -o demo/review.html",
         "2 masked, 0 failed -> demo/out",
     ):
         assert line in result.stdout.splitlines()
-    assert all((tmp_path / line.split()[0]).exists() for line in result.stdout.splitlines()[-5:])
+    *_, first, second, third, fourth, fifth, opening, review, score = result.stdout.splitlines()
+    for line in (first, second, third, fourth, fifth, review, score):
+        assert (tmp_path / line.split()[0]).exists()
+    assert opening.startswith("Open in a browser, with `")
+    assert [line.split()[0] for line in (review, score)] == ["demo/review.html", "demo/score.html"]
+    for name in ("review", "score"):
+        assert "data:image/jpeg" in (folder / f"{name}.html").read_text()
 
 
 def test_again_with_other_cars(demo, tmp_path):

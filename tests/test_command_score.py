@@ -255,7 +255,7 @@ def test_json_output(here):
     assert list(content) == [
         *("summary", "empty_on_both_sides", "views", "cars", "worst"),
         *("missing", "extra", "unusable", "unseen"),
-        *("notes", "turned", "unclear_orientation", "scores"),
+        *("notes", "turned", "unclear_orientation", "scores", "page"),
     ]
     assert content["summary"]["images"] == 4
     assert content["summary"]["dice"] == pytest.approx((1 + 0.8 + 2 / 3 + 0.5) / 4)
@@ -423,6 +423,68 @@ def test_page_is_written_with_the_scores(tmp_path, monkeypatch):
     refused = CliRunner().invoke(group, ["score", "--gt", "gt", "--html", "report.txt"])
     assert isinstance(refused.exception, UsageError)
     assert not (tmp_path / "report.txt").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_the_path_of_the_page_is_printed_last():
+    result = score("--gt", "gt", "--html", "page.html")
+    assert result.stdout.splitlines()[-1] == "Page: page.html"
+    assert json.loads(score("--gt", "gt", "--html", "page.html", "--json").stdout)["page"] == "page.html"
+    assert json.loads(score("--gt", "gt", "--json").stdout)["page"] is None
+
+
+def test_photos_of_the_page_are_found_by_the_run(here):
+    (here / "in").mkdir()
+    for name in "abcde":
+        Image.new("RGB", (4, 1), "red").save(here / "in" / f"{name}.png")
+    assert score("--gt", "gt", "--html", "page.html", "--images", "in").exit_code == 0
+    expected, columns = (here / "page.html").read_text(), list(read_table()[0])
+    assert "similar_error" in columns
+    (here / "out" / "run.json").write_text(json.dumps({"images": str(here / "in")}))
+    result = score("--gt", "gt", "--html", "page.html")
+    assert result.exit_code == 0
+    page = (here / "page.html").read_text()
+    assert page.count("data:image/jpeg") == expected.count("data:image/jpeg") == 10
+    # What is measured does not depend on whether the photos happen to be there.
+    assert list(read_table()[0]) == list(MASK_COLUMNS)
+    for path in (here / "in").iterdir():
+        path.unlink()
+    assert score("--gt", "gt", "--html", "page.html").exit_code == 0
+    assert (here / "page.html").read_text().count("data:image/jpeg") == 5
+
+
+def test_each_row_opens_its_picture(here):
+    result = score("--gt", "gt", "--html", "page.html", "--pictures", "all pictures")
+    assert result.exit_code == 0
+    assert names_below(here / "all pictures") == [f"0000{number}.html" for number in range(1, 6)]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (here / "page.html").read_text())[1])
+    links = {row[0]: link for row, link in zip(data["rows"], data["links"], strict=True)}
+    # By increasing Dice.
+    assert links == {
+        name: f"all%20pictures/0000{number}.html" for number, name in enumerate("edcba", start=1)
+    }
+    first, second = ((here / "all pictures" / f"0000{number}.html").read_text() for number in (1, 2))
+    assert "<h1><bdi>e</bdi></h1>" in first
+    assert 'href="../page.html#images"' in first
+    assert 'id="picture-before"' not in first
+    assert 'id="picture-before" href="00001.html"' in second
+    assert 'id="picture-after" href="00003.html"' in second
+    assert score("--gt", "gt", "--html", "page.html", "--pictures", "all pictures").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pictures", "new"), "Give --html as well"),
+        (("--html", "page.html", "--pictures", "gt"), "--pictures gt holds other files"),
+        (("--html", "page.html", "--pictures", "none/new"), "no folder none"),
+    ],
+)
+def test_pictures_that_cannot_be_written(here, arguments, message):
+    result = score("--gt", "gt", *arguments)
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+    assert not (here / "scores.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["pred.csv", "gt.csv", "link.csv"])

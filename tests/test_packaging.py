@@ -87,7 +87,7 @@ def installed(wheel: Path) -> Path:
 def test_installed_package_equals_the_checkout(installed: Path) -> None:
     found, expected = read_package(installed), read_package(CHECKOUT)
     assert {"carvana_batch/py.typed", "carvana_batch/network/weights/segunet-s.safetensors"} < set(expected)
-    assert sum("/page_files/" in name for name in expected) == 13
+    assert sum("/page_files/" in name for name in expected) == 16
     assert found.keys() == expected.keys()
     assert [name for name, content in expected.items() if found[name] != content] == []
 

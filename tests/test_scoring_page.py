@@ -261,6 +261,7 @@ def test_page_without_any_score(tmp_path):
         ],
         "rows": [],
         "dice": 1,
+        "links": [],
     }
     assert not page.find("svg")
 

@@ -8,7 +8,7 @@ from devtools import TEXT_COLOURS, contrast, find_chromium, texts
 from helpers import is_colour
 
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR
-from carvana_batch.scoring.page.page import write_page
+from carvana_batch.scoring.page.page import write_page, write_pictures
 from carvana_batch.scoring.page.pictures import WorstImage
 from carvana_batch.scoring.scores import MASK_COLUMNS, Score, Scores
 from carvana_batch.text import shown
@@ -353,6 +353,38 @@ def test_opening_turning_and_closing_by_keyboard(page, worst):
     page.press("Escape")
     assert not page.evaluate("document.getElementById('viewer').open")
     assert page.evaluate("document.activeElement.textContent") == worst[2].image
+
+
+def test_pictures_of_all_images(show_page, tmp_path):
+    """Rows without a card open pages of single pictures, which lead to their neighbours by the same keys."""
+    rows = make_rows(20)
+    masks = {row.image: make_masks(40, 60, number) for number, row in enumerate(rows)}
+
+    def read(image):
+        true, predicted = masks[image]
+        return PackedMask.from_bool(predicted), PackedMask.from_bool(true)
+
+    scores = Scores(tuple(rows), (), (), (), reader=read)
+    order = [row.image for row in scores.find_worst(20)]
+    path, folder = tmp_path / "s.html", tmp_path / "pictures #1"
+    links = write_pictures(folder, path, scores)
+    write_page(path, scores, predicted=tmp_path, truth=tmp_path, links=links)
+    files = sorted(folder.iterdir())
+    page = show_page(path, allowed=files)
+    assert texts(page, "#table .open") == order
+    page.click("#table tbody tr:nth-child(3) a")
+    page.wait_for("document.getElementById('viewer')?.open")
+    page.wait_for("!document.getElementById('stage').hasAttribute('aria-busy')")
+    assert page.evaluate("document.getElementById('viewer-name').textContent") == order[2]
+    image = make_image(rows[0], *masks[order[2]])
+    factor = zoom_level(page) // 100
+    np.testing.assert_array_equal(crop(see_errors(page)), crop(enlarge(errors_of(image), factor)))
+    for key, number in (("n", 3), ("p", 2), ("p", 1)):
+        page.press(key)
+        page.wait_for(f"document.getElementById('viewer-name')?.textContent === {order[number]!r}")
+    page.press("Escape")
+    page.click(".against a")
+    page.wait_for("document.querySelector('#table .open') !== null")
 
 
 # Accessibility

@@ -29,7 +29,7 @@ COMMANDS = {
     "score": "Compare masks with the true ones.",
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",
-    "demo": "Predict, submit and score photos drawn on the spot.",
+    "demo": "Predict, submit, score and review photos drawn on the spot.",
 }
 
 

@@ -17,6 +17,9 @@ from carvana_batch.text import shown
 MARKER = ".carvana-batch-demo"
 """A file that tells a demo's folder, whose photos may be deleted, from any other."""
 
+OPENERS = {"darwin": "open", "win32": "start"}
+"""The command that opens a file, by ``sys.platform``; elsewhere, xdg-open."""
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="demo")
@@ -26,7 +29,7 @@ MARKER = ".carvana-batch-demo"
 )
 @click.pass_context
 def command(context: click.Context, folder: Path, photos: int, seed: int) -> None:
-    """Draw studio photos with their true masks, then predict, submit and score them.
+    """Draw studio photos with their true masks, then predict, submit, score and review them.
 
     The photos are drawings, made on the spot at 1918x1280; how well they are masked says that the tool
     works, not how good the model is on real photos. Everything lies in FOLDER (default: demo) afterwards.
@@ -42,10 +45,16 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
         for name in track(drawn, "Drawing", total=photos, console=Console(stderr=True), disable=quiet):
             marker.write(f"{name}\n")
     submission, scores = folder / "submission.csv.gz", folder / "scores.csv"
+    pages = {
+        folder / "review.html": "the masks, the doubtful first",
+        folder / "score.html": "the masks against the true ones",
+    }
+    review_page, score_page = map(str, pages)
     steps: list[list[str]] = [
         ["predict", str(images), str(out), "--overwrite", "--save", "overlay"],
         ["submit", str(out), "-o", str(submission)],
-        ["score", str(out), "--gt", str(masks), "-o", str(scores)],
+        ["score", str(out), "--gt", str(masks), "-o", str(scores), "--html", score_page],
+        ["review", str(out), "-o", review_page],
     ]
     for arguments in steps:
         click.echo(f"\n$ {shlex.join(['carvana-batch', *arguments])}")
@@ -56,11 +65,15 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
     click.echo("Look at:")
     for path, what in (
         (images, "the drawn photos"),
-        (out, "their masks, and report.csv with the doubtful ones first"),
+        (out, "their masks; report.csv has the doubtful first"),
         (out / "_overlay", "the masks laid over the photos"),
         (submission, "the run-length rows of the masks"),
         (scores, "each photo's Dice"),
     ):
+        click.echo(f"  {shown(path):<26} {what}")
+    opener = OPENERS.get(sys.platform, "xdg-open")
+    click.echo(f"Open in a browser, with `{opener} FILE` or by a double click:")
+    for path, what in pages.items():
         click.echo(f"  {shown(path):<26} {what}")
 
 

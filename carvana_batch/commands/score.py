@@ -68,7 +68,14 @@ WORST_ON_PAGE = 12
     "page",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A page to look at: charts, a table of all images, and the worst ones with their errors.",
+    help="A page to look at: charts, a table of all images, and the worst ones with their errors. Photos are"
+    " shown if --images, or the run.json of PRED, says where they are.",
+)
+@click.option(
+    "--pictures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="With --html: write the picture of each image into DIR, and open it from its row of the table.",
 )
 @click.option(
     "--fail-under",
@@ -93,6 +100,7 @@ def command(
     output: Path,
     as_json: bool,
     page: Path | None,
+    pictures: Path | None,
     fail_under: float | None,
     size: tuple[int, int] | None,
     car_values: tuple[int, ...],
@@ -106,7 +114,7 @@ def command(
     either side could not be paired or compared: such masks are named and never averaged.
     """
     from carvana_batch.scoring.compare import compare_masks
-    from carvana_batch.scoring.page.page import write_page
+    from carvana_batch.scoring.page.page import check_pictures, write_page, write_pictures
     from carvana_batch.scoring.page.pictures import read_worst
 
     if output.suffix.lower() != ".csv":
@@ -122,7 +130,11 @@ def command(
         if page.suffix.lower() != ".html":
             raise UsageError(f"Cannot write {shown(page)}: give --html a name that ends in .html.")
         check_target(page)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    if pictures is not None:
+        if page is None:
+            raise UsageError("--pictures are opened from the page. Give --html as well.")
+        check_pictures(pictures)
+    with _progress() as progress:
         task = progress.add_task("Scoring", total=None)
         scores = compare_masks(
             predicted,
@@ -138,18 +150,49 @@ def command(
         click.echo(note, err=True)
     write_scores(scores.rows, output, scores.columns)
     if page is not None:
-        worst = read_worst(scores, WORST_ON_PAGE, photos)
-        write_page(page, scores, predicted=predicted, truth=truth, worst=worst)
+        folder = photos or find_photos_of_run(predicted)
+        links = None
+        if pictures is not None:
+            with _progress() as progress:
+                task = progress.add_task("Pictures", total=None)
+                links = write_pictures(
+                    pictures,
+                    page,
+                    scores,
+                    folder,
+                    workers,
+                    lambda done, total: progress.update(task, completed=done, total=total),
+                )
+        worst = read_worst(scores, WORST_ON_PAGE, folder)
+        write_page(page, scores, predicted=predicted, truth=truth, worst=worst, links=links)
     if as_json:
-        click.echo(json.dumps(describe(scores, output)))
+        click.echo(json.dumps(describe(scores, output, page)))
     else:
         print_scores(scores, output)
+        if page is not None:
+            click.echo(f"Page: {shown(page)}")
     if report_empty_sides(scores, predicted, truth):
         context.exit(EXIT_SOME_FAILED)
     if fail_under is not None:
         check_gate(scores, fail_under)
     if not scores.complete:
         context.exit(EXIT_SOME_FAILED)
+
+
+def find_photos_of_run(predicted: Path) -> Path | None:
+    """The folder of the photos, for pictures only, if ``run.json`` names it and there still are photos."""
+    from carvana_batch.inputs.masks import find_photos
+    from carvana_batch.output.photos import find_in_folder
+
+    folder = find_in_folder(predicted)
+    try:
+        return folder if folder is not None and find_photos(folder) else None
+    except UsageError:
+        return None
+
+
+def _progress() -> Progress:
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def report_empty_sides(scores: Scores, predicted: Path, truth: Path) -> bool:
@@ -193,7 +236,7 @@ def check_gate(scores: Scores, limit: float) -> None:
         raise QualityGateError(f"The mean Dice is {scores.summary.dice:.8f}, below --fail-under {limit}.")
 
 
-def describe(scores: Scores, output: Path) -> dict[str, object]:
+def describe(scores: Scores, output: Path, page: Path | None = None) -> dict[str, object]:
     """Return the scores for JSON; ``summary`` is null if no image was scored."""
     summary = scores.summary
     return {
@@ -217,6 +260,7 @@ def describe(scores: Scores, output: Path) -> dict[str, object]:
         "turned": scores.turned,
         "unclear_orientation": scores.unclear,
         "scores": str(output),
+        "page": None if page is None else str(page),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from carvana_batch.masks.counts import SizeError, clear_ignored
 from carvana_batch.pages.rendering import data_uri
 from carvana_batch.scoring.compare import read_photo
 from carvana_batch.scoring.mistakes import INVENTED_COLOUR, MISSED_COLOUR, busiest_window
-from carvana_batch.scoring.scores import Scores
+from carvana_batch.scoring.scores import Score, Scores
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
 
@@ -32,6 +32,9 @@ THUMBNAIL_QUALITY = 85
 
 PHOTO_LEVELS = ((88, 1), (75, 1), (75, 2), (75, 4))
 """JPEG quality, and divisor of width and height; all photos get the first level that fits the limit."""
+
+PICTURE_LEVEL = 1
+"""The level of photos that have a page of their own, of which there may be thousands."""
 
 SPOT_SIZE = 240, 160
 """Width and height, in pixels, of the window shown around the worst spot."""
@@ -108,27 +111,41 @@ class Picture:
 def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Iterator[WorstImage]:
     """Read the ``number`` images with the lowest Dice, lowest first.
 
+    Raises:
+        CarvanaBatchError: see :func:`open_images`, and the function that it returns.
+    """
+    worst = scores.find_worst(number)
+    yield from map(open_images(scores, worst, photos), worst)
+
+
+def open_images(
+    scores: Scores, rows: Sequence[Score], photos: Path | None = None
+) -> Callable[[Score], WorstImage]:
+    """Return a function that reads an image again.
+
     Masks are read again from where they were scored. A photo that is missing, damaged or of another size
     than its masks is left out, with the reason.
 
     Args:
         scores: the scores of all images.
-        number: how many images to read.
+        rows: those that will be read.
         photos: the folder of the photos.
 
     Raises:
         UsageError: the folder of the photos cannot be used.
+
+    The function raises:
         ImageError: a mask can no longer be read.
         SizeError: masks have changed their size since they were scored.
         ValueError: ``scores`` were not computed from mask files.
     """
-    worst = scores.find_worst(number)
     files = None
     if photos is not None:
         found = find_photos(photos)
-        matched = match_ids((row.image for row in worst), found)
+        matched = match_ids((row.image for row in rows), found)
         files = {image: found[photo] for image, photo in matched.items()}
-    for row in worst:
+
+    def read(row: Score) -> WorstImage:
         predicted, true = scores.read_masks(row.image)
         photo, reason = None, ""
         if files is not None:
@@ -136,7 +153,14 @@ def read_worst(scores: Scores, number: int, photos: Path | None = None) -> Itera
                 photo = read_photo(files, row.image, true)
             except ImageError as error:
                 reason = str(error)
-        yield WorstImage(row.image, row.dice, true, clear_ignored(predicted, true), photo, reason)
+        return WorstImage(row.image, row.dice, true, clear_ignored(predicted, true), photo, reason)
+
+    return read
+
+
+def encode_picture(image: WorstImage) -> Picture:
+    """Encode an image for a page of its own."""
+    return _encode(image, PICTURE_LEVEL)
 
 
 def encode_pictures(worst: Iterable[WorstImage], limit: int, overhead: int = 0) -> tuple[list[Picture], bool]:

@@ -5,7 +5,7 @@
   const DECIMALS = { ratio: 5, pixels: 2, count: 0 };
   const UNDEFINED = "–";
 
-  const { columns, rows, dice } = JSON.parse(document.getElementById("data").textContent);
+  const { columns, rows, dice, links } = JSON.parse(document.getElementById("data").textContent);
   if (!rows.length) return;
 
   const element = (id) => document.getElementById(id);
@@ -90,7 +90,7 @@
         cell.scope = "row";
         const name = document.createElement("bdi");
         name.textContent = text;
-        cell.append(cardOfRow.has(index) ? link(name, cardOfRow.get(index)) : name);
+        cell.append(cardOfRow.has(index) ? open(name, cardOfRow.get(index)) : links[index] ? link(name, links[index]) : name);
       } else {
         cell.textContent = text;
       }
@@ -99,7 +99,15 @@
     return line;
   }
 
-  function link(name, card) {
+  function link(name, address) {
+    const anchor = document.createElement("a");
+    anchor.className = "open";
+    anchor.href = address;
+    anchor.append(name);
+    return anchor;
+  }
+
+  function open(name, card) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "open";

@@ -19,7 +19,10 @@
     Object.assign(state, { number, picture, layers: null });
     describe(picture);
     element("stage").setAttribute("aria-busy", "true");
-    if (!viewer.open) viewer.showModal();
+    if (!viewer.open) {
+      viewer.showModal();
+      element("stage").focus();
+    }
     stage.show(picture.width, picture.height);
     const loaded = await load(picture);
     if (state.picture !== picture) return; // another one was opened meanwhile
@@ -111,7 +114,12 @@
     stage.redraw();
   }
 
-  const turn = (steps) => open((state.number + steps + cards.length) % cards.length);
+  // To the next picture of this page; the page of a single picture has links to its neighbours.
+  const neighbours = { "-1": element("picture-before"), 1: element("picture-after") };
+  function turn(steps) {
+    if (neighbours[steps]) neighbours[steps].click();
+    else open((state.number + steps + cards.length) % cards.length);
+  }
   const showSpot = () => stage.showWindow(state.picture.spot);
 
   const keys = {
@@ -149,4 +157,5 @@
     stage.letGo();
     state.layers = null; // frees tens of megabytes
   });
+  if (document.querySelector("[data-open]")) addEventListener("load", () => open(0));
 })();

@@ -24,6 +24,7 @@ class Note(StrEnum):
     TRUE_MASK_OTHERWISE = "true mask fits far better if turned"
     SECOND_NETWORK = "masked by the second network"
     DAMAGED = "damaged"
+    NOT_RECOLOURED = "not recoloured, because the car has no colour"
 
 
 TURNED = frozenset({Note.TURNED, Note.TURNED_WITH_MASK})
@@ -52,6 +53,7 @@ SUMMARIES = {
     " orientation: {photos}. Mask the photos into another OUT, with --exif apply if the true"
     " masks are upright",
     Note.SECOND_NETWORK: "Masked by the second network, for photos unlike those of a studio: {photos}",
+    Note.NOT_RECOLOURED: "Not recoloured, because the car is black, grey, silver or white: {photos}",
     Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; {report} says how",
 }
 """The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from carvana_batch import __version__
+from carvana_batch.colours import RGB, format_colour
 from carvana_batch.errors import UsageError
 
 DEFAULT_THRESHOLD = 0.5
@@ -28,11 +29,15 @@ EXTRA_FILES = {
     "overlay": ("_overlay", ".jpg"),
     "panel": ("_panel", ".jpg"),
     "cutout": ("_cutout", ".png"),
+    "recolour": ("_recolour", ".jpg"),
 }
 """What can be written in addition to the masks: kind -> folder at the top of the out folder, and suffix."""
 
 PROBABILITY_EXTRAS = {"prob"}
 """Those that are made from the probability map, which is only kept for them."""
+
+EXTRA_SETTINGS = {"recolour": "colour"}
+"""Settings that concern a kind of extra file alone."""
 
 REVIEW_WORST, REVIEW_SAMPLE = 48, 24
 """How many masks the page of a review shows by default: the most doubtful, and some of the others."""
@@ -61,6 +66,7 @@ class Options:
     flip: bool = False
     clean: bool = True
     extras: tuple[str, ...] = ()
+    colour: RGB | None = None
     mask_bits: int = 1
     apply_exif: bool = False
     accept_damage: bool = False
@@ -85,7 +91,7 @@ class Options:
         Args:
             model: name and digest of the weights.
         """
-        return {
+        settings = {
             "version": __version__,
             "model": model,
             "precision": self.precision,
@@ -101,6 +107,9 @@ class Options:
             "mask-bits": self.mask_bits,
             "exif": "apply" if self.apply_exif else "ignore",
         }
+        if self.colour is not None:
+            settings["colour"] = format_colour(self.colour)
+        return settings
 
 
 def describe_size(size: NetworkSize) -> str:

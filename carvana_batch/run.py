@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from carvana_batch.colours import parse_colour
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
@@ -29,6 +30,7 @@ from carvana_batch.network.checkpoints import Model
 from carvana_batch.notes import TRUE_MASK
 from carvana_batch.options import Choice, Options
 from carvana_batch.output.checks import check_request, refuse_overwriting
+from carvana_batch.output.extras import Drawing
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
 from carvana_batch.output.report import RunReport, write_table
@@ -134,7 +136,12 @@ def run(
     settings = options.settings(f"{model.name} {model.digest[:16]}")
     with OutFolder(root, settings, options.shard, options.overwrite, options.rle_file) as out:
         if out.added_extras:
-            options = replace(options, extras=tuple(out.settings["save"]))
+            colour = out.settings.get("colour")
+            options = replace(
+                options,
+                extras=tuple(out.settings["save"]),
+                colour=None if colour is None else parse_colour(colour),
+            )
             refuse_overwriting(refs, root, options)
         this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag())
         this.prepare()
@@ -386,7 +393,7 @@ class Run:
             options.clean,
             options.rle_file is not None,
             self.truth,
-            options.threshold,
+            Drawing(options.threshold, options.colour),
             out.check,
             out.commit,
             out.ownership,

@@ -137,6 +137,25 @@ def test_pages_that_cannot_be_written(run, arguments, message):
     assert message in usage_error(run(*arguments))
 
 
+@pytest.mark.usefixtures("here", "without_model")
+@pytest.mark.parametrize("arguments", [("--save", "recolour"), ("--colour", "red")])
+def test_recolour_and_its_colour_belong_together(run, arguments):
+    assert "--save recolour and --colour belong together" in usage_error(run("in", "out", *arguments))
+    result = run("in", "out", "--save", "recolour", "--colour", "reddish")
+    assert result.exit_code == 2
+    assert "'reddish' is neither #rrggbb nor the name of a colour" in result.output
+
+
+def test_recoloured_photos_are_counted(run, here):
+    result = run("in", "out", "--save", "recolour", "--colour", "#b00020")
+    assert result.exit_code == 0, result.output
+    assert len(list((here / "out" / "_recolour").iterdir())) == 4
+    counts = json.loads((here / "out" / "run.json").read_text())["notes"]
+    without_colour = counts.get("not recoloured, because the car has no colour", 0)
+    line = "Not recoloured, because the car is black, grey, silver or white"
+    assert (line in result.stdout) == (without_colour > 0)
+
+
 def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output

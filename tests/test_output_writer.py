@@ -19,7 +19,14 @@ from carvana_batch.masks.read import read_mask
 from carvana_batch.notes import Note
 from carvana_batch.options import EXTRA_FILES
 from carvana_batch.orientation import ORIENTATIONS
-from carvana_batch.output.extras import ENCODERS, OVERLAY_COLOUR, draw_overlay, draw_panel, encode_extra
+from carvana_batch.output.extras import (
+    ENCODERS,
+    OVERLAY_COLOUR,
+    Drawing,
+    draw_overlay,
+    draw_panel,
+    encode_extra,
+)
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import read_entries
 from carvana_batch.output.writer import MaskWriter, compare
@@ -109,7 +116,7 @@ def test_extra_files_are_written_before_the_mask(out, monkeypatch):
 
 
 def test_each_kind_of_extra_file_has_an_encoder():
-    assert ENCODERS.keys() == EXTRA_FILES.keys() == set(EXTRAS)
+    assert ENCODERS.keys() == EXTRA_FILES.keys() == {*EXTRAS, "recolour"}
 
 
 def test_content_of_extra_files(out):
@@ -138,7 +145,7 @@ def test_jpeg_shows_what_was_drawn(kind, draw):
     mask = np.zeros((64, 64), np.bool_)
     mask[:, :32] = True
     photo = Photo(ImageRef("a", Path("a.jpg")), np.full((64, 64, 3), 100, np.uint8))
-    content = encode_extra(kind, Prediction(photo, PackedMask.from_bool(mask), 1.0), 0.5)
+    content = encode_extra(kind, Prediction(photo, PackedMask.from_bool(mask), 1.0), Drawing()).content
     difference = np.abs(np.asarray(open_image(io.BytesIO(content)), np.int16) - draw(photo.pixels, mask))
     flat = np.arange(difference.shape[1]) % 32
     assert difference[:, (flat > 8) & (flat < 24)].max() <= 3
@@ -173,7 +180,7 @@ def test_stored_probability_gives_the_mask_at_any_threshold(probability, thresho
     mask = values > np.float32(threshold)
     photo = Photo(ImageRef("a", Path("a.jpg")), np.zeros((1, 6, 3), np.uint8))
     prediction = Prediction(photo, PackedMask.from_bool(mask), 1.0, values)
-    stored = tifffile.imread(io.BytesIO(encode_extra("prob", prediction, threshold)))
+    stored = tifffile.imread(io.BytesIO(encode_extra("prob", prediction, Drawing(threshold)).content))
     if threshold < 1:
         assert np.array_equal(stored / 65535 > threshold, mask)
     assert np.abs(stored / 65535 - values).max() < 1.1 / 65535
@@ -182,7 +189,7 @@ def test_stored_probability_gives_the_mask_at_any_threshold(probability, thresho
 def test_probability_map_that_was_not_kept():
     prediction = make_prediction()
     with pytest.raises(ValueError, match="not told to keep"):
-        encode_extra("prob", Prediction(prediction.photo, prediction.mask, 1.0), 0.5)
+        encode_extra("prob", Prediction(prediction.photo, prediction.mask, 1.0), Drawing())
 
 
 @pytest.mark.parametrize(("kind", "width"), [("overlay", 65501), ("panel", 32751)])

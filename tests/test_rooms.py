@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "carvana_batch"
 NAME = "carvana_batch"
 
 GROUND_FLOOR = {
+    "colours",
     "errors",
     "files",
     "main_memory",
@@ -34,6 +35,7 @@ GROUND_FLOOR = {
     "values",
 }
 ROOMS = {
+    "colours": set(),
     "errors": set(),
     "main_memory": set(),
     "stopping": set(),
@@ -46,6 +48,7 @@ ROOMS = {
     "files": {"errors", "text"},
     "parallel": {"errors"},
     "options": {"errors"},
+    "options": {"errors", "colours"},
     "demo": set(),
     "inputs": GROUND_FLOOR,
     "network": GROUND_FLOOR,

@@ -655,6 +655,26 @@ def test_adding_extras_can_be_stopped_and_resumed(predict, photos, out, monkeypa
     assert (report.exit_code, report.drawn) == (0, 9 - first)
 
 
+def test_recoloured_photos_can_be_added(predict, photos, tmp_path, out, without_network):
+    predict(photos, out, extras=("overlay",))
+    predict(photos, tmp_path / "expected", extras=("overlay", "recolour"), colour=(176, 0, 32))
+    without_network()
+    report = predict(photos, out, extras=("recolour",), colour=(176, 0, 32))
+    assert (report.exit_code, report.drawn) == (0, 9)
+    assert results_in(out) == results_in(tmp_path / "expected")
+    notes = {row["notes"] for row in report_rows(out).values()}
+    assert notes <= {"", "not recoloured, because the car has no colour"}
+    # Later runs go on with the colour, and refuse another one.
+    assert predict(photos, out, extras=("panel",)).drawn == 9
+    assert (
+        json.loads((out / ".carvana-batch" / "settings.json").read_text())["settings"]["colour"] == "#b00020"
+    )
+    before = results_in(out)
+    with pytest.raises(UsageError, match="colour: '#b00020' before, '#0000ff' now"):
+        predict(photos, out, extras=("recolour",), colour=(0, 0, 255))
+    assert results_in(out) == before
+
+
 def test_photos_that_changed_are_masked_again_with_their_extras(predict, photos, tmp_path, out):
     predict(photos, out)
     write_photo(photos / "0.jpg", seed=9)

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+from carvana_batch.colours import srgb_to_lab
 from carvana_batch.masks.morphology import find_pixels
 from carvana_batch.scoring.compare import add_outline_metrics
 from carvana_batch.scoring.regions import (
@@ -15,7 +16,6 @@ from carvana_batch.scoring.regions import (
     find_lower_outline,
     find_similar_outline,
     find_thin_structures,
-    srgb_to_lab,
 )
 from carvana_batch.scoring.scores import score_mask
 from carvana_batch.values import PackedMask

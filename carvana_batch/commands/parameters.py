@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from carvana_batch.colours import parse_colour
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -16,6 +18,21 @@ def parse_size(text: str) -> tuple[int, int] | None:
     """Parse WIDTHxHEIGHT, each from 1 to 999999 pixels, into (width, height); None for any other text."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
     return None if match is None else (int(match[1]), int(match[2]))
+
+
+class Colour(click.ParamType[Any]):
+    """``#rrggbb``, or the name of a colour in CSS, to (red, green, blue)."""
+
+    name = "COLOUR"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_colour(value)
+        except ValueError:
+            problem = f"{value!r} is neither #rrggbb nor the name of a colour, such as darkred"
+            self.fail(problem, parameter, context)
 
 
 class MaskSize(click.ParamType[Any]):

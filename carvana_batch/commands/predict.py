@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from carvana_batch.commands.parameters import (
+    Colour,
     Finite,
     Memory,
     NetworkSize,
@@ -148,7 +149,12 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Choice(sorted(EXTRA_FILES)),
     help="Also write into OUT/_KIND: prob (16-bit TIFF), overlay, panel (photo beside mask),"
-    " cutout (RGBA); can be repeated.",
+    " cutout (RGBA), recolour (with --colour); can be repeated.",
+)
+@click.option(
+    "--colour",
+    type=Colour(),
+    help="New colour of the paint for --save recolour, such as '#b00020'; light and shade stay.",
 )
 @click.option(
     "--rle",
@@ -251,6 +257,7 @@ def command(
     clean: str,
     mask_bits: str,
     extras: tuple[str, ...],
+    colour: tuple[int, int, int] | None,
     rle_file: Path | None,
     page: Path | None,
     truth: Path | None,
@@ -284,6 +291,8 @@ def command(
             "Give IN and OUT, as in `carvana-batch predict in/ out/`, or --files-from FILE and OUT; all three"
             " only if FILE has the decisions of a review."
         )
+    if (colour is None) == ("recolour" in extras):
+        raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
     if truth is None and (car_values or ignored_values):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
     options = Options(
@@ -298,6 +307,7 @@ def command(
         flip=tta == "flip",
         clean=clean == "auto",
         extras=tuple(sorted(set(extras))),
+        colour=colour,
         mask_bits=int(mask_bits),
         apply_exif=exif == "apply",
         accept_damage=damaged == "accept",

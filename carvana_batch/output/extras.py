@@ -1,4 +1,4 @@
-"""Extra files that can be written in addition to a mask: probability map, overlay, panel, cut-out.
+"""Extra files that can be written in addition to a mask, such as a probability map, an overlay or a cut-out.
 
 A new kind joins in ``ENCODERS`` and, with its folder and suffix, in ``options.EXTRA_FILES``.
 """
@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from carvana_batch.colours import RGB
 from carvana_batch.errors import ImageError
+from carvana_batch.notes import Note
+from carvana_batch.options import DEFAULT_THRESHOLD
+from carvana_batch.output.recolour import recolour
 from carvana_batch.values import Prediction
 
 OVERLAY_COLOUR = (255, 96, 0)
@@ -25,29 +31,50 @@ JPEG_QUALITY = 90
 JPEG_LONGEST_SIDE = 65500
 
 
-def encode_extra(kind: str, prediction: Prediction, threshold: float) -> bytes:
-    """The content of an extra file.
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How extra files are drawn.
+
+    Attributes:
+        threshold: probability above which a pixel of the mask is car.
+        colour: the new colour of the paint, for ``recolour``.
+    """
+
+    threshold: float = DEFAULT_THRESHOLD
+    colour: RGB | None = None
+
+
+class Encoded(NamedTuple):
+    """The content of an extra file, and what the user should know about it."""
+
+    content: bytes
+    notes: tuple[Note, ...] = ()
+
+
+def encode_extra(kind: str, prediction: Prediction, drawing: Drawing) -> Encoded:
+    """Make an extra file.
 
     Args:
         kind: one of ``ENCODERS``.
         prediction: what it is made of.
-        threshold: probability above which a pixel of the mask is car.
+        drawing: how it is drawn.
 
     Raises:
         ImageError: the file format cannot hold the photo.
     """
     try:
-        return ENCODERS[kind](prediction, threshold)
+        encoded = ENCODERS[kind](prediction, drawing)
+        return encoded if isinstance(encoded, Encoded) else Encoded(encoded)
     except ImageError as error:
         raise ImageError(f"is too large for --save {kind}: {error}") from error
 
 
-def encode_probability(prediction: Prediction, threshold: float) -> bytes:
+def encode_probability(prediction: Prediction, drawing: Drawing) -> bytes:
     """A 16-bit TIFF of the probability map; see :func:`quantise_probability`."""
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
-        quantise_probability(prediction, threshold),
+        quantise_probability(prediction, drawing.threshold),
         compression="zlib",
         predictor=True,
         description="probability of car = value / 65535",
@@ -56,17 +83,17 @@ def encode_probability(prediction: Prediction, threshold: float) -> bytes:
     return buffer.getvalue()
 
 
-def encode_overlay(prediction: Prediction, _threshold: float) -> bytes:
+def encode_overlay(prediction: Prediction, _drawing: Drawing) -> bytes:
     """A JPEG of the photo with the car tinted."""
     return _encode_jpeg(draw_overlay(prediction.photo.pixels, prediction.mask.to_bool()))
 
 
-def encode_panel(prediction: Prediction, _threshold: float) -> bytes:
+def encode_panel(prediction: Prediction, _drawing: Drawing) -> bytes:
     """A JPEG of the photo beside its mask."""
     return _encode_jpeg(draw_panel(prediction.photo.pixels, prediction.mask.to_bool()))
 
 
-def encode_cutout(prediction: Prediction, _threshold: float) -> bytes:
+def encode_cutout(prediction: Prediction, _drawing: Drawing) -> bytes:
     """A PNG of the photo with the mask as its alpha channel."""
     alpha = prediction.mask.to_bool().astype(np.uint8) * 255
     buffer = io.BytesIO()
@@ -75,13 +102,22 @@ def encode_cutout(prediction: Prediction, _threshold: float) -> bytes:
     return buffer.getvalue()
 
 
-ENCODERS: dict[str, Callable[[Prediction, float], bytes]] = {
+def encode_recoloured(prediction: Prediction, drawing: Drawing) -> Encoded:
+    """A JPEG of the photo with another paint."""
+    if drawing.colour is None:
+        raise ValueError("there is no colour")
+    pixels, has_paint = recolour(prediction.photo.pixels, prediction.mask.to_bool(), drawing.colour)
+    return Encoded(_encode_jpeg(pixels), () if has_paint else (Note.NOT_RECOLOURED,))
+
+
+ENCODERS: dict[str, Callable[[Prediction, Drawing], bytes | Encoded]] = {
     "prob": encode_probability,
     "overlay": encode_overlay,
     "panel": encode_panel,
     "cutout": encode_cutout,
+    "recolour": encode_recoloured,
 }
-"""For each kind of extra file, a function of prediction and threshold that makes its content."""
+"""For each kind of extra file, a function that makes its content, perhaps with notes."""
 
 
 def quantise_probability(prediction: Prediction, threshold: float) -> NDArray[np.uint16]:

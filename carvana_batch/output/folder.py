@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,7 @@ from carvana_batch.files import (
     write_error,
 )
 from carvana_batch.inputs.photo_list import PhotoList
-from carvana_batch.options import EXTRA_FILES, PROBABILITY_EXTRAS, Choice
+from carvana_batch.options import EXTRA_FILES, EXTRA_SETTINGS, PROBABILITY_EXTRAS, Choice
 from carvana_batch.output.held import HeldFolders
 from carvana_batch.output.journal import Entry, append_entry, read_journals
 from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, read_holder
@@ -87,6 +87,7 @@ class OutFolder:
         self.ownership = Ownership(self.paths, replace_all=overwrite)
         self.undrawn: dict[str, tuple[str, ...]] = {}
         self.added_extras = False
+        self._added_settings: set[str] = set()
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._generation: int | None = None
         self._journal: IO[bytes] | None = None
@@ -365,12 +366,12 @@ class OutFolder:
         except (ValueError, KeyError, TypeError) as error:
             advice = self._how_to_keep_none() if self.overwrite else "Use --overwrite to start afresh."
             raise UsageError(f"{shown(path)} is damaged ({error}). {advice}") from error
-        self._add_extras(earlier.get("save"))
+        self._add_extras(earlier)
         differences = [
             f"{name}: {earlier.get(name)!r} before, {self.settings.get(name)!r} now"
             for name in sorted(earlier.keys() | self.settings.keys())
             if name not in skipped
-            and not (name == "save" and self.added_extras)
+            and name not in self._added_settings
             and earlier.get(name) != self.settings.get(name)
         ]
         if differences:
@@ -389,14 +390,21 @@ class OutFolder:
             )
         self.choice = Choice.from_json(choice)
 
-    def _add_extras(self, earlier: object) -> None:
+    def _add_extras(self, earlier: Mapping[str, Any]) -> None:
         """Keep on making the extra files of earlier runs, if others are added that need no network."""
-        if self.overwrite or not isinstance(earlier, list):
+        if self.overwrite or not isinstance(earlier.get("save"), list):
             return
-        asked, before = set(self.settings.get("save", ())), set(map(str, earlier)) & EXTRA_FILES.keys()
-        if asked and asked != before and PROBABILITY_EXTRAS.isdisjoint(asked - before):
-            self.settings["save"] = sorted(asked | before)
-            self.added_extras = True
+        asked = set(self.settings.get("save", ()))
+        before = set(map(str, earlier["save"])) & EXTRA_FILES.keys()
+        added = asked - before
+        if not asked or asked == before or not PROBABILITY_EXTRAS.isdisjoint(added):
+            return
+        self.settings["save"] = sorted(asked | before)
+        self.added_extras = True
+        self._added_settings = {"save", *(EXTRA_SETTINGS[kind] for kind in added & EXTRA_SETTINGS.keys())}
+        for kind in (before - asked) & EXTRA_SETTINGS.keys():
+            if EXTRA_SETTINGS[kind] in earlier:
+                self.settings[EXTRA_SETTINGS[kind]] = earlier[EXTRA_SETTINGS[kind]]
 
     def _how_to_keep_none(self) -> str:
         kept = self.overwriting.kept if self.overwriting is not None else 0

@@ -21,13 +21,14 @@ from carvana_batch.masks.png import encode_mask
 from carvana_batch.masks.read import read_mask
 from carvana_batch.masks.specks import clean
 from carvana_batch.notes import TURNED, Note
-from carvana_batch.options import DEFAULT_THRESHOLD
-from carvana_batch.output.extras import encode_extra
+from carvana_batch.output.extras import Drawing, encode_extra
 from carvana_batch.output.journal import Entry, ExtraFile
 from carvana_batch.output.ownership import Ownership, Stamp
 from carvana_batch.output.paths import MASK, OutPaths
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
+
+DEFAULT_DRAWING = Drawing()
 
 NOTES_OF_FIT: dict[Fit, tuple[Note, ...]] = {
     Fit.SAME: (),
@@ -61,7 +62,7 @@ class MaskWriter:
         clean_masks: whether to remove specks from the mask.
         encode_runs: whether to make the run-length row of each mask.
         truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
-        threshold: probability above which a pixel of the masks is car.
+        drawing: how extra files are drawn.
         check: called before the files of a photo are written.
         announce: called with a pending entry for the journal before the files of a photo are written.
         ownership: which of the files that are there already are of a run; by default none.
@@ -75,13 +76,13 @@ class MaskWriter:
         clean_masks: bool = False,
         encode_runs: bool = False,
         truth: MaskFolder | None = None,
-        threshold: float = DEFAULT_THRESHOLD,
+        drawing: Drawing = DEFAULT_DRAWING,
         check: Callable[[], object] = lambda: None,
         announce: Callable[[Entry], object] = lambda entry: None,
         ownership: Ownership | None = None,
     ) -> None:
         self.paths, self.extras, self.mask_bits = paths, extras, mask_bits
-        self.clean, self.encode_runs, self.truth, self.threshold = clean_masks, encode_runs, truth, threshold
+        self.clean, self.encode_runs, self.truth, self.drawing = clean_masks, encode_runs, truth, drawing
         self.check, self.announce = check, announce
         self.ownership = ownership or Ownership(paths)
 
@@ -101,7 +102,7 @@ class MaskWriter:
         photo, mask = prediction.photo, prediction.mask
         key, root = photo.ref.key, self.paths.root
         self.check()
-        files = {kind: encode_extra(kind, prediction, self.threshold) for kind in self.extras}
+        files, notes = self._encode_extras(prediction, self.extras)
         files[MASK] = encode_mask(mask, self.mask_bits)
         stamp = Stamp.of(files[MASK])
         if self.ownership.is_foreign(key, MASK, files[MASK]):
@@ -132,7 +133,7 @@ class MaskWriter:
             mask_checksum=stamp.checksum,
             extras=extras,
             reason=compared.reason,
-            notes=photo.notes + compared.notes,
+            notes=photo.notes + compared.notes + notes,
             damage=photo.damage,
         )
         runs = rle.encode_packed(mask) if self.encode_runs else None
@@ -160,18 +161,27 @@ class MaskWriter:
         if (mask.width, mask.height) != (width, height):
             raise ImageError(f"is {width}x{height} pixels, but its mask is {mask.width}x{mask.height}")
         prediction = Prediction(photo, mask, entry.expected_dice or 0.0, doubt=entry.doubt)
-        files = {kind: encode_extra(kind, prediction, self.threshold) for kind in kinds}
+        files, notes = self._encode_extras(prediction, kinds)
         for kind, content in files.items():
             if self.ownership.is_foreign(key, kind, content):
                 raise ImageError(self._foreign(kind, key))
         drawn = tuple(ExtraFile(kind, *Stamp.of(content)) for kind, content in files.items())
         others = tuple(extra for extra in entry.extras if extra.kind not in files)
-        entry = replace(entry, extras=others + drawn)
+        notes = tuple(note for note in notes if note not in entry.notes)
+        entry = replace(entry, extras=others + drawn, notes=entry.notes + notes)
         self.announce(replace(entry, pending=True))
         paths = self.paths.of_photo(key)
         for kind, content in files.items():
             write_file(paths[kind], content, self.paths.root)
         return entry
+
+    def _encode_extras(
+        self, prediction: Prediction, kinds: Collection[str]
+    ) -> tuple[dict[str, bytes], tuple[Note, ...]]:
+        """The content of extra files by kind, and the notes on them."""
+        encoded = {kind: encode_extra(kind, prediction, self.drawing) for kind in kinds}
+        notes = tuple(note for each in encoded.values() for note in each.notes)
+        return {kind: each.content for kind, each in encoded.items()}, notes
 
     def _keep(self, photo: Photo) -> Entry:
         """The entry of a photo in the place of whose mask there is a file of the user."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from carvana_batch.colours import srgb_to_lab
 from carvana_batch.masks.counts import clear_ignored
 from carvana_batch.masks.morphology import CROSS, DISC_5, DISC_9, find_outline, find_pixels, grow, open_by
 from carvana_batch.scoring.outline import Points, nearest_distances
@@ -28,14 +29,6 @@ SIMILAR_COLOUR_DISTANCE = 10.0
 
 CHUNK_PIXELS = 4096
 """Outline pixels whose squares are averaged at a time; bounds the memory."""
-
-LINEAR_SRGB_TO_XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-"""Linear sRGB to CIE XYZ (IEC 61966-2-1)."""
-
-D65_WHITE = np.array([0.95047, 1.0, 1.08883])
-"""CIE XYZ of the white point of sRGB."""
 
 
 class OutlineErrors:
@@ -126,15 +119,6 @@ def find_similar_outline(true: PackedMask, photo: NDArray[np.uint8], outline: Po
 
 def _car_or_ignored(true: PackedMask) -> NDArray[np.uint8]:
     return true.rows if true.ignored is None else true.rows | true.ignored
-
-
-def srgb_to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert sRGB in 0..255, (..., 3), to CIELAB under D65: L* in 0..100, a* and b* (CIE 15)."""
-    values = rgb / 255
-    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ LINEAR_SRGB_TO_XYZ.T / D65_WHITE
-    x, y, z = np.moveaxis(np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116), -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def _colour_distances(

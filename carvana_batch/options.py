@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +31,14 @@ EXTRA_FILES = {
     "panel": ("_panel", ".jpg"),
     "cutout": ("_cutout", ".png"),
     "recolour": ("_recolour", ".jpg"),
+    "background": ("_background", ".jpg"),
 }
 """What can be written in addition to the masks: kind -> folder at the top of the out folder, and suffix."""
 
-PROBABILITY_EXTRAS = {"prob"}
+PROBABILITY_EXTRAS = {"prob", "background"}
 """Those that are made from the probability map, which is only kept for them."""
 
-EXTRA_SETTINGS = {"recolour": "colour"}
+EXTRA_SETTINGS = {"recolour": "colour", "background": "background"}
 """Settings that concern a kind of extra file alone."""
 
 REVIEW_WORST, REVIEW_SAMPLE = 48, 24
@@ -67,6 +69,7 @@ class Options:
     clean: bool = True
     extras: tuple[str, ...] = ()
     colour: RGB | None = None
+    background: RGB | Path | None = None
     mask_bits: int = 1
     apply_exif: bool = False
     accept_damage: bool = False
@@ -109,7 +112,23 @@ class Options:
         }
         if self.colour is not None:
             settings["colour"] = format_colour(self.colour)
+        if isinstance(self.background, Path):
+            settings["background"] = _describe_file(self.background)
+        elif self.background is not None:
+            settings["background"] = format_colour(self.background)
         return settings
+
+
+def _describe_file(path: Path) -> str:
+    """The name of a file, and the beginning of the digest of its content.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    except OSError as error:
+        raise UsageError(f"Cannot read --background {path}: {error.strerror or error}.") from error
 
 
 def describe_size(size: NetworkSize) -> str:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from carvana_batch.colours import parse_colour
+from carvana_batch.colours import RGB, parse_colour
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
+from carvana_batch.decode.photo import read_image
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.files import check_target, concerns_one_file
@@ -29,6 +30,7 @@ from carvana_batch.masks.read import read_mask
 from carvana_batch.network.checkpoints import Model
 from carvana_batch.notes import TRUE_MASK
 from carvana_batch.options import Choice, Options
+from carvana_batch.output.backgrounds import Background
 from carvana_batch.output.checks import check_request, refuse_overwriting
 from carvana_batch.output.extras import Drawing
 from carvana_batch.output.folder import OutFolder
@@ -198,6 +200,20 @@ def describe_truth_doubts(entries: Iterable[Entry]) -> str:
     return describe_doubts(dice, accuracy)
 
 
+def read_background(background: RGB | Path | None) -> Background | None:
+    """Read the picture of ``--background``, or return its colour.
+
+    Raises:
+        UsageError: it is no picture that can be read.
+    """
+    if not isinstance(background, Path):
+        return background
+    try:
+        return read_image(background, apply_exif=True)
+    except ImageError as error:
+        raise UsageError(f"--background: {error}.") from error
+
+
 class Run:
     """A run in an out folder that it holds; call :meth:`prepare`, :meth:`process` and :meth:`finish`.
 
@@ -222,6 +238,7 @@ class Run:
     ) -> None:
         self.refs, self.out, self.model, self.options = refs, out, model, options
         self.truth, self.listener, self.stop = truth, listener, stop
+        self.background = read_background(options.background)
         self.own = take_shard(refs, *options.shard)
         self.todo = self.undrawn = self.own[:0]
         self.report = RunReport(found=len(self.own), already_done=len(self.own), settings=out.settings)
@@ -393,7 +410,7 @@ class Run:
             options.clean,
             options.rle_file is not None,
             self.truth,
-            Drawing(options.threshold, options.colour),
+            Drawing(options.threshold, options.colour, self.background),
             out.check,
             out.commit,
             out.ownership,

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import names_in, results_in, store, with_orientation, write_photo
 from PIL import Image, ImageOps
+from scipy.ndimage import binary_erosion
 
 from carvana_batch.commands import group, predict, reporting
 from carvana_batch.errors import FolderInUseError, ModelError, UsageError
@@ -156,6 +157,39 @@ def test_recoloured_photos_are_counted(run, here):
     assert (line in result.stdout) == (without_colour > 0)
 
 
+def test_cars_on_another_ground(run, here):
+    Image.new("RGB", (30, 10), (0, 90, 0)).save(here / "ground.png")
+    for out, ground in (("file", "ground.png"), ("colour", "#005a00")):
+        result = run("in", out, "--background", ground)
+        assert result.exit_code == 0, result.output
+        mask = read_mask(here / out / "car0.png").to_bool()
+        with Image.open(here / out / "_background" / "car0.jpg") as picture:
+            pixels = np.asarray(picture).astype(int)
+        assert pixels.shape == (64, 96, 3)
+        outside = binary_erosion(~mask, iterations=9)
+        assert outside.any()
+        assert np.abs(pixels[outside] - (0, 90, 0)).max() <= 6
+        settings = json.loads((here / out / ".carvana-batch" / "settings.json").read_text())["settings"]
+        assert settings["save"] == ["background"]
+        assert settings["background"].startswith("ground.png " if out == "file" else "#005a00")
+    Image.new("RGB", (30, 10), (0, 91, 0)).save(here / "ground.png")
+    for out, ground in (("file", "ground.png"), ("colour", "#005a01")):
+        result = run("in", out, "--background", ground)
+        assert isinstance(result.exception, UsageError)
+        assert "other settings (background: " in str(result.exception)
+
+
+def test_grounds_that_cannot_be_used(run, here):
+    (here / "text.png").write_text("text")
+    result = run("in", "out", "--background", "nothing.png")
+    assert result.exit_code == 2
+    assert "there is no file 'nothing.png', and no colour of this name" in result.output
+    result = run("in", "out", "--background", "text.png")
+    assert isinstance(result.exception, UsageError)
+    assert "--background: text.png is not an image" in str(result.exception)
+    assert not list(here.glob("out/*.png"))
+
+
 def test_masking_a_folder(run, here):
     result = run("in", "out")
     assert result.exit_code == 0, result.output
@@ -250,7 +284,10 @@ def test_unusable_mask_files_are_rejected(run, here):
         (("a.png", "."), "./a.png would overwrite a photo|^a.png would overwrite a photo"),
         (("in/car1.jpg", "a.png"), "a.png is there already"),
         (("a.png", "none/b.png"), "Cannot write none/b.png: there is no folder none"),
-        (("a.png", "b.png", "--save", "overlay"), "--save needs a folder as OUT, not the file b.png"),
+        (
+            ("a.png", "b.png", "--save", "overlay"),
+            "--save and --background need a folder as OUT, not the file b.png",
+        ),
     ):
         assert re.search(message, usage_error(run(*arguments)))
     assert sorted(path.name for path in here.iterdir()) == ["a.png", "in", "link.png", "truth"]

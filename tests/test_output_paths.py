@@ -41,10 +41,12 @@ def test_one_shard_is_the_default():
 
 def test_all_files_of_a_photo():
     assert sorted(PATHS.of_photo("a/b").values()) == [
+        Path("out/_background/a/b.jpg"),
         Path("out/_cutout/a/b.png"),
         Path("out/_overlay/a/b.jpg"),
         Path("out/_panel/a/b.jpg"),
         Path("out/_prob/a/b.tif"),
+        Path("out/_recolour/a/b.jpg"),
         Path("out/a/b.png"),
     ]
 

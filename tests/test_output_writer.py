@@ -116,7 +116,7 @@ def test_extra_files_are_written_before_the_mask(out, monkeypatch):
 
 
 def test_each_kind_of_extra_file_has_an_encoder():
-    assert ENCODERS.keys() == EXTRA_FILES.keys() == {*EXTRAS, "recolour"}
+    assert ENCODERS.keys() == EXTRA_FILES.keys() == {*EXTRAS, "recolour", "background"}
 
 
 def test_content_of_extra_files(out):

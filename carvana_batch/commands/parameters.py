@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,22 @@ class Colour(click.ParamType[Any]):
         except ValueError:
             problem = f"{value!r} is neither #rrggbb nor the name of a colour, such as darkred"
             self.fail(problem, parameter, context)
+
+
+class ColourOrFile(Colour):
+    """A file to its path; a colour, if there is no such file, to (red, green, blue)."""
+
+    name = "FILE|COLOUR"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, tuple | Path):
+            return value
+        if Path(value).exists():
+            return Path(value)
+        try:
+            return parse_colour(value)
+        except ValueError:
+            self.fail(f"there is no file {value!r}, and no colour of this name", parameter, context)
 
 
 class MaskSize(click.ParamType[Any]):

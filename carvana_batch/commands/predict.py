@@ -15,6 +15,7 @@ import click
 
 from carvana_batch.commands.parameters import (
     Colour,
+    ColourOrFile,
     Finite,
     Memory,
     NetworkSize,
@@ -147,7 +148,7 @@ if TYPE_CHECKING:
     "--save",
     "extras",
     multiple=True,
-    type=click.Choice(sorted(EXTRA_FILES)),
+    type=click.Choice(sorted(EXTRA_FILES.keys() - {"background"})),
     help="Also write into OUT/_KIND: prob (16-bit TIFF), overlay, panel (photo beside mask),"
     " cutout (RGBA), recolour (with --colour); can be repeated.",
 )
@@ -155,6 +156,12 @@ if TYPE_CHECKING:
     "--colour",
     type=Colour(),
     help="New colour of the paint for --save recolour, such as '#b00020'; light and shade stay.",
+)
+@click.option(
+    "--background",
+    type=ColourOrFile(),
+    help="Also write each car on another ground, a picture or a colour, with a soft edge, into"
+    " OUT/_background.",
 )
 @click.option(
     "--rle",
@@ -258,6 +265,7 @@ def command(
     mask_bits: str,
     extras: tuple[str, ...],
     colour: tuple[int, int, int] | None,
+    background: tuple[int, int, int] | Path | None,
     rle_file: Path | None,
     page: Path | None,
     truth: Path | None,
@@ -306,8 +314,9 @@ def command(
         threshold=threshold,
         flip=tta == "flip",
         clean=clean == "auto",
-        extras=tuple(sorted(set(extras))),
+        extras=tuple(sorted({*extras, *(["background"] if background is not None else [])})),
         colour=colour,
+        background=background,
         mask_bits=int(mask_bits),
         apply_exif=exif == "apply",
         accept_damage=damaged == "accept",
@@ -424,7 +433,7 @@ def _is_mask_file(source: Path | None, out: Path) -> bool:
 
 def _check_mask_file(photo: Path, out: Path, options: Options) -> None:
     if options.extras:
-        raise UsageError(f"--save needs a folder as OUT, not the file {shown(out)}.")
+        raise UsageError(f"--save and --background need a folder as OUT, not the file {shown(out)}.")
     check_target(out)
     if out.exists() and out.samefile(photo):
         raise UsageError(f"IN and OUT are the same file {shown(out)}. Choose another OUT.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from carvana_batch.colours import RGB
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
 from carvana_batch.options import DEFAULT_THRESHOLD
+from carvana_batch.output.backgrounds import Background, put_on_background
 from carvana_batch.output.recolour import recolour
 from carvana_batch.values import Prediction
 
@@ -38,10 +39,12 @@ class Drawing:
     Attributes:
         threshold: probability above which a pixel of the mask is car.
         colour: the new colour of the paint, for ``recolour``.
+        background: the new ground, for ``background``.
     """
 
     threshold: float = DEFAULT_THRESHOLD
     colour: RGB | None = None
+    background: Background | None = field(default=None, repr=False)
 
 
 class Encoded(NamedTuple):
@@ -110,12 +113,25 @@ def encode_recoloured(prediction: Prediction, drawing: Drawing) -> Encoded:
     return Encoded(_encode_jpeg(pixels), () if has_paint else (Note.NOT_RECOLOURED,))
 
 
+def encode_on_background(prediction: Prediction, drawing: Drawing) -> bytes:
+    """A JPEG of the car on another ground."""
+    if drawing.background is None:
+        raise ValueError("there is no background")
+    if prediction.probability is None:
+        raise ValueError("the predictor was not told to keep probabilities")
+    pixels, mask = prediction.photo.pixels, prediction.mask.to_bool()
+    return _encode_jpeg(
+        put_on_background(pixels, mask, prediction.probability, drawing.threshold, drawing.background)
+    )
+
+
 ENCODERS: dict[str, Callable[[Prediction, Drawing], bytes | Encoded]] = {
     "prob": encode_probability,
     "overlay": encode_overlay,
     "panel": encode_panel,
     "cutout": encode_cutout,
     "recolour": encode_recoloured,
+    "background": encode_on_background,
 }
 """For each kind of extra file, a function that makes its content, perhaps with notes."""
 

@@ -399,6 +399,8 @@ class OutFolder:
         added = asked - before
         if not asked or asked == before or not PROBABILITY_EXTRAS.isdisjoint(added):
             return
+        if "background" in before - asked:  # its file is not known here
+            return
         self.settings["save"] = sorted(asked | before)
         self.added_extras = True
         self._added_settings = {"save", *(EXTRA_SETTINGS[kind] for kind in added & EXTRA_SETTINGS.keys())}

@@ -47,7 +47,6 @@ ROOMS = {
     "values": {"notes", "orientation"},
     "files": {"errors", "text"},
     "parallel": {"errors"},
-    "options": {"errors"},
     "options": {"errors", "colours"},
     "demo": set(),
     "inputs": GROUND_FLOOR,

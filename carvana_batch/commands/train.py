@@ -73,7 +73,14 @@ AT_LEAST_ZERO = Finite(min=0)
     Finite(0, 1, min_open=True, max_open=True),
     "Otherwise: measure on this part of the cars of DATA, chosen by --seed.",
 )
-@_setting("also", str, "Another folder like DATA to train on. Can be repeated.", metavar="DIR", multiple=True)
+@_setting(
+    "also",
+    str,
+    "Another folder like DATA to train on; or the OUT of predict, of whose masks those are taken that the"
+    " decisions of a review, OUT/decisions.csv, accept. Can be repeated.",
+    metavar="DIR",
+    multiple=True,
+)
 @_setting(
     "car-value",
     MaskValue(),

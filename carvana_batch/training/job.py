@@ -20,6 +20,7 @@ from carvana_batch.network.checkpoints import load_model
 from carvana_batch.orientation import turn
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import shown
+from carvana_batch.training.accepted import is_out_folder
 from carvana_batch.training.curves import plot_curves
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.loop import Training
@@ -185,6 +186,8 @@ def check_run_folder(root: Path, data: Path, settings: TrainingSettings) -> None
     for folder in (data, *map(Path, (*settings.also, *filter(None, [settings.val])))):
         source = folder.resolve()
         protected = [source / name for name in (*PHOTO_FOLDERS, *MASK_NAMES)]
+        if is_out_folder(source):  # where what RUN holds would be taken for masks
+            protected = [source]
         if run == source or any(run.is_relative_to(path) for path in protected):
             raise UsageError(
                 f"RUN {shown(root)} lies among the photos of {shown(folder)}. Choose another RUN."

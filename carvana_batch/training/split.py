@@ -16,6 +16,7 @@ from typing import Any
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.keys import pairing_name
 from carvana_batch.text import counted, list_lines, shown
+from carvana_batch.training.accepted import find_accepted, is_out_folder
 from carvana_batch.training.pairs import Pair, find_pairs
 from carvana_batch.training.settings import TrainingSettings
 
@@ -64,8 +65,8 @@ def find_split(data: Path, settings: TrainingSettings) -> Split:
             else choose_val_cars(pairs, settings.val_fraction, settings.seed)
         )
         split = Split(*split_by_car(pairs, chosen))
-    for folder in settings.also:
-        split.train.extend(find(Path(folder)))
+    for folder in map(Path, settings.also):
+        split.train.extend(find_accepted(folder) if is_out_folder(folder) else find(folder))
     check_no_shared_cars(split.train, split.val)
     return split
 

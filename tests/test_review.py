@@ -388,6 +388,16 @@ def test_photos_elsewhere(here):
     assert isinstance(run(out, "--images", "empty").exception, UsageError)
 
 
+def test_masks_that_are_gone_are_counted(here):
+    out = write_run(here, [0.3, 0.2])
+    (out / "a" / "car0.png").unlink()
+    result = run("out")
+    assert result.stderr == (
+        "1 mask cannot be read; `carvana-batch verify out` names what is missing or damaged\n"
+    )
+    assert "1 mask cannot be read" in (here / "review.html").read_text()
+
+
 def test_decisions_are_counted(here):
     out = write_run(here, [0.3, 0.2, 0.01, 0.02, None])
     (here / "d.csv").write_text(

@@ -126,6 +126,7 @@ def describe(
         "page": None if written is None else str(written.page),
         "photos": None if written is None or written.photos is None else str(written.photos),
         "without_photo": None if written is None else written.without_photo,
+        "unreadable": None if written is None else written.unreadable,
     }
 
 
@@ -179,6 +180,12 @@ def print_page(written: Written, run: FinishedRun, selection: Selection) -> None
     )
     if written.left_out:
         click.echo(f"{counted(written.left_out, 'mask')} left out, to keep the page small")
+    if written.unreadable:
+        click.echo(
+            f"{counted(written.unreadable, 'mask')} cannot be read; `carvana-batch verify"
+            f" {shown(run.root)}` names what is missing or damaged",
+            err=True,
+        )
     if written.without_photo:
         click.echo(
             f"{counted(written.without_photo, 'mask')} without photo; give --images IN, the folder that was"

@@ -63,6 +63,7 @@ class Written:
         pictures: number of masks that are shown.
         left_out: number of masks that would have made the page too large.
         without_photo: number of masks that are shown without their photo.
+        unreadable: number of masks whose files are missing or damaged.
     """
 
     page: Path
@@ -70,6 +71,7 @@ class Written:
     pictures: int
     left_out: int
     without_photo: int
+    unreadable: int
 
 
 def check_page(page: Path) -> None:
@@ -136,6 +138,8 @@ def write_page(
         ],
     }
     left_out = len(entries) - len(pictures)
+    unreadable = sum(not picture.labels for picture in pictures)
+    without_photo = sum(not source for source in sources) - unreadable
     text = render_page(
         PACKAGE,
         "review.html",
@@ -146,7 +150,8 @@ def write_page(
         cards=cards,
         left_out=left_out,
         in_folder=in_folder,
-        without_photo=sum(not source for source in sources),
+        without_photo=without_photo,
+        unreadable=unreadable,
         folders=_count_choices(card["folder"] for card in cards),
         sizes=_count_choices(card["size"] for card in cards),
         data=encode_json(data),
@@ -157,8 +162,7 @@ def write_page(
     )
     with atomic_writer(page) as file:
         file.write(text.encode())
-    without_photo = sum(not source for source in sources)
-    return Written(page, folder if in_folder else None, len(pictures), left_out, without_photo)
+    return Written(page, folder if in_folder else None, len(pictures), left_out, without_photo, unreadable)
 
 
 def _name_review(root: Path) -> str:

@@ -221,6 +221,14 @@ def test_filtered_masks_alone_are_turned(page):
     assert text(page, "viewer-name") == "a/car6"
 
 
+def test_thumbnails_show_the_whole_photo(show_page, tmp_path):
+    page = show_page(make_page(write_run(tmp_path, [0.1], size=(64, 120))))
+    frame, picture = (page.box(f"[data-card='0'] {name}") for name in (".thumbnail", "img"))
+    assert picture == pytest.approx(frame, abs=1)
+    assert frame[2] / frame[3] == pytest.approx(1.5, abs=0.02)
+    assert page.evaluate("getComputedStyle(document.querySelector('.card img')).objectFit") == "contain"
+
+
 def stage(page):
     page.wait_for_frame()
     return page.screenshot("#stage")

@@ -71,16 +71,19 @@ def test_a_cpu_with_instructions_for_it_uses_bfloat16(monkeypatch, has_instructi
 def test_timing_goes_on_until_it_is_stable(monkeypatch):
     """A machine that is busy at first does not make bfloat16 look slow."""
     runs = {torch.float32: 0, torch.bfloat16: 0}
+    now = 0.0
 
     def prepare(_network, _device, dtype):
         def run(_images):
+            nonlocal now
             runs[dtype] += 1
             busy = dtype == torch.bfloat16 and runs[dtype] <= 5
-            time.sleep(0.02 / runs[dtype] if busy else 0.002)
+            now += 0.02 / runs[dtype] if busy else 0.002
 
         return run
 
     monkeypatch.setattr(precision, "prepare_network", prepare)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now)
     assert precision.speed_of_bfloat16(nn.Identity(), CPU) > 1 / precision.FAR_SLOWER
     assert 5 < runs[torch.float32] == runs[torch.bfloat16] <= precision.MOST_ROUNDS
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from carvana_batch.errors import CarvanaBatchError, OutOfSpaceError, UsageError
-from carvana_batch.text import escape_name, shown
+from carvana_batch.text import FORMULA, escape_name, shown
 
 TEMPORARY_PREFIX = ".carvana-batch-"
 
@@ -268,18 +268,13 @@ def write_row(file: IO[str], cells: Sequence[object]) -> None:
     writer.writerow(cells)
 
 
-_FORMULA = re.compile(r"(^|;)(?=[=+@\-\uff1d\uff0b\uff20\uff0d])")
-"""The beginning of a formula, in ASCII or full width. Spreadsheets of some languages divide lines of a CSV at
-semicolons."""
-
-
 def table_cell(text: str) -> str:
     """The text for a table that people open.
 
     Controls are escaped, among them tabs and line ends (see :func:`escape_name`), and an apostrophe is put
-    before what a spreadsheet would take for a formula. Not for submissions, whose names may begin like one.
+    before what a spreadsheet would take for a formula. Not for run-length rows, whose names are read back.
     """
-    return _FORMULA.sub(r"\1'", escape_name(text))
+    return FORMULA.sub(r"\1'\2", escape_name(text))
 
 
 def not_writable(root: Path, problem: str, argument: str = "OUT") -> UsageError:

@@ -22,7 +22,13 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 _TO_ESCAPE = re.compile(rf"[{_CONTROLS}]|\\(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}})")
 
-_ESCAPED = re.compile(rf"[{_CONTROLS}\\]")
+_FORMULA_SIGNS = r"=+@\-\uff1d\uff0b\uff20\uff0d"
+"""With these, in ASCII or full width, formulas begin."""
+
+FORMULA = re.compile(rf"(^|;)([{_FORMULA_SIGNS}])")
+"""The beginning of a formula. Spreadsheets of some languages divide lines of a CSV at semicolons."""
+
+_ESCAPED = re.compile(rf"[{_CONTROLS}{_FORMULA_SIGNS}\\]")
 
 
 def escape_name(name: str) -> str:
@@ -35,8 +41,15 @@ def escape_name(name: str) -> str:
     return _TO_ESCAPE.sub(lambda match: _escape(ord(match[0])), name)
 
 
+def escape_row_name(name: str) -> str:
+    r"""The name for run-length rows: as :func:`escape_name` does, and the sign with which a spreadsheet would
+    begin a formula becomes ``\x3d``, for example. :func:`unescape_name` gives the name back.
+    """
+    return FORMULA.sub(lambda match: match[1] + _escape(ord(match[2])), escape_name(name))
+
+
 def unescape_name(text: str) -> str:
-    """The name that :func:`escape_name` made ``text`` of; other escapes stay."""
+    """The name that :func:`escape_name` or :func:`escape_row_name` made ``text`` of; other escapes stay."""
 
     def unescape(match: re.Match[str]) -> str:
         character = chr(int(match[1] or match[2], 16))

@@ -103,6 +103,7 @@ def test_rows_are_sorted_by_id(tmp_path):
 
 def test_names_are_quoted_only_where_csv_needs_it(tmp_path):
     names = ["=1+1", "+a", "-a", "@a", "a,b", 'a"b', "a\nb", "ä"]
+    escaped = {"=1+1": r"\x3d1+1", "+a": r"\x2ba", "-a": r"\x2da", "@a": r"\x40a", "a\nb": r"a\x0ab"}
     for name in names:
         write_mask(tmp_path / "out" / f"{name}.png", [[1]])
     write_submission(tmp_path / "out", tmp_path / "s.csv", size=(1, 1))
@@ -110,10 +111,9 @@ def test_names_are_quoted_only_where_csv_needs_it(tmp_path):
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert rows == [
         ["img", "rle_mask"],
-        *([f"{name}.jpg".replace("\n", r"\x0a"), "1 1"] for name in sorted(names)),
+        *([f"{escaped.get(name, name)}.jpg", "1 1"] for name in sorted(names)),
     ]
     assert '"a,b.jpg",1 1\n' in text
-    assert "\n=1+1.jpg,1 1\n" in text
 
 
 def test_undecodable_name_keeps_its_bytes(tmp_path):

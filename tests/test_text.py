@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carvana_batch.text import escape_name, unescape_name
+from carvana_batch.text import escape_name, escape_row_name, unescape_name
 
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 MARKS = {"\u200e", "\u200f", "\u061c"}
@@ -57,6 +57,28 @@ def test_names_are_escaped(name, escaped):
 @pytest.mark.parametrize("text", [r"a\x41", r"a\u0041", r"\u001b", r"\X1B", r"\x1", "\\"])
 def test_other_escapes_stay(text):
     assert unescape_name(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("=1+1", r"\x3d1+1"),
+        ("-a", r"\x2da"),
+        ("a;@b", r"a;\x40b"),
+        ("\uff1da", r"\uff1da"),
+        (r"\x3da", r"\x5cx3da"),
+        ("\t=a", r"\x09=a"),
+        ("a-b_01", "a-b_01"),
+    ],
+)
+def test_what_begins_a_formula_is_escaped_in_rows(name, escaped):
+    assert escape_row_name(name) == escaped
+    assert unescape_name(escaped) == name
+
+
+@given(st.text() | st.lists(st.sampled_from([*PARTS, "=", ";", "-", "x3d"])).map("".join))
+def test_names_of_rows_can_be_read_back(name):
+    assert unescape_name(escape_row_name(name)) == name
 
 
 @given(st.text() | st.lists(st.sampled_from(PARTS)).map("".join))

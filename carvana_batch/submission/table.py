@@ -27,7 +27,7 @@ from carvana_batch.inputs.keys import mask_id, pairing_name, row_id
 from carvana_batch.masks import rle
 from carvana_batch.submission.limits import MAX_ROW_CHARACTERS, KeptText, RowLines
 from carvana_batch.submission.row_file import open_row_file
-from carvana_batch.text import NAMED, cut_short, escape_name, shown, unescape_name
+from carvana_batch.text import NAMED, cut_short, escape_row_name, shown, unescape_name
 
 COMPETITION_SIZE = (1918, 1280)
 """Width and height of the competition's photos."""
@@ -242,7 +242,8 @@ def refuse_other_file(target: Path, option: str, header: Sequence[str] = HEADER)
 def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, str]]) -> SubmissionSummary:
     """Write a header and (photo, run-length row) pairs atomically, compressed according to the suffix.
 
-    Controls in the names of photos are escaped; see :func:`~carvana_batch.text.escape_name`.
+    Controls in names, and what begins a formula, are escaped; see
+    :func:`~carvana_batch.text.escape_row_name`.
 
     Raises:
         UsageError: a submission cannot be written at ``target``.
@@ -254,7 +255,7 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
     with atomic_writer(target) as file, _open_text(file, target) as text:
         write_row(text, header)
         for name, runs in rows:
-            write_row(text, (escape_name(name), runs))
+            write_row(text, (escape_row_name(name), runs))
             total += 1
             empty += not runs
             if not runs and len(first_empty) < NAMED:

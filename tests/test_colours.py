@@ -23,9 +23,10 @@ def test_what_srgb_lacks_keeps_lightness_and_hue(lightness, hue, chroma):
     rgb = lab_to_srgb(lab)
     assert ((rgb >= 0) & (rgb <= 255)).all()
     found = srgb_to_lab(rgb)[0]
-    assert found[0] == pytest.approx(lightness, abs=0.05)
+    # Half a level of 8 bits changes the lightness of black by 0.14.
+    assert found[0] == pytest.approx(lightness, abs=0.14)
     found_chroma = np.hypot(*found[1:])
-    assert found_chroma <= chroma + 0.05
+    assert found_chroma <= chroma + 0.14
     if found_chroma > 1:
         turned = np.degrees(np.arctan2(found[2], found[1])) - hue
         assert (turned + 180) % 360 - 180 == pytest.approx(0, abs=60 / found_chroma)

@@ -37,11 +37,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch import run as predict_run
 from carvana_batch.decode import image_file
 from carvana_batch.decode import photo as photo_decoder
 from carvana_batch.decode.photo import read_image
 from carvana_batch.demo import write_photos
+from carvana_batch.engines import local
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference import memory, runner
 from carvana_batch.inference.planning import default_workers, make_predictor
@@ -95,7 +95,7 @@ def main() -> None:
 
 def measure_runs(task: Task, folder: Path, turns: int) -> None:
     """Time whole runs, each in its own process."""
-    writers, workers = predict_run.WRITER_THREADS, default_workers(CPU, len(task.photos))
+    writers, workers = local.WRITER_THREADS, default_workers(CPU, len(task.photos))
     runs: dict[tuple[str, str], Callable[[Task, Path], Measurement]] = {
         (PREDICT, ""): run_predict,
         ("freed memory kept", "returned to the system"): partial(run_patched, return_freed_memory),
@@ -154,7 +154,7 @@ def use_all_threads() -> None:
 
 
 def set_writers(count: int) -> None:
-    mock.patch.object(predict_run, "WRITER_THREADS", count).start()
+    mock.patch.object(local, "WRITER_THREADS", count).start()
 
 
 def measure_steps(task: Task, turns: int, with_compile: bool) -> None:

@@ -811,7 +811,7 @@ def test_ctrl_c_before_the_start_leaves_no_out_folder(run, here, monkeypatch):
     def interrupt(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("carvana_batch.run.make_predictor", interrupt)
+    monkeypatch.setattr("carvana_batch.engines.local.make_predictor", interrupt)
     before = names_in(here)
     assert run("in", "out").exit_code != 0
     assert names_in(here) == before
@@ -911,8 +911,8 @@ def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
     arguments = ["predict", "in", "out", "--overwrite", "--model", "a b"]
     monkeypatch.setattr("sys.argv", ["/usr/bin/carvana-batch", *arguments])
     monkeypatch.setattr(MaskWriter, "write", write_and_signal)
-    monkeypatch.setattr("carvana_batch.run.WRITER_THREADS", 1)
-    monkeypatch.setattr("carvana_batch.run.MOST_UNWRITTEN", 0)
+    monkeypatch.setattr("carvana_batch.engines.local.WRITER_THREADS", 1)
+    monkeypatch.setattr("carvana_batch.engines.local.MOST_UNWRITTEN", 0)
     monkeypatch.setattr("os._exit", lambda code: None)  # which the second signal calls
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     result = run("in", "out", "--overwrite")

@@ -57,12 +57,23 @@ ROOMS = {
     "submission": GROUND_FLOOR | {"inputs", "masks"},
     "output": GROUND_FLOOR | {"inputs", "masks", "submission"},
     "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission", "pages"},
-    "run": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "submission", "output"},
+    "engines": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "output"},
+    "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "engines"},
+    "run": GROUND_FLOOR | {"inputs", "network", "masks", "submission", "output", "engines", "drawing"},
 }
 ROOMS["review"] = GROUND_FLOOR | {"inputs", "decode", "masks", "output", "pages"}
-ROOMS["training"] = ROOMS["run"] | {"scoring"}
+ROOMS["training"] = GROUND_FLOOR | {
+    "inputs",
+    "decode",
+    "network",
+    "inference",
+    "masks",
+    "submission",
+    "output",
+    "scoring",
+}
 ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks"}
-ROOMS["commands"] = ROOMS["training"] | {"demo", "run", "training", "review"}
+ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review"}
 """For each room, the rooms that it may import. All may import the package itself, which holds the version."""
 
 

@@ -168,13 +168,13 @@ def describe_choice(device: torch.device, limits: Limits, earlier: Choice | None
     )
 
 
-def default_workers(device: torch.device, photos: int) -> int:
-    """Number of worker processes that decode.
+def default_workers(device: torch.device, photos: int, cores: int | None = None) -> int:
+    """Number of worker processes that decode, on ``cores`` cores or on all of the machine.
 
     One for every two cores if the network runs on the CPU, more if it runs on a GPU, one for few photos.
     Never 0, because a photo that crashes the decoder would then end the run.
     """
-    cores = os.cpu_count() or 1
+    cores = cores or os.cpu_count() or 1
     if photos < 4:
         return 1
     return max(1, min(cores // 2, 4)) if device.type == "cpu" else min(cores, 8)

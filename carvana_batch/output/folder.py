@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from carvana_batch.files import (
 )
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import EXTRA_FILES, EXTRA_SETTINGS, PROBABILITY_EXTRAS, Choice
+from carvana_batch.output.announced import worker_journals
 from carvana_batch.output.held import HeldFolders
-from carvana_batch.output.journal import Entry, append_entry, read_journals
+from carvana_batch.output.journal import Entry, append_entry, read_journals, read_pending
 from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, read_holder
 from carvana_batch.output.overwriting import Overwriting
 from carvana_batch.output.ownership import Ownership
@@ -63,6 +65,7 @@ class OutFolder:
             the kinds of these; known once these photos are.
         added_extras: whether this run is asked for other extra files than earlier ones, and makes all of
             them.
+        run: identifies this run; workers on other machines find it in the file that says who holds the lock.
 
     Raises:
         UsageError: on entry, if the folder cannot be created or written to, or has other settings.
@@ -88,6 +91,7 @@ class OutFolder:
         self.undrawn: dict[str, tuple[str, ...]] = {}
         self.added_extras = False
         self._added_settings: set[str] = set()
+        self.run = uuid.uuid4().hex
         self._lock = FolderLock(self.paths.lock, holder_of(self.paths.lock))
         self._generation: int | None = None
         self._journal: IO[bytes] | None = None
@@ -104,7 +108,7 @@ class OutFolder:
                 self._refuse_rows_of_another_shard()
                 if not self.overwrite:
                     self.read_settings()
-                self._lock.write_holder(rle_file=self._rle_file)
+                self._lock.write_holder(rle_file=self._rle_file, run=self.run)
                 self._remove_leftovers()
         except BaseException:
             self._let_go()
@@ -127,6 +131,13 @@ class OutFolder:
         if self._syncing is None:
             raise RuntimeError("the out folder is not open")
         return self._syncing
+
+    @property
+    def generation(self) -> int:
+        """That of the lines that this run adds to the journal; see :class:`Entry`."""
+        if self._generation is None:
+            self._generation = read_journals(self.paths.state).generation + 1
+        return self._generation
 
     def check(self) -> None:
         """Check that the folder is still the one that was entered; it is never made again.
@@ -237,6 +248,16 @@ class OutFolder:
         finally:
             lock.release()
 
+    def learn_announced(self, keys: Collection[str]) -> None:
+        """Find out which files the workers of this run have announced of some photos; see :class:`WorkerOut`.
+
+        Raises:
+            CarvanaBatchError: a journal cannot be read.
+        """
+        for path in worker_journals(self.paths.state):
+            announced = read_pending(path)
+            self.ownership.learn({key: announced[key] for key in keys if key in announced})
+
     def commit(self, entry: Entry) -> None:
         """Append an entry to the journal.
 
@@ -248,9 +269,7 @@ class OutFolder:
         self.check()
         try:
             with self._journal_lock:
-                if self._generation is None:
-                    self._generation = read_journals(self.paths.state).generation + 1
-                entry = replace(entry, generation=self._generation, committed=time.time_ns())
+                entry = replace(entry, generation=self.generation, committed=time.time_ns())
                 if self._journal is None:
                     self.syncing.expect_changes()
                     self._journal = open(  # noqa: SIM115

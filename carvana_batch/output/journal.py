@@ -139,12 +139,8 @@ def read_journals(state: Path) -> Journals:
     latest: dict[str, Entry] = {}
     pending: dict[str, list[Entry]] = {}
     for path in sorted(state.glob("journal-*.jsonl")):
-        try:
-            with open(path, encoding="utf-8", errors="replace", opener=open_plain) as file:
-                # Within one journal the last line counts, regardless of the clock.
-                own = _read_one(file)
-        except OSError as error:
-            raise read_error(path, error) from error
+        # Within one journal the last line counts, regardless of the clock.
+        own = _read_one(path)
         for key, unfinished in own.pending.items():
             pending.setdefault(key, []).extend(unfinished)
         for entry in own.latest.values():
@@ -157,15 +153,28 @@ def _order(entry: Entry) -> tuple[int, int]:
     return entry.generation, entry.committed
 
 
-def _read_one(lines: Iterable[str]) -> Journals:
+def read_pending(journal: Path) -> dict[str, list[Entry]]:
+    """The entries of one journal that were not followed by an entry that is not pending, by key.
+
+    Raises:
+        CarvanaBatchError: the journal cannot be read.
+    """
+    return _read_one(journal).pending
+
+
+def _read_one(journal: Path) -> Journals:
     latest: dict[str, Entry] = {}
     pending: dict[str, list[Entry]] = {}
-    for entry in _parse(lines):
-        if entry.pending:
-            pending.setdefault(entry.key, []).append(entry)
-        else:
-            latest[entry.key] = entry
-            pending.pop(entry.key, None)
+    try:
+        with open(journal, encoding="utf-8", errors="replace", opener=open_plain) as file:
+            for entry in _parse(file):
+                if entry.pending:
+                    pending.setdefault(entry.key, []).append(entry)
+                else:
+                    latest[entry.key] = entry
+                    pending.pop(entry.key, None)
+    except OSError as error:
+        raise read_error(journal, error) from error
     return Journals(latest, pending)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,15 @@ class Ownership:
                 self._claims[key] = list(journals.pending.get(key, ()))
                 if key in journals.latest and journals.latest[key].masked:
                     self._claims[key].append(journals.latest[key])
+
+    def learn(self, claims: Mapping[str, Iterable[Entry]]) -> None:
+        """Take note of further lines of journals that describe files of a run, by the key of their photo."""
+        for key, entries in claims.items():
+            self._claims.setdefault(key, []).extend(entries)
+
+    def claims_of(self, key: str) -> tuple[Entry, ...]:
+        """The lines of journals that describe files of a photo."""
+        return tuple(self._claims.get(key, ()))
 
     def is_foreign(self, key: str, kind: str, content: bytes | None = None) -> bool:
         """Whether something is in the place of a file that is not of a run, and must stay.

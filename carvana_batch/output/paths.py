@@ -5,6 +5,7 @@ out/_overlay/a/b.jpg              extra files, each kind in a folder of its own
 out/report.csv, out/run.json      the report
 out/.carvana-batch/settings.json  what the first run was asked for and what it chose
 out/.carvana-batch/journal-1-of-1.jsonl   one line for each photo that is done or has failed
+out/.carvana-batch/journal-worker-*.jsonl   what workers in other processes write; see announced.py
 out/.carvana-batch/synced-1-of-1  while everything that the journal lists is known to be on the disk
 out/.carvana-batch/rle-1-of-1.jsonl       run-length rows of the masks, for the CSV of --rle
 out/.carvana-batch/lock-1-of-1    held by the run of a shard; holder-1-of-1.json says by whom

@@ -81,8 +81,9 @@ class RunReport:
         stages: time of the main thread by what it waited for (decode, write) or did (predict).
         decode_seconds: total time of all workers, which decode in parallel.
         write_seconds: total time of all writer threads.
-        peak_memory: the most main memory that the main process has held.
+        peak_memory: the most main memory that a process with a network, or the main process, has held.
         device: description of the device.
+        engine: what masked the photos; see :class:`Summary` of the engines.
         chosen: the fields of the :class:`Choice` of this run.
         settings: see :meth:`Options.settings`.
         images: absolute path of IN; "" if the photos were listed.
@@ -112,6 +113,7 @@ class RunReport:
     write_seconds: float = 0.0
     peak_memory: int = 0
     device: str = ""
+    engine: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     images: str = ""
@@ -182,6 +184,7 @@ class RunReport:
             "bottleneck": self.bottleneck,
             "peak_memory_bytes": self.peak_memory,
             "device": self.device,
+            "engine": self.engine,
             "chosen": self.chosen,
             "settings": self.settings,
             "images": self.images or None,

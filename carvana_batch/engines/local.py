@@ -1,0 +1,212 @@
+"""One worker: decoding in processes, the network in this thread, writers in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from carvana_batch import __version__
+from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
+from carvana_batch.decode.workers import memory_shared_with_workers
+from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, Result, Summary
+from carvana_batch.errors import CarvanaBatchError, ImageError
+from carvana_batch.files import concerns_one_file
+from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
+from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.main_memory import peak_memory
+from carvana_batch.network.checkpoints import Model
+from carvana_batch.options import Choice
+from carvana_batch.output.extras import Drawing
+from carvana_batch.output.writer import MaskWriter, Written
+from carvana_batch.stopping import StopFlag
+from carvana_batch.values import Failure, ImageRef, Photo
+
+WRITER_THREADS = 2
+
+MOST_UNWRITTEN = 8
+"""Predictions that may be waiting for a writer thread; with more of them, the network waits."""
+
+Item = TypeVar("Item")
+
+
+class Stopwatch:
+    """Adds up the time of the main thread by what it is waiting for, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "predict": 0.0, "write": 0.0}
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the with block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def measure_each(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass the items on, and add the time that getting them takes to a stage."""
+        iterator = iter(items)
+        while True:
+            with self.measure(stage):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+
+def make_writer(job: Job, out: Out) -> MaskWriter:
+    """What writes the files of a job."""
+    options = job.options
+    return MaskWriter(
+        out.paths,
+        options.extras,
+        options.mask_bits,
+        options.clean,
+        options.rle_file is not None,
+        job.truth,
+        Drawing(options.threshold, options.colour, job.background),
+        out.check,
+        out.commit,
+        out.ownership,
+    )
+
+
+class LocalWorker:
+    """A :class:`Worker` in this process.
+
+    Args:
+        job: what is to be done.
+        model: what masks the photos.
+        out: the out folder.
+        stop: when its signal is set, :meth:`run` stops reading photos and finishes those in flight.
+        cores: of the machine that are for this worker; None for all.
+    """
+
+    def __init__(
+        self, job: Job, model: Model, out: Out, stop: StopFlag | None = None, cores: int | None = None
+    ) -> None:
+        self.job, self.model, self.out, self.cores = job, model, out, cores
+        self.stop = stop or StopFlag()
+        self._stopwatch = Stopwatch()
+        self._total = self._decode_seconds = self._write_seconds = 0.0
+        self._warnings: tuple[str, ...] = ()
+        self._unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()
+
+    def begin(self, chosen: Choice | None) -> Hello:
+        self._predictor, device = make_predictor(
+            self.model, self.job.options, chosen, on_change=self.out.record_choice
+        )
+        self._chosen = chosen or describe_choice(self._predictor.device, self._predictor.limits)
+        versions = {"carvana-batch": __version__, "torch": str(torch.__version__)}
+        return Hello(self._present_choice(), self.model.digest, versions, device)
+
+    def run(self, photos: Sequence[ImageRef]) -> Generator[Result]:
+        start = time.perf_counter()
+        options = self.job.options
+        decode_options = DecodeOptions(
+            options.pixel_limit, options.apply_exif, options.decode_timeout, options.accept_damage
+        )
+        workers = options.workers
+        if workers is None:
+            workers = default_workers(self._predictor.device, len(photos), self.cores)
+        loader = PhotoLoader(photos, decode_options, workers)
+        writer = make_writer(self.job, self.out)
+        try:
+            with contextlib.ExitStack() as stack:
+                threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+                stack.enter_context(memory_shared_with_workers())
+                # Closing it always ends the processes that decode.
+                decoded = stack.enter_context(contextlib.closing(self._decoded(loader)))
+                for result in self._predictor.predict(decoded):
+                    if isinstance(result, Failure):
+                        yield result
+                    else:
+                        self._unwritten.append((result.photo.ref, threads.submit(writer.write, result)))
+                    while self._unwritten and (
+                        len(self._unwritten) > MOST_UNWRITTEN or self._unwritten[0][1].done()
+                    ):
+                        yield self._oldest()
+                while self._unwritten:
+                    yield self._oldest()
+        finally:
+            self._unwritten.clear()
+            self._total += time.perf_counter() - start
+            self._decode_seconds += loader.seconds
+            new = (line for line in loader.warnings if line not in self._warnings)
+            self._warnings = (*self._warnings, *new)
+
+    def account(self) -> Account:
+        seconds = self._stopwatch.seconds
+        predict = max(0.0, self._total - seconds["decode"] - seconds["write"])
+        return Account(
+            seconds | {"predict": predict},
+            self._decode_seconds,
+            self._write_seconds,
+            peak_memory(),
+            (*self._warnings, *self._predictor.warnings),
+            self._present_choice(),
+        )
+
+    def _present_choice(self) -> Choice:
+        return describe_choice(self._predictor.device, self._predictor.limits, self._chosen)
+
+    def _decoded(self, loader: PhotoLoader) -> Generator[Photo | Failure, None, None]:
+        """The decoded photos, until a signal has come."""
+        for photo in self._stopwatch.measure_each("decode", loader):
+            yield photo
+            if self.stop.signal is not None:
+                return
+
+    def _oldest(self) -> Result:
+        """Wait until the oldest unwritten mask has its final name."""
+        ref, future = self._unwritten.popleft()
+        try:
+            with self._stopwatch.measure("write"):
+                written = future.result()
+        except CarvanaBatchError as error:
+            if not (isinstance(error, ImageError) or concerns_one_file(error)):
+                raise
+            return Failure.of(ref, "write", str(error))
+        self._write_seconds += written.seconds
+        return written
+
+
+class LocalEngine:
+    """An :class:`Engine` that is a single worker in this process.
+
+    Args:
+        model: what masks the photos.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.summary = model, Summary()
+
+    def begin(self, job: Job, out: OutOfRun, chosen: Choice | None, stop: StopFlag) -> Hello:
+        self._worker = LocalWorker(job, self.model, out, stop)
+        self._hello = self._worker.begin(chosen)
+        return self._hello
+
+    def bind(self, chosen: Choice) -> Hello:
+        if chosen != self._hello.choice:
+            self._hello = self._worker.begin(chosen)
+        return self._hello
+
+    def results(self, photos: PhotoList, stop: StopFlag) -> Generator[Result]:
+        return self._worker.run(photos)
+
+    def account(self) -> Account:
+        return self._worker.account()
+
+    def describe_nodes(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Nothing: the worker ends with its results."""

@@ -450,6 +450,7 @@ def test_a_signal_ends_the_run_after_the_photos_in_flight():
     crew = FakeCrew(photo=photo)
     results, _ = mask(crew, stop=stop)
     assert crew.stopped
+    assert "008" in results
     assert sorted(results) == sorted(crew.masked)
     assert len(results) < 40
 

@@ -175,6 +175,14 @@ def test_a_call_that_returns_too_little_is_like_a_death(make):
     assert handout.left == 0
 
 
+def test_a_call_that_was_stopped_leaves_no_suspects(make):
+    handout = make(2)
+    number, keys = give(handout)
+    handout.settle(number, keys[0])
+    assert handout.end(number, stopped=True) == []
+    assert (handout.left, handout.in_flight(), handout.give("a", 1)) == (1, [], None)
+
+
 def test_a_photo_that_a_worker_does_not_see_is_given_again(make):
     handout = make(2)
     number, _ = give(handout)

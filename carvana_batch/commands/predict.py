@@ -47,6 +47,7 @@ from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
 if TYPE_CHECKING:
+    from carvana_batch.engines.contract import Engine
     from carvana_batch.network.checkpoints import Model
 
 
@@ -229,6 +230,31 @@ if TYPE_CHECKING:
     help="Do part i of n; the parts may run at the same time and share OUT.",
 )
 @click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What masks the photos: this process, or workers on the machines of a Ray cluster, which share IN"
+    " and OUT under the same paths. Either goes on with what the other began.",
+)
+@click.option(
+    "--address",
+    metavar="auto|HOST:PORT",
+    help="The Ray cluster.  [default: RAY_ADDRESS, or that of this machine, which is started if needed]",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    help="Number of Ray's workers.  [default: one for each GPU, or for each machine if there are none]",
+)
+@click.option(
+    "--gpus-per-actor",
+    "gpus",
+    type=Finite(0, 64),
+    help="GPUs, or part of one, for each of Ray's workers.  [default: 1 if there are any]",
+)
+@click.option(
     "--overwrite",
     is_flag=True,
     help="Mask all photos again and replace their masks; masks of other photos in OUT stay.",
@@ -278,6 +304,10 @@ def command(
     decode_timeout: float,
     limit: int | None,
     shard: tuple[int, int],
+    engine_name: str,
+    address: str | None,
+    actors: int | None,
+    gpus: float | None,
     overwrite: bool,
     verify: bool,
     dry_run: bool,
@@ -303,6 +333,10 @@ def command(
         raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
     if truth is None and (car_values or ignored_values):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
+    if engine_name == "ray" and shard != (1, 1):
+        raise UsageError("--engine ray shares the photos out by itself. Leave out --shard.")
+    if engine_name != "ray" and (address, actors, gpus) != (None, None, None):
+        raise UsageError("--address, --actors and --gpus-per-actor go with --engine ray. Give that as well.")
     options = Options(
         device=device,
         precision=precision,
@@ -361,12 +395,13 @@ def command(
     from carvana_batch.network.checkpoints import load_model
     from carvana_batch.run import run
 
+    engine = _ray_engine(reporter, model, address, actors, gpus) if engine_name == "ray" else None
     loaded = load_model(model)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
     folder = _folder_of_mask_file(refs[0], out, overwrite) if mask_file else contextlib.nullcontext(out)
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
-        report = run(refs, root, loaded, options, reporter.listener, stop)
+        report = run(refs, root, loaded, options, reporter.listener, stop, engine)
     if as_json:
         click.echo(json.dumps(report.describe()))
     print_report(report, out, reporter)
@@ -377,6 +412,15 @@ def command(
     elif page is not None:
         _write_page(page, out, reporter)
     context.exit(report.exit_code)
+
+
+def _ray_engine(
+    reporter: Reporter, model: str, address: str | None, actors: int | None, gpus: float | None
+) -> Engine:
+    from carvana_batch.engines.dispatch import Dispatcher
+    from carvana_batch.engines.ray import RayCrew
+
+    return Dispatcher(RayCrew(model, address, actors, gpus), reporter.say)
 
 
 def _write_page(page: Path, out: Path, reporter: Reporter) -> None:

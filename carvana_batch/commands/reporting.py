@@ -106,11 +106,12 @@ class Reporter(Screen):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[failures]}"),
+            TextColumn("{task.fields[nodes]}"),
             console=Console(stderr=True),
             expand=True,
             auto_refresh=False,  # a drawing thread could hold a lock while a worker is forked
         )
-        self._task = self._bar.add_task("", total=progress.total, rate="", failures="")
+        self._task = self._bar.add_task("", total=progress.total, rate="", failures="", nodes="")
         self._bar.start()
 
     def _show(self, progress: Progress) -> None:
@@ -119,7 +120,9 @@ class Reporter(Screen):
         rate = finished / max(now - self._began, 1e-9)
         failures = f"{progress.failed:,} failed" if progress.failed else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
+            self._bar.update(
+                self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures, nodes=progress.nodes
+            )
             if now - self._last_told >= SECONDS_BETWEEN_DRAWINGS:
                 self._last_told = now
                 self._bar.refresh()
@@ -127,6 +130,7 @@ class Reporter(Screen):
             self._last_told = now
             left = timedelta(seconds=round((progress.total - finished) / rate))
             words = [f"{finished:,} of {progress.total:,} photos", f"{rate:.1f}/s", f"{left} left", failures]
+            words.append(progress.nodes)
             if not self.quiet:
                 click.echo(", ".join(word for word in words if word), err=True)
 

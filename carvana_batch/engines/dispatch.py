@@ -283,12 +283,9 @@ class Dispatcher:
                     self._refuse(worker, error)
                 case Returned():
                     yield from self._return(event)
-                case Ended(worker, call):
+                case Ended(_, call):
                     reason = "two workers returned nothing for this photo, which they had alone"
-                    if self._stopping:
-                        self._handout.drop(worker)
-                    else:
-                        yield from self._give_up(self._handout.end(call), reason)
+                    yield from self._give_up(self._handout.end(call, self._stopping), reason)
                 case Unavailable(worker):
                     member = self._members[worker]
                     if member.state != "unavailable":

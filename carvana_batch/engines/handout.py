@@ -121,8 +121,12 @@ class Handout:
         self._settle(index)
         return index
 
-    def end(self, number: int) -> list[int]:
+    def end(self, number: int, stopped: bool = False) -> list[int]:
         """Take note that a call has ended; what it did not return is treated as after a death.
+
+        Args:
+            number: of the call.
+            stopped: whether workers were told to stop, so that nothing is suspected.
 
         Returns:
             The indexes of the photos that are settled by this, without a result.
@@ -135,7 +139,7 @@ class Handout:
             self._pace[call.worker] = (now - call.began) / call.size
         for following in self.in_flight(call.worker)[:1]:
             following.began = now
-        return [] if call.taken_back else self._lose(call, node_lost=False)
+        return [] if call.taken_back or stopped else self._lose(call, node_lost=False)
 
     def lose_worker(self, worker: str, node_lost: bool) -> list[int]:
         """Take note that a worker has died.

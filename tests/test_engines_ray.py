@@ -176,7 +176,7 @@ def test_a_photo_that_kills_its_workers_fails_alone(predict, tmp_path, expected,
     count_faults("a worker of Ray, its machine or the process of the run dies", 3)
 
 
-def test_a_node_is_removed(predict, cluster, tmp_path, expected, count_faults):
+def test_a_node_is_removed(predict, cluster, tmp_path, expected, count_faults, capsys):
     started, nodes = cluster
     log = tmp_path / "log"
 
@@ -188,6 +188,7 @@ def test_a_node_is_removed(predict, cluster, tmp_path, expected, count_faults):
     remover.start()
     report, begun = predict(seconds=0.1)
     remover.join()
+    assert capsys.readouterr() == ("", ""), "Ray prints nothing, so that stdout only holds JSON"
     assert (report.exit_code, report.done) == (0, PHOTOS)
     assert_complete(tmp_path / "out", expected)
     assert report.engine["lost_workers"] == 1

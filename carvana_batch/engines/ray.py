@@ -301,6 +301,7 @@ class RayCrew:
         if self._connected:
             self._connected = False
             ray.shutdown()
+            ray._private.worker._worker_logs_enabled = True
 
     def _connect(self) -> None:
         if ray.is_initialized():
@@ -317,6 +318,8 @@ class RayCrew:
                 for number, handler in handlers.items():  # Ray would end the process at SIGTERM
                     signal.signal(number, handler)
         self._connected = True
+        # Whatever log_to_driver says, Ray prints its own log to stdout when a machine is lost, beside --json.
+        ray._private.worker._worker_logs_enabled = False
 
     def _choose_needs(self, options: Options) -> Needs:
         """What each worker needs: a GPU, or if there are none, all CPUs of the smallest machine."""

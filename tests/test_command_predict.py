@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -898,6 +899,35 @@ def test_a_folder_in_use(run, here):
 def test_an_unknown_model_is_rejected(run, here):
     result = run("in", "out", "--model", "none")
     assert isinstance(result.exception, ModelError)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.usefixtures("without_model")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--engine ray --shard 1/2", "--engine ray shares the photos out by itself. Leave out --shard."),
+        (
+            "--address auto",
+            "--address, --actors and --gpus-per-actor go with --engine ray. Give that as well.",
+        ),
+        ("--actors 2", "--address, --actors and --gpus-per-actor go with --engine ray. Give that as well."),
+        ("--gpus-per-actor 0.5", "--address, --actors and --gpus-per-actor go with --engine ray. Give that"),
+    ],
+)
+def test_options_that_do_not_go_with_the_engine(run, here, options, message):
+    assert usage_error(run("in", "out", *options.split())).startswith(message)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.usefixtures("without_model")
+def test_without_ray_one_line_says_what_to_install(run, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "carvana_batch.engines.ray", raising=False)
+    result = run("in", "out", "--engine", "ray")
+    assert str(result.exception) == (
+        "--engine ray needs Ray, of which ray is missing: pip install 'carvana-batch[ray]'"
+    )
     assert not (here / "out").exists()
 
 

@@ -43,14 +43,14 @@ from carvana_batch.values import Failure, ImageRef
 class Progress:
     """How far a run has come; ``total`` counts the photos that it has to mask.
 
-    ``nodes`` names the machines at work and their rates; "" if it is this one alone.
+    ``describe_nodes`` names the machines at work and their rates; "" if it is this one alone.
     """
 
     total: int
     done: int = 0
     failed: int = 0
     kept: int = 0
-    nodes: str = ""
+    describe_nodes: Callable[[], str] = lambda: ""
 
     @property
     def finished(self) -> int:
@@ -227,7 +227,7 @@ class Run:
         # Another shard may have begun since the choice was read, and then its choice is to be used.
         hello = self.engine.bind(out.start(hello.choice))
         self.report.device = hello.device
-        self._progress = Progress(total=len(self.todo))
+        self._progress = Progress(total=len(self.todo), describe_nodes=self.engine.describe_nodes)
 
     def process(self) -> None:
         """Mask the photos that are left, until all are done or a signal has come."""
@@ -319,7 +319,6 @@ class Run:
         self._progress.done += entry.masked
         self._progress.failed += entry.failed
         self._progress.kept += entry.kept
-        self._progress.nodes = self.engine.describe_nodes()
         self.listener.on_progress(self._progress)
 
     def _count_lost(self, journal: dict[str, Entry]) -> None:

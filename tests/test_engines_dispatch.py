@@ -472,8 +472,8 @@ def test_a_signal_ends_waiting_for_workers():
 def test_the_number_of_workers_follows_the_machines():
     asked = iter(range(10**6))
     crew = FakeCrew(wanted=lambda: 1 if next(asked) < 16 else 3)
-    results, dispatcher = mask(crew, photos_of(100))
-    assert (len(results), crew.number) == (100, 3)
+    results, dispatcher = mask(crew, photos_of(1000))
+    assert (len(results), crew.number) == (1000, 3)
     assert len(dispatcher.summary.nodes) == 3
 
 

@@ -7,6 +7,7 @@ from carvana_batch.engines.handout import (
     CHUNK_SECONDS,
     FIRST_CHUNK,
     MOST_DEATHS_ALONE,
+    SMALLEST_SECONDS,
     SUSPECTS,
     Handout,
 )
@@ -78,12 +79,12 @@ def test_the_last_calls_are_small_so_that_no_worker_waits_for_another(make, cloc
     while handout.left:
         for worker in "ab":
             if (call := handout.give(worker, 2)) is not None:
-                clock.now += 0.01 * call.size
+                clock.now += 0.5 * call.size
                 sizes.append(call.size)
                 do_all(handout, call.number)
     assert sum(sizes) == 400
-    assert max(sizes) <= 100
-    assert sizes[-1] <= FIRST_CHUNK
+    assert max(sizes) == CHUNK_SECONDS / 0.5
+    assert sizes[-1] <= SMALLEST_SECONDS / 0.5
 
 
 def test_a_result_counts_once(make):
@@ -98,9 +99,10 @@ def test_a_result_counts_once(make):
 
 
 def test_the_first_photos_that_a_dead_worker_did_not_return_run_alone(make, clock):
-    handout = make(40)
-    do_all(handout, give(handout)[0])
+    handout = make(400)
+    first, _ = give(handout)
     clock.now += 1
+    do_all(handout, first)
     number, keys = give(handout)
     _, later = give(handout)
     handout.settle(number, keys[0])

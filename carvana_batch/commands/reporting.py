@@ -120,17 +120,16 @@ class Reporter(Screen):
         rate = finished / max(now - self._began, 1e-9)
         failures = f"{progress.failed:,} failed" if progress.failed else ""
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures, nodes=progress.nodes
-            )
+            self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
             if now - self._last_told >= SECONDS_BETWEEN_DRAWINGS:
+                self._bar.update(self._task, nodes=progress.describe_nodes())
                 self._last_told = now
                 self._bar.refresh()
         elif now - self._last_told >= SECONDS_BETWEEN_LINES:
             self._last_told = now
             left = timedelta(seconds=round((progress.total - finished) / rate))
             words = [f"{finished:,} of {progress.total:,} photos", f"{rate:.1f}/s", f"{left} left", failures]
-            words.append(progress.nodes)
+            words.append(progress.describe_nodes())
             if not self.quiet:
                 click.echo(", ".join(word for word in words if word), err=True)
 

@@ -374,8 +374,9 @@ class Dispatcher:
         if self._stopping:
             return
         ready = [name for name, member in self._members.items() if member.state == "ready"]
+        coming = sum(member.state != "refused" for member in self._members.values())
         for name in ready:
-            while (call := self._handout.give(name, len(ready))) is not None:
+            while (call := self._handout.give(name, coming)) is not None:
                 self.summary.handed_out += len(call.waiting)
                 self.crew.give(name, call.number, self._tasks(call))
 

@@ -21,7 +21,10 @@ CHUNK_SECONDS = 30.0
 """Work of a call: long compared with the pause between two calls, short compared with what a death costs."""
 
 FIRST_CHUNK = 4
-"""Photos of a call to a worker whose pace is not known; also those of the last calls of a run."""
+"""Photos of a call to a worker whose pace is not known."""
+
+SMALLEST_SECONDS = 3.0
+"""Work of the last calls of a run, which are small so that no worker waits long for another."""
 
 LARGEST_CHUNK = 2000
 
@@ -89,7 +92,7 @@ class Handout:
 
         Args:
             worker: its name.
-            workers: number of ready workers.
+            workers: number of workers that are ready, or will be.
         """
         calls = self.in_flight(worker)
         if len(calls) >= CALLS_IN_FLIGHT or any(call.alone for call in calls):
@@ -245,6 +248,6 @@ class Handout:
         if worker not in self._pace:
             return FIRST_CHUNK
         not_given = len(self._again) + len(self.photos) - self._next
-        share = math.ceil(not_given / (CALLS_IN_FLIGHT * max(1, workers)))
-        size = int(CHUNK_SECONDS / max(self._pace[worker], CHUNK_SECONDS / LARGEST_CHUNK))
-        return max(1, min(size, max(share, FIRST_CHUNK)))
+        share = math.ceil(not_given / (CALLS_IN_FLIGHT * workers)) if workers > 1 else not_given
+        pace = max(self._pace[worker], CHUNK_SECONDS / LARGEST_CHUNK)
+        return max(1, min(int(CHUNK_SECONDS / pace), max(share, int(SMALLEST_SECONDS / pace))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -240,7 +240,7 @@ def _can_be_written(text: str) -> bool:
 
 def _line(entry: Entry) -> str:
     # A line break first: it separates the line from one that a killed run left incomplete.
-    values = {name: value for name, value in asdict(entry).items() if value != DEFAULTS[name]}
+    values = {name: value for name in DEFAULTS if (value := getattr(entry, name)) != DEFAULTS[name]}
     return "\n" + json.dumps(values)
 
 

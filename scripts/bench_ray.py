@@ -199,7 +199,8 @@ class PretendedCrew:
 
     name = "pretended"
 
-    def open(self, job: Job) -> None:
+    def open(self, job: Job, chosen: Choice | None) -> None:
+        del chosen
         self._worker = PretendedWorker(job)
         self._events: deque[Event] = deque()
 

@@ -56,8 +56,8 @@ class FakeCrew:
         self.stopped = self.closed = False
         self.most_calls, self.most_photos = 0, 0
 
-    def open(self, job):
-        self.job = job
+    def open(self, job, chosen):
+        self.job, self.chosen = job, chosen
 
     def describe_wanted(self):
         return "1 CPU"
@@ -73,7 +73,7 @@ class FakeCrew:
     def begin(self, worker, chosen):
         self.begun.append((worker, chosen))
         hello = self.hello(worker, chosen)
-        if isinstance(hello, Died):
+        if isinstance(hello, Died | Unavailable):
             self.news.append(hello)
         elif isinstance(hello, Hello):
             self.calls.setdefault(worker, [])
@@ -245,7 +245,7 @@ def hello_of(worker, choice=CHOICE, **changes):
 def test_the_choice_of_an_earlier_run_binds_all():
     crew = FakeCrew()
     mask(crew, chosen=replace(CHOICE, batch=2))
-    assert {chosen for _, chosen in crew.begun} == {replace(CHOICE, batch=2)}
+    assert {chosen for _, chosen in crew.begun} == {crew.chosen} == {replace(CHOICE, batch=2)}
 
 
 def test_another_choice_reaches_the_first_worker_too():
@@ -262,6 +262,10 @@ def test_another_choice_reaches_the_first_worker_too():
     [
         (CarvanaBatchError("no cuda"), "no cuda"),
         (hello_of("w2", digest="e"), "it has weights e, and this job d"),
+        (
+            hello_of("w2", replace(CHOICE, batch=2)),
+            "it has the choice Choice(device='cpu', precision='fp32', b",
+        ),
         (hello_of("w2", versions=VERSIONS | {"carvana-batch": "0.1"}), "it has carvana-batch 0.1, and this"),
     ],
 )
@@ -331,6 +335,22 @@ def test_an_unavailable_worker_is_asked_again_and_goes_on():
     assert failures_in(results) == {}
     assert (crew.number, dispatcher.summary.lost_workers) == (2, 0)
     assert [worker for worker, _ in crew.begun].count("w1") == 2
+
+
+def test_a_worker_that_cannot_be_reached_for_long_keeps_its_photos():
+    """Until it is known to be dead; others go on meanwhile."""
+    answers = iter([Unavailable("w1")] * 5)
+
+    def hello(worker, chosen):
+        asked = [name for name, _ in crew.begun].count(worker)
+        answer = hello_of(worker, chosen or CHOICE)
+        return next(answers, answer) if asked > 1 else answer
+
+    crew = FakeCrew(photo=once("w1", "002", "unavailable"), hello=hello)
+    results, dispatcher = mask(crew)
+    assert (len(results), failures_in(results)) == (40, {})
+    assert [worker for worker, _ in crew.begun].count("w1") == 7
+    assert dispatcher.summary.lost_workers == 0
 
 
 def test_an_unavailable_worker_that_is_dead_leaves_suspects():

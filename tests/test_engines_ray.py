@@ -21,11 +21,12 @@ from faulty_workers import Faulty  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from carvana_batch.commands import group  # noqa: E402
+from carvana_batch.engines.contract import Job  # noqa: E402
 from carvana_batch.engines.dispatch import Dispatcher  # noqa: E402
 from carvana_batch.engines.ray import Needs, RayCrew  # noqa: E402
 from carvana_batch.errors import CarvanaBatchError, UsageError  # noqa: E402
 from carvana_batch.inputs.find import find_images  # noqa: E402
-from carvana_batch.options import Options  # noqa: E402
+from carvana_batch.options import Choice, Options  # noqa: E402
 from carvana_batch.output.announced import worker_journals  # noqa: E402
 from carvana_batch.run import run  # noqa: E402
 
@@ -55,6 +56,16 @@ def address(cluster):
         nodes.append(started.add_node(num_cpus=1))
     yield started.address
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster_with_gpus(cluster):
+    """The address of the cluster while it has a third node, of four CPUs and, as it says, two GPUs."""
+    started, _ = cluster
+    node = started.add_node(num_cpus=4, num_gpus=2)
+    started.wait_for_nodes()
+    yield started.address
+    started.remove_node(node)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +169,9 @@ def test_an_actor_is_killed(predict, tmp_path, expected, count_faults):
     assert (report.exit_code, report.done) == (0, PHOTOS)
     assert_complete(tmp_path / "out", expected)
     assert report.engine["lost_workers"] == 1
+    (warning,) = report.warnings
+    place = os.uname().nodename
+    assert warning == f"A worker on {place} died and was replaced: its process was killed or has crashed"
     assert PHOTOS < len(begun) <= PHOTOS + 8
     assert len({process for _, process, _ in begun}) in (2, 3), (
         "the other may do the rest before a new one can"
@@ -170,9 +184,14 @@ def test_a_photo_that_kills_its_workers_fails_alone(predict, tmp_path, expected,
     assert (report.exit_code, report.done) == (3, PHOTOS - 1)
     assert_complete(tmp_path / "out", expected, failed=["b/11"])
     ((failure,), times) = report.failures, Counter(key for key, _, _ in begun)
-    assert (failure.key, failure.stage, times["b/11"]) == ("b/11", "predict", 3)
-    assert "two workers died with this photo alone" in failure.reason
-    assert len(begun) <= PHOTOS + 10
+    assert (failure.key, failure.stage) == ("b/11", "predict")
+    assert failure.reason == (
+        "two workers died with this photo alone, the second one because: its process was killed or has"
+        " crashed"
+    )
+    # Twice alone, and before with others; more often if many were begun whose results were not yet sent.
+    assert 3 <= times["b/11"] <= 5
+    assert len(begun) <= PHOTOS + 30
     count_faults("a worker of Ray, its machine or the process of the run dies", 3)
 
 
@@ -192,6 +211,9 @@ def test_a_node_is_removed(predict, cluster, tmp_path, expected, count_faults, c
     assert (report.exit_code, report.done) == (0, PHOTOS)
     assert_complete(tmp_path / "out", expected)
     assert report.engine["lost_workers"] == 1
+    assert report.warnings == [
+        f"A worker on {os.uname().nodename} died and was replaced: its machine was lost"
+    ]
     assert PHOTOS < len(begun) <= PHOTOS + 8
     count_faults("a worker of Ray, its machine or the process of the run dies", 1)
 
@@ -238,6 +260,42 @@ def test_what_cannot_be_reached_is_named(model, photos, tmp_path):
     engine = Dispatcher(RayCrew("segunet-s", "127.0.0.1:1"))
     with pytest.raises(UsageError, match=r"--address 127\.0\.0\.1:1: no connection to a Ray cluster"):
         run(find_images(photos).refs, tmp_path / "out", model, Options(), engine=engine)
+
+
+def test_the_mask_of_a_single_photo(photos, tmp_path, address):
+    arguments = ["predict", photos / "a" / "00.jpg", tmp_path / "mask.png", "--model", "segunet-s"]
+    arguments += ["--precision", "fp32", "--engine", "ray", "--address", address]
+    finished = CliRunner().invoke(group, [str(argument) for argument in arguments])
+    assert finished.exit_code == 0, finished.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.png"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "begun_on", "workers", "needs"),
+    [
+        (None, "auto", None, 2, Needs(1, 1)),
+        (0.5, "auto", None, 4, Needs(1, 0.5)),
+        (None, "cuda", None, 2, Needs(1, 1)),
+        (None, "auto", "cuda", 2, Needs(1, 1)),
+        (None, "auto", "cpu", 6, Needs(1, 0)),
+        (None, "cpu", None, 6, Needs(1, 0)),
+        (0, "auto", None, 6, Needs(1, 0)),
+    ],
+)
+def test_a_worker_for_each_gpu(cluster_with_gpus, tmp_path, gpus, device, begun_on, workers, needs):
+    crew = RayCrew("segunet-s", cluster_with_gpus, gpus=gpus)
+    job = Job("d", Options(device=device), tmp_path, None, "run", 1)
+    crew.open(job, None if begun_on is None else Choice(begun_on, "fp32", 1, 1000))
+    try:
+        assert (crew.wanted(), crew.describe_wanted()) == (workers, needs.describe())
+    finally:
+        crew.close()
+
+
+def test_a_single_gpu_cannot_be_named(cluster_with_gpus, tmp_path):
+    crew = RayCrew("segunet-s", cluster_with_gpus)
+    with pytest.raises(UsageError, match="--device cuda:N does not go with --engine ray"):
+        crew.open(Job("d", Options(device="cuda:1"), tmp_path, None, "run", 1), None)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ MOST_DEATHS_IN_A_ROW = 12
 POLL_SECONDS = 0.5
 """How often to look for signals, and for machines that have come."""
 
+ASK_AGAIN_SECONDS = 1.0
+"""How often a worker is asked again that cannot be reached."""
+
 WAIT_SECONDS = 30.0
 """Without any worker for so long, the user is told what is being waited for."""
 
@@ -122,8 +125,12 @@ class Crew(Protocol):
 
     name: str
 
-    def open(self, job: Job) -> None:
+    def open(self, job: Job, chosen: Choice | None) -> None:
         """Connect to the machines; call it before all others.
+
+        Args:
+            job: what is to be done.
+            chosen: what the first worker of the job chose in an earlier run, None if there was none.
 
         Raises:
             CarvanaBatchError: that is impossible, or they cannot do the job.
@@ -163,11 +170,15 @@ class Member:
             kept, so that no other worker is started in its place.
         hello: its latest one.
         account: its latest one.
+        told: the choice that it was told when it was last asked for its hello.
+        ask_at: when to ask it again, None unless it cannot be reached.
     """
 
     state: str = "loading"
     hello: Hello | None = None
     account: Account | None = None
+    told: Choice | None = None
+    ask_at: float | None = None
 
     @property
     def node(self) -> str:
@@ -207,7 +218,7 @@ class Dispatcher:
         self._absolute, self._given = _absolute_job(job)
         self._handout = Handout(PhotoList([]), self._clock)
         self._alone_since: float | None = self._clock()
-        self.crew.open(self._absolute)
+        self.crew.open(self._absolute, chosen)
         while stop.signal is None:
             for _ in self._advance():
                 pass
@@ -273,6 +284,9 @@ class Dispatcher:
         """Start the workers that are missing, and deal with what happens."""
         if not self._stopping:
             self._fill()
+        for name, member in self._members.items():
+            if member.ask_at is not None and member.ask_at <= self._clock():
+                self._tell(name, member)
         for event in self.crew.events(POLL_SECONDS):
             match event:
                 case Loaded(worker):
@@ -288,9 +302,7 @@ class Dispatcher:
                     yield from self._give_up(self._handout.end(call, self._stopping), reason)
                 case Unavailable(worker):
                     member = self._members[worker]
-                    if member.state != "unavailable":
-                        member.state = "unavailable"
-                        self.crew.begin(worker, self._chosen)
+                    member.state, member.ask_at = "unavailable", self._clock() + ASK_AGAIN_SECONDS
                 case Died(worker):
                     yield from self._bury(event)
 
@@ -324,24 +336,30 @@ class Dispatcher:
 
     def _ask(self, worker: str, member: Member) -> None:
         member.state = "greeting"
+        self._tell(worker, member)
+
+    def _tell(self, worker: str, member: Member) -> None:
+        member.told, member.ask_at = self._chosen, None
         self.crew.begin(worker, self._chosen)
 
     def _greet(self, worker: str, hello: Hello) -> None:
         """Take a worker that has said hello."""
         member = self._members[worker]
-        versions = {"carvana-batch": __version__, "weights": self._job.digest[:16]}
-        theirs = {
-            "carvana-batch": hello.versions.get("carvana-batch", ""),
-            "weights": hello.digest[:16],
-        }
-        for name, version in versions.items():
-            if theirs[name] != version:
-                text = f"it has {name} {theirs[name]}, and this job {version}"
-                member.hello = hello
-                self._refuse(worker, CarvanaBatchError(text))
-                return
         if member.state == "unavailable":  # it may have lost its calls, and may not
             self._handout.drop(worker)
+        if self._chosen is not None and member.told != self._chosen and hello.choice != self._chosen:
+            self._ask(worker, member)  # it was chosen, or reduced, while this one was asked
+            return
+        theirs = {
+            "carvana-batch": (hello.versions.get("carvana-batch", ""), __version__),
+            "weights": (hello.digest[:16], self._job.digest[:16]),
+            "the choice": (str(hello.choice), str(self._chosen or hello.choice)),
+        }
+        for name, (its, ours) in theirs.items():
+            if its != ours:
+                member.hello = hello
+                self._refuse(worker, CarvanaBatchError(f"it has {name} {its}, and this job {ours}"))
+                return
         member.hello, member.state = hello, "ready"
         self._failed_starts = 0
         self._node_began.setdefault(hello.node, self._clock())

@@ -32,7 +32,7 @@ from carvana_batch.engines.dispatch import (
     absolute,
 )
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.options import Choice, Options
+from carvana_batch.options import Choice
 from carvana_batch.output.announced import WorkerOut
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import counted
@@ -42,7 +42,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is masked here is 
 
 try:
     import ray
-    from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+    from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] == "carvana_batch":
         raise
@@ -242,13 +242,14 @@ class RayCrew:
         self._requests: dict[Any, Request] = {}
         self._number = 0
 
-    def open(self, job: Job) -> None:
+    def open(self, job: Job, chosen: Choice | None) -> None:
         if job.options.device.startswith("cuda:"):
             raise UsageError(
                 "--device cuda:N does not go with --engine ray, which gives each worker its GPU."
             )
         self._connect()
-        self._needs = self._choose_needs(job.options)
+        device = job.options.device
+        self._needs = self._choose_needs(chosen.device if chosen and device == "auto" else device)
         self._job = ray.put(job)
         self._class = ray.remote(concurrency_groups={"control": 1})(Actor)
 
@@ -321,13 +322,13 @@ class RayCrew:
         # Whatever log_to_driver says, Ray prints its own log to stdout when a machine is lost, beside --json.
         ray._private.worker._worker_logs_enabled = False
 
-    def _choose_needs(self, options: Options) -> Needs:
+    def _choose_needs(self, device: str) -> Needs:
         """What each worker needs: a GPU, or if there are none, all CPUs of the smallest machine."""
         machines = _machines()
         gpus = self.gpus
         if gpus is None:
             found = any(machine.get("GPU", 0) >= 1 for machine in machines)
-            gpus = 1.0 if options.device == "cuda" or (options.device == "auto" and found) else 0.0
+            gpus = 1.0 if device == "cuda" or (device == "auto" and found) else 0.0
         if gpus:
             needs = Needs(1, gpus)
             if len(machines) == 1 and not needs.fit_into(machines[0]) and self.address is None:
@@ -358,11 +359,9 @@ class RayCrew:
             else:
                 del self._requests[reference]
                 answer = ray.get(reference)
-        except ActorUnavailableError as error:
-            if request.kind == "run":
-                self._requests.pop(reference)
-                return [Unavailable(worker)]
-            return self._bury(worker, error)
+        except ActorUnavailableError:
+            self._requests.pop(reference, None)
+            return [Unavailable(worker)]
         except RayError as error:
             return [*self._read_rest(reference, request), *self._bury(worker, error)]
         if isinstance(answer, CarvanaBatchError):
@@ -426,15 +425,17 @@ def _machines() -> list[dict[str, float]]:
 
 
 def _describe(error: RayError) -> str:
-    """Why a worker died, in one line: the last one of a traceback, otherwise the first."""
+    """Why a worker died, in one line."""
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {_first_line(error.cause)}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "creation task" in lines[0]:
-        return lines[-1]
-    return (
-        lines[0] if len(lines) == 1 else " ".join(lines[:1] + [line for line in lines if "exit" in line][:1])
-    )
+    text = str(error)
+    if "creation task" in text:
+        return text.strip().splitlines()[-1].strip()
+    if isinstance(error, OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in text:
+        return "Ray has killed it, because the memory of its machine was short"
+    if "Worker exit type" in text:
+        return "its process was killed or has crashed"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from carvana_batch.errors import FolderChangedError, UsageError
 from carvana_batch.options import Choice
-from carvana_batch.output.announced import WorkerOut, remove_settled, worker_journals
+from carvana_batch.output.announced import LISTS_IN_FLIGHT, WorkerOut, remove_settled, worker_journals
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_journals
 from carvana_batch.output.ownership import Stamp
@@ -114,6 +114,17 @@ def test_journals_of_workers_go_once_all_of_their_photos_are_settled(out, make_w
     out.commit(Entry("b", "in/b.jpg", 1, 1))
     remove_settled(state, read_journals(state).latest)
     assert worker_journals(state) == []
+
+
+def test_only_the_lists_in_flight_are_kept(out, make_worker):
+    """What came of earlier ones is in the journal of the run, or the worker would not be given more."""
+    worker, counts = make_worker(), []
+    for number in range(6):
+        worker.take_up({})
+        announce(worker, f"{number}", b"1")
+        counts.append(len(worker_journals(out.paths.state)))
+    assert counts == [1, *[LISTS_IN_FLIGHT] * 5]
+    assert read_journals(out.paths.state).pending.keys() == {"4", "5"}
 
 
 def test_a_line_of_an_earlier_run_does_not_settle_a_photo(out, make_worker):

@@ -137,6 +137,24 @@ def test_imports_point_down_only():
     assert forbidden(ROOMS) == []
 
 
+def test_only_one_module_needs_ray():
+    """The others are tested without it."""
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if name.partition(".")[0] == "ray"
+    }
+    assert modules == {"engines/ray.py"}
+
+
 def test_every_box_is_a_room():
     assert boxes_of(PACKAGE) == ROOMS.keys()
 

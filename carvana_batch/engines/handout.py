@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from carvana_batch.inputs.photo_list import PhotoList
+from carvana_batch.output.announced import LISTS_IN_FLIGHT
 
-CALLS_IN_FLIGHT = 2
+CALLS_IN_FLIGHT = LISTS_IN_FLIGHT
 """Calls that a worker is given at a time, so that it never waits for the next one."""
 
 CHUNK_SECONDS = 30.0

@@ -53,6 +53,11 @@ except ModuleNotFoundError as error:
 RETURN_SECONDS = 0.2
 """Results are collected for so long, because each message costs the coordinator about the same."""
 
+CONNECTION_ADVICE = (
+    "Check the address, and that RAY_AUTH_MODE and the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token) are those"
+    " of the cluster."
+)
+
 CONNECT_SECONDS = 10.0
 """Time for the head of a cluster to accept a connection."""
 
@@ -313,7 +318,9 @@ class RayCrew:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, OSError, RayError) as error:
             where = f"--address {self.address}" if self.address else "--engine ray"
-            raise UsageError(f"{where}: no connection to a Ray cluster: {_first_line(error)}") from error
+            raise UsageError(
+                f"{where}: no connection to a Ray cluster: {_first_line(error)}. {CONNECTION_ADVICE}"
+            ) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():  # Ray would end the process at SIGTERM

@@ -1,8 +1,8 @@
 """Workers of a run that are other processes, perhaps on other machines: how they see the out folder.
 
-Only the process of the run adds to its journal. A worker has a journal of its own, with nothing but pending
-lines: they say after a kill which files are of a run. Journals of workers go once the run's own journal says
-what came of all their photos.
+Only the process of the run adds to its journal. A worker has journals of its own, with nothing but pending
+lines: they say after a kill which files are of a run. Each is of one list of photos, and goes once the run's
+own journal says what came of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from carvana_batch.output.lock import read_holder
 from carvana_batch.output.ownership import Ownership
 from carvana_batch.output.paths import OutPaths, holder_of
 from carvana_batch.text import shown
+
+LISTS_IN_FLIGHT = 2
+"""Lists of photos that a worker is given at a time; what came of others is in the journal of the run."""
 
 PATIENCE = 5.0
 """Seconds until a shared folder has to show what another machine has written."""
@@ -55,6 +59,9 @@ class WorkerOut:
         self.paths = OutPaths(root)
         self.choice: Choice | None = None
         self._run, self._generation, self._replace_all = run, generation, replace_all
+        self._name = uuid.uuid4().hex
+        self._lists = 0
+        self._journals: deque[Path] = deque()
         self._journal: IO[bytes] | None = None
         self._journal_lock = threading.Lock()
         deadline = time.monotonic() + patience
@@ -77,7 +84,7 @@ class WorkerOut:
             return False
 
     def take_up(self, claims: Mapping[str, Iterable[Entry]]) -> None:
-        """Get ready for the next photos.
+        """Get ready for the next list of photos.
 
         Args:
             claims: the lines of journals about files of these photos, by key.
@@ -91,15 +98,20 @@ class WorkerOut:
             )
         self.ownership = Ownership(self.paths, replace_all=self._replace_all)
         self.ownership.learn(claims)
+        self._close_journal()
+        self._lists += 1
+        self._journals.append(self.paths.state / f"journal-worker-{self._name}-{self._lists}.jsonl")
+        if len(self._journals) > LISTS_IN_FLIGHT:
+            remove_file(self._journals.popleft())
 
     def check(self) -> None:
         """See :meth:`OutFolder.check`."""
         self._held.check()
 
     def commit(self, entry: Entry) -> None:
-        """Append a pending entry to the journal of this worker; several threads may call it at once."""
+        """Append a pending entry to a journal of this worker; several threads may call it at once."""
         self.check()
-        path = self.paths.state / f"journal-worker-{uuid.uuid4().hex}.jsonl"
+        path = self._journals[-1]
         try:
             with self._journal_lock:
                 if self._journal is None:
@@ -116,6 +128,9 @@ class WorkerOut:
     def close(self) -> None:
         """Hold the folder no longer."""
         self._held.close()
+        self._close_journal()
+
+    def _close_journal(self) -> None:
         if self._journal is not None:
             self._journal.close()
             self._journal = None

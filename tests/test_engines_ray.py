@@ -40,7 +40,9 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # Ray's processes import faulty_workers
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        quick = {"health_check_period_ms": 1000}  # to notice sooner that a node is gone
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
+        started = Cluster(initialize_head=True, head_node_args=head)
         nodes = [started.add_node(num_cpus=1) for _ in range(2)]
         started.wait_for_nodes()
         yield started, nodes

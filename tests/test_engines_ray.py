@@ -1,5 +1,6 @@
 """Real clusters of Ray in this machine: a head without CPUs and two nodes of one CPU each."""
 
+import csv
 import json
 import os
 import shutil
@@ -124,19 +125,10 @@ def test_both_engines_give_the_same_bytes_and_finish_what_the_other_began(
     for bad in ("a/empty.jpg", "b/cut.jpg"):
         Path("in", bad).write_bytes(Path("in/a/00.jpg").read_bytes()[: 500 * bad.count("cut")])
     Path("truth/04_mask.gif").unlink()
-    options = [
-        "--save",
-        "overlay",
-        "--save",
-        "prob",
-        "--gt",
-        "truth",
-        "--precision",
-        "fp32",
-        "--workers",
-        "1",
-    ]
-    options += ["--json", "--model", "segunet-s"]
+    shutil.copy("in/b/01.jpg", "ground.jpg")
+    options = ["--gt", "truth", "--precision", "fp32", "--workers", "1", "--json"]
+    options += ["--save", "overlay", "--save", "prob", "--save", "recolour", "--colour", "#b00020"]
+    options += ["--background", "ground.jpg"]
     with_ray = ["--engine", "ray", "--address", address]
 
     def predict(out, *more):
@@ -155,7 +147,9 @@ def test_both_engines_give_the_same_bytes_and_finish_what_the_other_began(
     assert (report["done"], report["failed"], report["warnings"]) == (PHOTOS, 2, [])
     assert results_in(Path("ray")) == results_in(Path("local"))
     assert Path("ray.csv").read_bytes() == Path("local.csv").read_bytes()
-    assert len(results_in(Path("ray"))) == 3 * PHOTOS + 1
+    assert len(results_in(Path("ray"))) == 5 * PHOTOS + 1
+    with Path("ray/report.csv").open(newline="") as table:
+        assert all(row["doubt"] for row in csv.DictReader(table) if row["status"] == "done")
     assert not ray.is_initialized()
 
     before = results_in(Path("local"))
@@ -164,6 +158,12 @@ def test_both_engines_give_the_same_bytes_and_finish_what_the_other_began(
             Path(out, "ab"[number % 2], f"{number:02}.png").unlink()
     assert predict("ray")["done"] == predict("local", *with_ray)["done"] == PHOTOS // 5
     assert results_in(Path("ray")) == results_in(Path("local")) == before
+
+    for out, engine in (("ray", with_ray), ("local", [])):
+        report = predict(out, "--save", "cutout", *engine)
+        assert (report["done"], report["drawn"], report["undrawn"]) == (0, PHOTOS, [])
+    assert results_in(Path("ray")) == results_in(Path("local"))
+    assert len(results_in(Path("ray"))) == 6 * PHOTOS + 1
 
 
 def test_an_actor_is_killed(predict, tmp_path, expected, count_faults):

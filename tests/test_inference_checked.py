@@ -9,9 +9,10 @@ from torch import Tensor
 
 import carvana_batch.inference.checked
 from carvana_batch.errors import CarvanaBatchError
-from carvana_batch.inference.checked import CheckedPredictor, dice, find_box, sample
+from carvana_batch.inference.checked import CheckedPredictor, find_box, sample
 from carvana_batch.inference.doubt import FACTOR, FLOOR, POWERS, estimate_doubt
 from carvana_batch.inference.planning import make_predictor as make_from_options
+from carvana_batch.masks.counts import count
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.notes import Note
 from carvana_batch.options import Options
@@ -238,6 +239,9 @@ def test_sampling_takes_the_nearest_pixels(size):
 
 
 def test_dice_of_masks():
+    def dice(first, second):
+        return count(PackedMask.from_bool(first), PackedMask.from_bool(second)).dice
+
     assert dice(rectangle(0, 4, 0, 10), rectangle(2, 6, 0, 10)) == 0.5
     assert dice(rectangle(0, 0, 0, 0), rectangle(0, 0, 0, 0)) == 1
     assert dice(CAR, ~CAR) == 0

@@ -18,6 +18,7 @@ from carvana_batch.inference.recovery import too_large_photo
 from carvana_batch.inference.resizing import MOST_ENLARGEMENT, resize_photo, resize_probability
 from carvana_batch.inference.runner import make_prediction
 from carvana_batch.inference.thresholding import threshold_and_pack
+from carvana_batch.masks.counts import count
 from carvana_batch.masks.specks import clean
 from carvana_batch.notes import Note
 from carvana_batch.orientation import turn
@@ -103,7 +104,8 @@ class CheckedPredictor(AnyPredictor):
     def _disagreement(self, prediction: Prediction, reduced: NDArray[np.float32]) -> float:
         """1 - Dice of a mask and that of the second network's first look, whose map is given."""
         upright = prediction.mask.turned(prediction.photo.orientation)
-        return 1 - dice(sample(upright, *reduced.shape), reduced > self.threshold)
+        sampled = PackedMask.from_bool(sample(upright, *reduced.shape))
+        return 1 - count(sampled, PackedMask.from_bool(reduced > self.threshold)).dice
 
     def _look(self, photo: Photo, upright: NDArray[np.uint8], short_side: int) -> NDArray[np.float32] | None:
         """The map of the second network of an upright photo or of a part of it, (h, w) float32 in [0, 1].
@@ -154,12 +156,6 @@ def sample(mask: PackedMask, height: int, width: int) -> NDArray[np.bool_]:
     rows = ((np.arange(height) + 0.5) * mask.height / height).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * mask.width / width).astype(np.int64)
     return PackedMask(mask.rows[rows], mask.width).to_bool()[:, columns]
-
-
-def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """The Dice of two (H, W) masks; 1 if both are empty."""
-    both = np.count_nonzero(first) + np.count_nonzero(second)
-    return 2 * np.count_nonzero(first & second) / both if both else 1.0
 
 
 def find_box(mask: PackedMask, height: int, width: int) -> tuple[slice, slice]:

@@ -40,7 +40,7 @@ def grow(mask: PackedMask, disc: Disc) -> PackedMask:
     """Dilation: the pixels with foreground within the disc around them."""
     rows = mask.rows
     for number in range(disc.squares + disc.crosses):
-        wide = _shift_right(rows, mask.width)
+        wide = shift_right(rows, mask.width)
         wide |= _shift_left(rows)
         wide |= rows
         above_below = wide.copy() if number < disc.squares else rows
@@ -54,7 +54,7 @@ def shrink(mask: PackedMask, disc: Disc) -> PackedMask:
     """Erosion: the pixels with only foreground within the disc around them."""
     rows = mask.rows
     for number in range(disc.squares + disc.crosses):
-        narrow = _shift_right(rows, mask.width)
+        narrow = shift_right(rows, mask.width)
         narrow &= _shift_left(rows)
         narrow &= rows
         above_below = narrow.copy() if number < disc.squares else rows
@@ -92,7 +92,8 @@ def find_pixels(mask: PackedMask) -> NDArray[np.int64]:
     return np.stack([row[index], byte[index] * 8 + bit], axis=1)
 
 
-def _shift_right(rows: Rows, width: int) -> Rows:
+def shift_right(rows: Rows, width: int) -> Rows:
+    """The packed rows of a mask of ``width``, with each pixel one column further right."""
     moved = np.right_shift(rows, 1)
     moved[:, 1:] |= rows[:, :-1] << 7
     moved[:, -1:] &= 0xFF << (-width % 8) & 0xFF  # padding bits stay 0

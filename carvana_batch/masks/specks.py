@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from carvana_batch.masks.morphology import find_pixels
+from carvana_batch.masks.morphology import find_pixels, shift_right
 from carvana_batch.values import PackedMask
 
 SMALLEST_PIECE = 1e-4
@@ -76,10 +76,8 @@ def clean(mask: PackedMask) -> PackedMask:
 def find_runs(mask: PackedMask) -> Runs:
     """The runs of foreground in a mask."""
     framed = np.pad(mask.rows, ((0, 0), (0, 1)))  # so that runs end before the last column
-    before = framed >> 1
-    before[:, 1:] |= framed[:, :-1] << 7
-    edges = PackedMask((framed ^ before).astype(np.uint8, copy=False), 8 * framed.shape[1])
-    row, column = find_pixels(edges).T
+    width = 8 * framed.shape[1]
+    row, column = find_pixels(PackedMask(framed ^ shift_right(framed, width), width)).T
     return Runs(row[::2], column[::2], column[1::2])
 
 

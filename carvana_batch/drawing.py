@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from carvana_batch.colours import RGB
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import read_image
 from carvana_batch.decode.workers import memory_shared_with_workers
-from carvana_batch.engines.local import MOST_UNWRITTEN, WRITER_THREADS
-from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
-from carvana_batch.files import concerns_one_file
+from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Options
 from carvana_batch.output.backgrounds import Background
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.writer import MaskWriter
+from carvana_batch.output.writer_threads import WriterThreads
 from carvana_batch.stopping import StopFlag
-from carvana_batch.values import Failure, ImageRef, Photo
+from carvana_batch.values import Failure, Photo
 
 
 def read_background(background: RGB | Path | None) -> Background | None:
@@ -72,7 +70,6 @@ class ExtrasDrawer:
             options.pixel_limit, options.apply_exif, options.decode_timeout, accept_damage=True
         )
         self._loader = PhotoLoader(photos, decode_options, workers)
-        self._waiting: deque[tuple[ImageRef, Future[Entry]]] = deque()
 
     @property
     def warnings(self) -> list[str]:
@@ -87,31 +84,18 @@ class ExtrasDrawer:
         Raises:
             CarvanaBatchError: no file can be made, whatever the photo is; such as if the disk is full.
         """
-        waiting = self._waiting
         with contextlib.ExitStack() as stack:
-            threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+            threads = stack.enter_context(WriterThreads[Entry]())
             stack.enter_context(memory_shared_with_workers())
             for photo in stack.enter_context(contextlib.closing(iter(self._loader))):
                 if isinstance(photo, Failure):
                     yield photo
                 else:
-                    waiting.append((photo.ref, threads.submit(self._draw, photo)))
-                while len(waiting) > MOST_UNWRITTEN or (waiting and waiting[0][1].done()):
-                    yield self._oldest()
+                    threads.submit(photo.ref, partial(self._draw, photo))
+                yield from threads.results(wait=False)
                 if self.stop.signal is not None:
                     break
-            while waiting:
-                yield self._oldest()
+            yield from threads.results(wait=True)
 
     def _draw(self, photo: Photo) -> Entry:
         return self.writer.draw(photo, self.entries[photo.ref.key], self.kinds[photo.ref.key])
-
-    def _oldest(self) -> Entry | Failure:
-        """Wait until the files of the oldest photo have their final names."""
-        ref, future = self._waiting.popleft()
-        try:
-            return future.result()
-        except CarvanaBatchError as error:
-            if not (isinstance(error, ImageError) or concerns_one_file(error)):
-                raise
-            return Failure.of(ref, "write", str(error))

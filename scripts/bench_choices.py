@@ -41,7 +41,6 @@ from carvana_batch.decode import image_file
 from carvana_batch.decode import photo as photo_decoder
 from carvana_batch.decode.photo import read_image
 from carvana_batch.demo import write_photos
-from carvana_batch.engines import local
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference import memory, runner
 from carvana_batch.inference.planning import default_workers, make_predictor
@@ -53,6 +52,7 @@ from carvana_batch.network.blocks import AnySizeNetwork, halve, spread_channels
 from carvana_batch.network.checkpoints import Model, load_model
 from carvana_batch.network.cpu_fusion import FusedConvolution, fold_batch_norm, prepare_network
 from carvana_batch.options import Options
+from carvana_batch.output import writer_threads
 from carvana_batch.values import Failure, ImageRef, PackedMask, Photo
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def main() -> None:
 
 def measure_runs(task: Task, folder: Path, turns: int) -> None:
     """Time whole runs, each in its own process."""
-    writers, workers = local.WRITER_THREADS, default_workers(CPU, len(task.photos))
+    writers, workers = writer_threads.WRITER_THREADS, default_workers(CPU, len(task.photos))
     runs: dict[tuple[str, str], Callable[[Task, Path], Measurement]] = {
         (PREDICT, ""): run_predict,
         ("freed memory kept", "returned to the system"): partial(run_patched, return_freed_memory),
@@ -154,7 +154,7 @@ def use_all_threads() -> None:
 
 
 def set_writers(count: int) -> None:
-    mock.patch.object(local, "WRITER_THREADS", count).start()
+    mock.patch.object(writer_threads, "WRITER_THREADS", count).start()
 
 
 def measure_steps(task: Task, turns: int, with_compile: bool) -> None:

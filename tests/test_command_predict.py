@@ -941,8 +941,8 @@ def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
     arguments = ["predict", "in", "out", "--overwrite", "--model", "a b"]
     monkeypatch.setattr("sys.argv", ["/usr/bin/carvana-batch", *arguments])
     monkeypatch.setattr(MaskWriter, "write", write_and_signal)
-    monkeypatch.setattr("carvana_batch.engines.local.WRITER_THREADS", 1)
-    monkeypatch.setattr("carvana_batch.engines.local.MOST_UNWRITTEN", 0)
+    monkeypatch.setattr("carvana_batch.output.writer_threads.WRITER_THREADS", 1)
+    monkeypatch.setattr("carvana_batch.output.writer_threads.MOST_UNWRITTEN", 0)
     monkeypatch.setattr("os._exit", lambda code: None)  # which the second signal calls
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     result = run("in", "out", "--overwrite")

@@ -21,7 +21,6 @@ from PIL import Image
 
 from carvana_batch.decode import loader
 from carvana_batch.decode.photo import read_image
-from carvana_batch.engines.local import MOST_UNWRITTEN
 from carvana_batch.errors import FolderInUseError, OutOfSpaceError, UsageError
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import find_images
@@ -35,6 +34,7 @@ from carvana_batch.output.lock import is_locked
 from carvana_batch.output.report import rank_correlation, write_table
 from carvana_batch.output.verifying import verify
 from carvana_batch.output.writer import MaskWriter
+from carvana_batch.output.writer_threads import MOST_UNWRITTEN
 from carvana_batch.run import Listener, run
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.stopping import StopFlag
@@ -638,7 +638,7 @@ def test_extras_that_cannot_be_added_leave_the_masks(predict, photos, out, monke
 
 
 def test_adding_extras_can_be_stopped_and_resumed(predict, photos, out, monkeypatch, without_network):
-    monkeypatch.setattr("carvana_batch.drawing.MOST_UNWRITTEN", 0)
+    monkeypatch.setattr("carvana_batch.output.writer_threads.MOST_UNWRITTEN", 0)
     predict(photos, out)
     stop = StopFlag()
 

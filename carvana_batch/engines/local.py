@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,8 +14,6 @@ from carvana_batch import __version__
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, Result, Summary
-from carvana_batch.errors import CarvanaBatchError, ImageError
-from carvana_batch.files import concerns_one_file
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.main_memory import peak_memory
@@ -24,13 +21,9 @@ from carvana_batch.network.checkpoints import Model
 from carvana_batch.options import Choice
 from carvana_batch.output.extras import Drawing
 from carvana_batch.output.writer import MaskWriter, Written
+from carvana_batch.output.writer_threads import WriterThreads
 from carvana_batch.stopping import StopFlag
 from carvana_batch.values import Failure, ImageRef, Photo
-
-WRITER_THREADS = 2
-
-MOST_UNWRITTEN = 8
-"""Predictions that may be waiting for a writer thread; with more of them, the network waits."""
 
 Item = TypeVar("Item")
 
@@ -98,7 +91,6 @@ class LocalWorker:
         self._stopwatch = Stopwatch()
         self._total = self._decode_seconds = self._write_seconds = 0.0
         self._warnings: tuple[str, ...] = ()
-        self._unwritten: deque[tuple[ImageRef, Future[Written]]] = deque()
 
     def begin(self, chosen: Choice | None) -> Hello:
         self._predictor, device = make_predictor(
@@ -121,7 +113,7 @@ class LocalWorker:
         writer = make_writer(self.job, self.out)
         try:
             with contextlib.ExitStack() as stack:
-                threads = stack.enter_context(ThreadPoolExecutor(WRITER_THREADS, "writer"))
+                threads = stack.enter_context(WriterThreads[Written]())
                 stack.enter_context(memory_shared_with_workers())
                 # Closing it always ends the processes that decode.
                 decoded = stack.enter_context(contextlib.closing(self._decoded(loader)))
@@ -129,15 +121,10 @@ class LocalWorker:
                     if isinstance(result, Failure):
                         yield result
                     else:
-                        self._unwritten.append((result.photo.ref, threads.submit(writer.write, result)))
-                    while self._unwritten and (
-                        len(self._unwritten) > MOST_UNWRITTEN or self._unwritten[0][1].done()
-                    ):
-                        yield self._oldest()
-                while self._unwritten:
-                    yield self._oldest()
+                        threads.submit(result.photo.ref, partial(writer.write, result))
+                    yield from self._written(threads.results(wait=False))
+                yield from self._written(threads.results(wait=True))
         finally:
-            self._unwritten.clear()
             self._total += time.perf_counter() - start
             self._decode_seconds += loader.seconds
             new = (line for line in loader.warnings if line not in self._warnings)
@@ -165,18 +152,12 @@ class LocalWorker:
             if self.stop.signal is not None:
                 return
 
-    def _oldest(self) -> Result:
-        """Wait until the oldest unwritten mask has its final name."""
-        ref, future = self._unwritten.popleft()
-        try:
-            with self._stopwatch.measure("write"):
-                written = future.result()
-        except CarvanaBatchError as error:
-            if not (isinstance(error, ImageError) or concerns_one_file(error)):
-                raise
-            return Failure.of(ref, "write", str(error))
-        self._write_seconds += written.seconds
-        return written
+    def _written(self, results: Iterable[Result]) -> Generator[Result]:
+        """Pass on what the writer threads have done, and add up their time."""
+        for result in self._stopwatch.measure_each("write", results):
+            if not isinstance(result, Failure):
+                self._write_seconds += result.seconds
+            yield result
 
 
 class LocalEngine:

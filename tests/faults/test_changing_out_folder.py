@@ -28,7 +28,7 @@ def here(tmp_path, drawn, monkeypatch):
 def run_with_fault(model, monkeypatch):
     """``run_with_fault(fault, when)`` runs predict and calls ``fault`` after ``when`` masks."""
     assert model  # loaded once, on one thread
-    monkeypatch.setattr("carvana_batch.engines.local.MOST_UNWRITTEN", 0)  # one photo at a time
+    monkeypatch.setattr("carvana_batch.output.writer_threads.MOST_UNWRITTEN", 0)  # one photo at a time
 
     def invoke(fault=None, when=0):
         written = []

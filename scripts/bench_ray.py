@@ -28,7 +28,8 @@ from measuring import alternate, describe_machine, summarise, summarise_ratios
 from carvana_batch import __version__
 from carvana_batch.demo import write_photos
 from carvana_batch.engines.contract import Account, Hello, Job, Result
-from carvana_batch.engines.dispatch import Crew, Dispatcher, Ended, Event, Greeted, Loaded, Returned, Task
+from carvana_batch.engines.crew import Crew, Ended, Event, Greeted, Loaded, Returned, Task
+from carvana_batch.engines.dispatch import Dispatcher
 from carvana_batch.engines.ray import Place, RayCrew
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inputs.find import find_images

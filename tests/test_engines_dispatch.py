@@ -4,21 +4,10 @@ from pathlib import Path
 import pytest
 
 from carvana_batch import __version__
+from carvana_batch.engines.absolute import absolute
 from carvana_batch.engines.contract import Account, Hello, Job
-from carvana_batch.engines.dispatch import (
-    MOST_DEATHS_IN_A_ROW,
-    MOST_FAILED_STARTS,
-    WAIT_SECONDS,
-    Died,
-    Dispatcher,
-    Ended,
-    Greeted,
-    Loaded,
-    Refused,
-    Returned,
-    Unavailable,
-    absolute,
-)
+from carvana_batch.engines.crew import Died, Ended, Greeted, Loaded, Refused, Returned, Unavailable
+from carvana_batch.engines.dispatch import MOST_DEATHS_IN_A_ROW, MOST_FAILED_STARTS, WAIT_SECONDS, Dispatcher
 from carvana_batch.errors import CarvanaBatchError, OutOfSpaceError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.masks.folder import MaskFolder

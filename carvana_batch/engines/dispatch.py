@@ -8,18 +8,27 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from carvana_batch import __version__
+from carvana_batch.engines.absolute import absolute, absolute_job
 from carvana_batch.engines.contract import Account, Hello, Job, OutOfRun, Result, Summary
+from carvana_batch.engines.crew import (
+    Crew,
+    Died,
+    Ended,
+    Greeted,
+    Loaded,
+    Refused,
+    Returned,
+    Task,
+    Unavailable,
+)
 from carvana_batch.engines.handout import Call, Handout
 from carvana_batch.errors import CarvanaBatchError, FolderChangedError, OutOfSpaceError
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import Choice
-from carvana_batch.output.journal import Entry
 from carvana_batch.output.writer import Written
 from carvana_batch.stopping import StopFlag
 from carvana_batch.text import counted, shown
@@ -41,124 +50,6 @@ WAIT_SECONDS = 30.0
 """Without any worker for so long, the user is told what is being waited for."""
 
 NODES_SHOWN = 3
-
-
-class Task(NamedTuple):
-    """A photo for a worker.
-
-    Attributes:
-        key: of the photo.
-        path: of its file, from the root.
-        claims: the lines of journals about files of the photo; see :class:`Ownership`.
-        must_exist: leave the photo to others if its file is not there.
-    """
-
-    key: str
-    path: str
-    claims: tuple[Entry, ...] = ()
-    must_exist: bool = True
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A worker has loaded the weights."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class Greeted:
-    """A worker has said hello; it is ready, or ready again."""
-
-    worker: str
-    hello: Hello
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A worker answered that it cannot do the job, or no more of it."""
-
-    worker: str
-    error: CarvanaBatchError
-
-
-@dataclass(frozen=True)
-class Returned:
-    """A worker returned photos of a call; those in ``unseen`` do not exist for it, and were left out."""
-
-    worker: str
-    call: int
-    results: Sequence[Result]
-    account: Account
-    unseen: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A call has returned all that it will."""
-
-    worker: str
-    call: int
-
-
-@dataclass(frozen=True)
-class Unavailable:
-    """A worker cannot be reached; it may have died, or not."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class Died:
-    """A worker is gone."""
-
-    worker: str
-    reason: str
-    node_lost: bool = False
-
-
-Event = Loaded | Greeted | Refused | Returned | Ended | Unavailable | Died
-
-
-class Crew(Protocol):
-    """Starts workers in other processes and passes messages on. No method waits, except ``events``."""
-
-    name: str
-
-    def open(self, job: Job, chosen: Choice | None) -> None:
-        """Connect to the machines; call it before all others.
-
-        Args:
-            job: what is to be done.
-            chosen: what the first worker of the job chose in an earlier run, None if there was none.
-
-        Raises:
-            CarvanaBatchError: that is impossible, or they cannot do the job.
-        """
-
-    def wanted(self) -> int:
-        """How many workers there should be now; at least 1."""
-
-    def describe_wanted(self) -> str:
-        """What a worker needs, in words."""
-
-    def start(self) -> str:
-        """Start a worker, which loads the weights; returns its name."""
-
-    def begin(self, worker: str, chosen: Choice | None) -> None:
-        """Ask a worker for its hello; see :meth:`Worker.begin`."""
-
-    def give(self, worker: str, call: int, tasks: Sequence[Task]) -> None:
-        """Let a worker mask photos after those that it was given before."""
-
-    def events(self, seconds: float) -> Sequence[Event]:
-        """What has happened; waits for so many seconds at most."""
-
-    def stop(self) -> None:
-        """Let all workers read no more photos and finish those in flight."""
-
-    def close(self) -> None:
-        """End all workers; may be called again."""
 
 
 @dataclass
@@ -215,7 +106,7 @@ class Dispatcher:
     def begin(self, job: Job, out: OutOfRun, chosen: Choice | None, stop: StopFlag) -> Hello | None:
         self._out, self._chosen = out, chosen
         self._job = job
-        self._absolute, self._given = _absolute_job(job)
+        self._absolute, self._given = absolute_job(job)
         self._handout = Handout(PhotoList([]), self._clock)
         self._alone_since: float | None = self._clock()
         self.crew.open(self._absolute, chosen)
@@ -451,8 +342,8 @@ class Dispatcher:
         return Written(entry, result.runs, result.seconds)
 
     def _in_given_words(self, reason: str) -> str:
-        for absolute, given in self._given.items():
-            reason = reason.replace(absolute, given)
+        for from_root, given in self._given.items():
+            reason = reason.replace(from_root, given)
         return reason
 
     def _bury(self, event: Died) -> Iterator[Result]:
@@ -497,27 +388,3 @@ class Dispatcher:
     def _give_up(self, indexes: Sequence[int], reason: str) -> Iterator[Result]:
         for index in indexes:
             yield Failure.of(self._handout.photos[index], "predict", reason)
-
-
-def absolute(path: str) -> str:
-    """The path from the root, for processes in other folders and on other machines.
-
-    Links are kept, because they may lead elsewhere on other machines; but not before "..", as the folder
-    above the target of a link is not that of the link.
-    """
-    if f"{os.sep}.." in f"{os.sep}{path}":
-        folder, name = os.path.split(path)
-        return f"{os.path.realpath(folder)}{os.sep}{name}"
-    return os.path.abspath(path)  # noqa: PTH100
-
-
-def _absolute_job(job: Job) -> tuple[Job, Mapping[str, str]]:
-    """The job for other processes, and how the paths in it were given, by their absolute text."""
-    root, truth = Path(absolute(str(job.root))), job.truth
-    given = {f"{shown(root)}/": f"{shown(job.root)}/"} if root != job.root else {}
-    if truth is not None and not truth.path.is_absolute():
-        path = Path(absolute(str(truth.path)))
-        given[f"{shown(path)}/"] = f"{shown(truth.path)}/"
-        files = {image: Path(absolute(str(file))) for image, file in truth.files.items()}
-        truth = replace(truth, path=path, files=files)
-    return replace(job, root=root, truth=truth), given

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from carvana_batch.engines.absolute import absolute
 from carvana_batch.engines.contract import Account, Hello, Job, Result, Worker
-from carvana_batch.engines.dispatch import (
+from carvana_batch.engines.crew import (
     Died,
     Ended,
     Event,
@@ -29,7 +30,6 @@ from carvana_batch.engines.dispatch import (
     Returned,
     Task,
     Unavailable,
-    absolute,
 )
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.options import Choice

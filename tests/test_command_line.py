@@ -73,9 +73,10 @@ def test_every_option_has_help(name):
 
 
 def test_some_modules_do_not_import_torch():
-    """Each is imported in a fork of an interpreter that has imported nothing."""
+    """Each is imported in a fork of an interpreter that has imported no torch and nothing of the package."""
     code = """
         import importlib, os, sys
+        import click, numpy, PIL.Image, rich.progress, scipy.ndimage
         failed = []
         for name in sys.argv[1:]:
             child = os.fork()
@@ -92,9 +93,11 @@ def test_some_modules_do_not_import_torch():
 
 
 def test_every_module_imports_in_a_fresh_interpreter():
-    """Each is imported in a fork of an interpreter that has imported torch but nothing of the package."""
+    """Each is imported in a fork of an interpreter that has imported libraries but nothing of the package."""
     code = """
         import importlib, os, sys, torch, numpy
+        import click, imagecodecs, jinja2, joblib, PIL.Image, psutil, rich.progress, safetensors.torch
+        import scipy.ndimage, tifffile
         failed = []
         for name in sys.argv[1:]:
             child = os.fork()

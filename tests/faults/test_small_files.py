@@ -81,9 +81,19 @@ ROWS = {
     "rows without an id": [(b",\n" * 2**16, 40)],
 }
 
+RARE = {
+    "quoted fields without an end of the row",
+    "a row of many fields, within its length",
+    "rows without an id",
+    "long names",
+}
+"""Much like others, and only run with ``-m long``."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ROWS)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(name, marks=pytest.mark.long) if name in RARE else name for name in ROWS]
+)
 def test_small_files_of_rows_take_little_memory(tmp_path, attack, count_faults):
     path = packed(tmp_path / "rows.csv.gz", *ROWS[attack])
     assert path.stat().st_size < 2 * MEGABYTE

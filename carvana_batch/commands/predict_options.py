@@ -1,0 +1,333 @@
+"""The options of ``predict``, and what they make together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from carvana_batch.commands.parameters import (
+    Colour,
+    ColourOrFile,
+    Finite,
+    Memory,
+    NetworkSize,
+    Shard,
+    TileSize,
+    car_value_option,
+    ignore_value_option,
+)
+from carvana_batch.errors import UsageError
+from carvana_batch.options import (
+    DEFAULT_DECODE_TIMEOUT,
+    DEFAULT_OVERLAP,
+    DEFAULT_PIXEL_LIMIT,
+    DEFAULT_THRESHOLD,
+    EXTRA_FILES,
+    PRECISION_NAMES,
+    Options,
+)
+
+PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+    click.argument("source", metavar="IN", required=False, type=click.Path(path_type=Path)),
+    click.argument("out", metavar="OUT", required=False, type=click.Path(path_type=Path)),
+    click.option(
+        "--files-from",
+        metavar="FILE|-",
+        help="Mask the photos named in FILE, one path a line; then give OUT alone. Or FILE has the decisions"
+        " of a review: with IN and OUT, mask the photos whose masks were rejected.",
+    ),
+    click.option(
+        "--follow-links", is_flag=True, help="Follow links to folders and links that lead out of IN."
+    ),
+    click.option(
+        "--model",
+        default="auto",
+        show_default=True,
+        metavar="NAME|FILE|RUN",
+        help="Bundled weights, a weights file, or the folder of a training run; auto has masks of the weights"
+        " for photos of a studio checked, and if need be replaced, by those for photos of any kind.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="What runs the network.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISION_NAMES),
+        default="auto",
+        show_default=True,
+        help="Number format of the network; auto is fp16 on a GPU; on a CPU bf16 if it has instructions for"
+        " it, else fp32.",
+    ),
+    click.option(
+        "--memory",
+        type=Memory(),
+        help="Most memory for the network.  [default: 6GB of a GPU, half of a CPU's free memory]",
+    ),
+    click.option(
+        "--size",
+        type=NetworkSize(),
+        default="auto",
+        show_default=True,
+        help="Size in which the network sees photos; masks have that of the photo. auto enlarges or reduces"
+        " photos to the scale that the weights were trained for, if they differ much from it.",
+    ),
+    click.option(
+        "--tile",
+        type=TileSize(),
+        default="auto",
+        show_default=True,
+        help="Size of the tiles in pixels; auto takes the fewest that fit the memory.",
+    ),
+    click.option(
+        "--overlap",
+        type=click.IntRange(min=0),
+        default=DEFAULT_OVERLAP,
+        show_default=True,
+        help="Pixels that neighbouring tiles share at least.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        help="Tiles that go through the network together.  [default: what fits the memory, 1 on a CPU]",
+    ),
+    click.option(
+        "--tta",
+        type=click.Choice(["none", "flip"]),
+        default="none",
+        show_default=True,
+        help="Also mask the mirrored photo and average: twice the time.",
+    ),
+    click.option(
+        "--threshold",
+        type=Finite(0, 1),
+        default=DEFAULT_THRESHOLD,
+        show_default=True,
+        help="Probability above which a pixel is car.",
+    ),
+    click.option(
+        "--clean",
+        type=click.Choice(["auto", "none"]),
+        default="auto",
+        show_default=True,
+        help="auto removes specks from masks: parts of less than 1 % of the largest one, and holes of less"
+        " than 0.01 %. Antennas near the car stay.",
+    ),
+    click.option(
+        "--mask-bits",
+        type=click.Choice(["1", "8"]),
+        default="1",
+        show_default=True,
+        help="Bits a pixel of the PNG masks: 1, or 8 with values 0 and 255.",
+    ),
+    click.option(
+        "--save",
+        "extras",
+        multiple=True,
+        type=click.Choice(sorted(EXTRA_FILES.keys() - {"background"})),
+        help="Also write into OUT/_KIND: prob (16-bit TIFF), overlay, panel (photo beside mask),"
+        " cutout (RGBA), recolour (with --colour); can be repeated.",
+    ),
+    click.option(
+        "--colour",
+        type=Colour(),
+        help="New colour of the paint for --save recolour, such as '#b00020'; light and shade stay.",
+    ),
+    click.option(
+        "--background",
+        type=ColourOrFile(),
+        help="Also write each car on another ground, a picture or a colour, with a soft edge, into"
+        " OUT/_background.",
+    ),
+    click.option(
+        "--rle",
+        "rle_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Also write the competition's run-length rows: .csv, .csv.gz or .zip; those of this --shard.",
+    ),
+    click.option(
+        "--html",
+        "page",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Also write the page of `carvana-batch review`, to look at the masks.",
+    ),
+    click.option(
+        "--gt",
+        "truth",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="True masks: report each photo's Dice.",
+    ),
+    car_value_option("the masks of --gt"),
+    ignore_value_option("the masks of --gt"),
+    click.option(
+        "--exif",
+        type=click.Choice(["ignore", "apply"]),
+        default="ignore",
+        show_default=True,
+        help="Masks lie on the stored pixels, or are turned upright by the EXIF orientation. The network sees"
+        " photos upright in either case.",
+    ),
+    click.option(
+        "--damaged",
+        type=click.Choice(["refuse", "accept"]),
+        default="refuse",
+        show_default=True,
+        help="Photos with damaged picture data fail, or are masked as far as they can be decoded,"
+        " with a note.",
+    ),
+    click.option(
+        "--pixel-limit",
+        type=click.IntRange(min=1),
+        default=DEFAULT_PIXEL_LIMIT,
+        show_default=True,
+        help="Refuse photos with more pixels, before decoding them.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Processes that decode photos; 0 decodes in the main one.  [default: by the number of cores]",
+    ),
+    click.option(
+        "--decode-timeout",
+        type=Finite(10, 86400),
+        default=DEFAULT_DECODE_TIMEOUT,
+        show_default=True,
+        help="Seconds after which a photo that is not decoded has failed; a process that hangs"
+        " over it is ended.",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), help="Mask only the first so many photos."),
+    click.option(
+        "--shard",
+        type=Shard(),
+        default="1/1",
+        show_default=True,
+        help="Do part i of n; the parts may run at the same time and share OUT.",
+    ),
+    click.option(
+        "--engine",
+        "engine_name",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="What masks the photos: this process, or workers on the machines of a Ray cluster, which share"
+        " IN and OUT under the same paths. Either goes on with what the other began.",
+    ),
+    click.option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="The Ray cluster.  [default: RAY_ADDRESS, or that of this machine, which is started if needed]",
+    ),
+    click.option(
+        "--actors",
+        type=click.IntRange(min=1),
+        help="Number of Ray's workers.  [default: one for each GPU, or for each machine if there are none]",
+    ),
+    click.option(
+        "--gpus-per-actor",
+        "gpus",
+        type=Finite(0, 64),
+        help="GPUs, or part of one, for each of Ray's workers.  [default: 1 if there are any]",
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Mask all photos again and replace their masks; masks of other photos in OUT stay.",
+    ),
+    click.option(
+        "--verify",
+        is_flag=True,
+        help="Also compare the masks that are done with their checksums, and make damaged ones again.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object at the end; messages go to stderr."
+    ),
+]
+"""Arguments and options, in the order of the help text."""
+
+
+def predict_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate the function of the command with its arguments and options."""
+    for parameter in reversed(PARAMETERS):
+        function = parameter(function)
+    return function
+
+
+def make_options(
+    *,
+    images: Path | None,
+    device: str,
+    precision: str,
+    memory: int | None,
+    size: tuple[int, int] | Literal["native"] | None,
+    tile: tuple[int, int] | None,
+    overlap: int,
+    batch: int | None,
+    tta: str,
+    threshold: float,
+    clean: str,
+    mask_bits: str,
+    extras: tuple[str, ...],
+    colour: tuple[int, int, int] | None,
+    background: tuple[int, int, int] | Path | None,
+    rle_file: Path | None,
+    truth: Path | None,
+    car_values: tuple[int, ...],
+    ignored_values: tuple[int, ...],
+    exif: str,
+    damaged: str,
+    pixel_limit: int,
+    workers: int | None,
+    decode_timeout: float,
+    shard: tuple[int, int],
+    overwrite: bool,
+    verify: bool,
+) -> Options:
+    """Make the options of a run of those of the command.
+
+    Raises:
+        UsageError: some of them do not go together.
+    """
+    if (colour is None) == ("recolour" in extras):
+        raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
+    if truth is None and (car_values or ignored_values):
+        raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
+    return Options(
+        device=device,
+        precision=precision,
+        memory=memory,
+        size=size,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        threshold=threshold,
+        flip=tta == "flip",
+        clean=clean == "auto",
+        extras=tuple(sorted({*extras, *(["background"] if background is not None else [])})),
+        colour=colour,
+        background=background,
+        mask_bits=int(mask_bits),
+        apply_exif=exif == "apply",
+        accept_damage=damaged == "accept",
+        pixel_limit=pixel_limit,
+        workers=workers,
+        decode_timeout=decode_timeout,
+        rle_file=rle_file,
+        images=images,
+        truth=truth,
+        car_values=car_values,
+        ignored_values=ignored_values,
+        shard=shard,
+        overwrite=overwrite,
+        verify=verify,
+    )

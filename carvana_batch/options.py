@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,8 @@ class Options:
     """The options of ``carvana-batch predict``; its help text explains them.
 
     ``size`` and ``tile`` are (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
-    ``size`` may be ``"native"`` as well. ``images`` is IN, which is only recorded; None for a list of photos.
+    ``size`` may be ``"native"`` as well. ``images`` is IN, None for a list of photos, and ``given`` what was
+    given of the options, by name; both are only recorded.
     """
 
     device: str = "auto"
@@ -84,6 +85,7 @@ class Options:
     shard: tuple[int, int] = (1, 1)
     overwrite: bool = False
     verify: bool = False
+    given: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def settings(self, model: str) -> dict[str, Any]:
         """What all runs of one job must have in common, as it is compared and shown to the user.

@@ -198,6 +198,7 @@ class Run:
         self.own = take_shard(refs, *options.shard)
         self.todo = self.undrawn = self.own[:0]
         self.report = RunReport(found=len(self.own), already_done=len(self.own), settings=out.settings)
+        self.report.options = options.given
         with contextlib.suppress(OSError):  # the current directory may be gone
             self.report.directory = str(Path.cwd())
         if options.images is not None:

@@ -146,13 +146,13 @@ def test_each_error_has_an_exit_code_and_prints_one_line(monkeypatch, capsys):
         def fail(*_arguments, error=error, **_options):
             raise error("what went wrong")
 
-        monkeypatch.setattr("carvana_batch.commands.predict.find_images", fail)
+        monkeypatch.setattr("carvana_batch.commands.predict_input.find_images", fail)
         assert run_main(monkeypatch, "predict", "in", "out") == error.exit_code
         assert capsys.readouterr() == ("", "Error: what went wrong\n")
 
 
 def test_usage_errors(monkeypatch, capsys):
-    for arguments in (("predict", "--none"), ("none",), ("predict", "in", "out", "more")):
+    for arguments in (("predict", "--none"), ("none",), ("submit", "out", "more")):
         assert run_main(monkeypatch, *arguments) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -165,7 +165,7 @@ def test_ctrl_c_before_a_run_starts(monkeypatch, capsys):
     def interrupt(*_arguments, **_options):
         signal.raise_signal(signal.SIGINT)  # unlike os.kill, in this thread and at once
 
-    monkeypatch.setattr("carvana_batch.commands.predict.find_images", interrupt)
+    monkeypatch.setattr("carvana_batch.commands.predict_input.find_images", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a job in the background
     assert run_main(monkeypatch, "predict", "in", "out") == 130
     signal.signal(signal.SIGINT, before)
@@ -176,7 +176,7 @@ def test_unexpected_exceptions_are_not_hidden(monkeypatch):
     def fail(*_arguments, **_options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("carvana_batch.commands.predict.find_images", fail)
+    monkeypatch.setattr("carvana_batch.commands.predict_input.find_images", fail)
     monkeypatch.setattr(sys, "argv", ["carvana-batch", "predict", "in", "out"])
     with pytest.raises(ZeroDivisionError):
         main()

@@ -93,6 +93,7 @@ def test_json_report(tmp_path):
         engine={"name": "local"},
         chosen={"batch": 1},
         settings={"model": "m"},
+        options={"size": "native"},
         images="/photos/in",
         warnings=["out of memory"],
     )
@@ -132,6 +133,7 @@ def test_json_report(tmp_path):
         "engine": {"name": "local"},
         "chosen": {"batch": 1},
         "settings": {"model": "m"},
+        "options": {"size": "native"},
         "images": "/photos/in",
         "directory": None,
         "warnings": ["out of memory"],

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "Train a model of your own.",
     "models": "List what can be used, what it costs, how good it is.",
     "demo": "Predict, submit, score and review photos drawn on the spot.",
+    "help": "Print the help of a command.",
 }
 
 
@@ -45,13 +46,22 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"carvana_batch.commands.{name}").command
         return command
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, which would suggest only commands that are loaded already."""
+        try:
+            return super().resolve_command(context, arguments)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=context) from error
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="carvana-batch")
+@click.version_option(__version__, "-V", "--version", prog_name="carvana-batch")
 def group() -> None:
     """Mask cars in very large folders of photographs at full resolution.
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.commands.command import Command
 from carvana_batch.commands.parameters import RowSize
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.masks import rle
@@ -21,7 +22,7 @@ from carvana_batch.values import Failure
 NAMES_SHOWN = 10
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="CSV", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(

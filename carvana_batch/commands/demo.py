@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from carvana_batch.commands import group
+from carvana_batch.commands.command import Command
 from carvana_batch.errors import UsageError
 from carvana_batch.text import shown
 
@@ -21,7 +22,7 @@ OPENERS = {"darwin": "open", "win32": "start"}
 """The command that opens a file, by ``sys.platform``; elsewhere, xdg-open."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="demo")
 @click.option("--photos", type=click.IntRange(min=1), default=12, show_default=True, help="Photos to draw.")
 @click.option(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from carvana_batch.commands.command import Group
+from carvana_batch.commands.completion import complete_model
 from carvana_batch.text import shown
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ PHOTO = (1918, 1280)
 """Width and height of the photo that costs are given for."""
 
 
-@click.group("models", invoke_without_command=True)
+@click.group("models", cls=Group, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """List what can be used, what it costs, how good it is."""
@@ -61,7 +63,7 @@ def list_models() -> None:
 
 
 @command.command("show")
-@click.argument("model", metavar="NAME|FILE|RUN")
+@click.argument("model", metavar="NAME|FILE|RUN", shell_complete=complete_model)
 def show_model(model: str) -> None:
     """What the header of bundled weights, of a weights file or of a training run's best weights says."""
     from carvana_batch.network import AUTO_WEIGHTS

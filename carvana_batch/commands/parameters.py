@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from carvana_batch.colours import parse_colour
+from carvana_batch.commands.completion import complete_file
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -50,6 +52,11 @@ class ColourOrFile(Colour):
             return parse_colour(value)
         except ValueError:
             self.fail(f"there is no file {value!r}, and no colour of this name", parameter, context)
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        return complete_file(context, parameter, incomplete)
 
 
 class MaskSize(click.ParamType[Any]):

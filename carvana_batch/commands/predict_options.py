@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from carvana_batch.commands.completion import complete_device, complete_file, complete_model
 from carvana_batch.commands.parameters import (
     Colour,
     ColourOrFile,
@@ -31,11 +32,24 @@ from carvana_batch.options import (
 )
 
 PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-    click.argument("source", metavar="IN", required=False, type=click.Path(path_type=Path)),
-    click.argument("out", metavar="OUT", required=False, type=click.Path(path_type=Path)),
+    click.argument("paths", metavar="IN... OUT", nargs=-1, type=click.Path(path_type=Path)),
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="OUT",
+        help="OUT, if it is not the last argument; needed for several photos, as in `in/*.jpg -o out`.",
+    ),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A TOML file of options, such as `mask-bits = 8`; options given here win.",
+    ),
     click.option(
         "--files-from",
         metavar="FILE|-",
+        shell_complete=complete_file,
         help="Mask the photos named in FILE, one path a line; then give OUT alone. Or FILE has the decisions"
         " of a review: with IN and OUT, mask the photos whose masks were rejected.",
     ),
@@ -47,6 +61,7 @@ PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         default="auto",
         show_default=True,
         metavar="NAME|FILE|RUN",
+        shell_complete=complete_model,
         help="Bundled weights, a weights file, or the folder of a training run; auto has masks of the weights"
         " for photos of a studio checked, and if need be replaced, by those for photos of any kind.",
     ),
@@ -55,6 +70,7 @@ PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         default="auto",
         show_default=True,
         metavar="auto|cpu|cuda|cuda:N|mps",
+        shell_complete=complete_device,
         help="What runs the network.",
     ),
     click.option(
@@ -266,6 +282,7 @@ def predict_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
 def make_options(
     *,
     images: Path | None,
+    given: dict[str, Any],
     device: str,
     precision: str,
     memory: int | None,
@@ -324,6 +341,7 @@ def make_options(
         decode_timeout=decode_timeout,
         rle_file=rle_file,
         images=images,
+        given=given,
         truth=truth,
         car_values=car_values,
         ignored_values=ignored_values,

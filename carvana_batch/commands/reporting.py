@@ -135,7 +135,12 @@ class Reporter(Screen):
 
 
 def print_plan(
-    refs: Sequence[ImageRef], out: Path, mask_file: bool, options: Options, reporter: Reporter
+    refs: Sequence[ImageRef],
+    out: Path,
+    mask_file: bool,
+    options: Options,
+    reporter: Reporter,
+    as_json: bool,
 ) -> None:
     """Print what a run would do, without loading a model or writing anything."""
     own = take_shard(refs, *options.shard)
@@ -145,7 +150,7 @@ def print_plan(
     todo = own if mask_file else folder.find_missing(own, ["model"], options.verify)
     todo = todo.select(i for i, ref in enumerate(todo) if ref.key not in folder.undrawn)
     done = len(own) - len(todo)
-    if reporter.to_stderr:
+    if as_json:
         click.echo(json.dumps({"found": len(own), "already_done": done, "to_do": len(todo)}))
     reporter.say(f"{counted(len(own), 'photo')}, {done:,} of them done already, {len(todo):,} to do")
     if folder.undrawn:

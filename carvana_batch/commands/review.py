@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from carvana_batch.commands.command import Command
 from carvana_batch.inputs.decisions import ACCEPT, REJECT, Decision, match_decisions, read_decisions
 from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST
 from carvana_batch.text import counted, shown
@@ -23,7 +24,7 @@ MOST_SHOWN = 1000
 """Masks of each kind that a browser can still show on one page."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("out", metavar="[OUT]", type=click.Path(path_type=Path), default="out")
 @click.option(
     "--images",

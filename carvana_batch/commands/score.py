@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.commands.command import Command
 from carvana_batch.commands.parameters import MaskSize, car_value_option, ignore_value_option
 from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
@@ -33,7 +34,7 @@ GROUPS_SHOWN = 20
 WORST_ON_PAGE = 12
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("predicted", type=click.Path(path_type=Path), default="out", metavar="[PRED]")
 @click.option(
     "--gt",

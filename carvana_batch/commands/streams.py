@@ -50,6 +50,14 @@ class LastingStream(io.TextIOWrapper):
         except OSError as error:
             self._give_up(error)
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write what is no text."""
+        try:
+            self.buffer.write(data)
+            self.buffer.flush()
+        except OSError as error:
+            self._give_up(error)
+
     def close(self) -> None:
         """Leave the file open: it belongs to the other stream."""
         self.flush()
@@ -81,6 +89,15 @@ def use_lasting_streams() -> None:
         elif isinstance(stream, io.TextIOWrapper) and _has_file(stream):
             stream.flush()
             setattr(sys, name, LastingStream(stream))
+
+
+def write_output(data: bytes) -> None:
+    """Write bytes to the standard output; see :func:`exit_code_of_output` for what comes of errors."""
+    sys.stdout.flush()
+    if isinstance(sys.stdout, LastingStream):
+        sys.stdout.write_bytes(data)
+    else:
+        sys.stdout.buffer.write(data)
 
 
 def exit_code_of_output() -> int:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.commands.command import Command
 from carvana_batch.commands.parameters import AnyMaskSize, car_value_option
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.output.status import RunState, read_run_state
@@ -22,7 +23,7 @@ DAMAGED_ADVICE = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("masks", type=click.Path(path_type=Path), default="out")
 @click.option(
     "-o",

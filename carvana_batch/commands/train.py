@@ -11,6 +11,14 @@ from typing import Any
 
 import click
 
+from carvana_batch.commands.command import Command
+from carvana_batch.commands.completion import (
+    complete_device,
+    complete_file,
+    complete_folder,
+    complete_model,
+    complete_network,
+)
 from carvana_batch.commands.parameters import Finite, MaskValue, NetworkName, PhotoSize, join_values
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_options import collect_values
@@ -51,7 +59,7 @@ COUNT = click.IntRange(min=1)
 AT_LEAST_ZERO = Finite(min=0)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -66,8 +74,20 @@ AT_LEAST_ZERO = Finite(min=0)
     is_flag=True,
     help="Check DATA and settings, write samples.jpg and split.json, and end.",
 )
-@_setting("val", str, "A folder like DATA with other cars, to measure on.", metavar="DIR")
-@_setting("val-cars", str, "Measure on the cars of DATA that this file names, one a line.", metavar="FILE")
+@_setting(
+    "val",
+    str,
+    "A folder like DATA with other cars, to measure on.",
+    metavar="DIR",
+    shell_complete=complete_folder,
+)
+@_setting(
+    "val-cars",
+    str,
+    "Measure on the cars of DATA that this file names, one a line.",
+    metavar="FILE",
+    shell_complete=complete_file,
+)
 @_setting(
     "val-fraction",
     Finite(0, 1, min_open=True, max_open=True),
@@ -80,6 +100,7 @@ AT_LEAST_ZERO = Finite(min=0)
     " decisions of a review, OUT/decisions.csv, accept. Can be repeated.",
     metavar="DIR",
     multiple=True,
+    shell_complete=complete_folder,
 )
 @_setting(
     "car-value",
@@ -97,8 +118,16 @@ AT_LEAST_ZERO = Finite(min=0)
     multiple=True,
     callback=join_values,
 )
-@_setting("model", NetworkName(), "The network; `carvana-batch models` lists them.")
-@_setting("init", str, "Weights to start from  [default: random ones]", metavar="NAME|FILE|RUN")
+@_setting(
+    "model", NetworkName(), "The network; `carvana-batch models` lists them.", shell_complete=complete_network
+)
+@_setting(
+    "init",
+    str,
+    "Weights to start from  [default: random ones]",
+    metavar="NAME|FILE|RUN",
+    shell_complete=complete_model,
+)
 @_setting("size", PhotoSize(), "Size that photos and masks are averaged down to.")
 @_setting("crop", PhotoSize(), "Size of random crops.", metavar="WxH")
 @_setting(
@@ -148,6 +177,7 @@ AT_LEAST_ZERO = Finite(min=0)
     str,
     "Augmentation: a folder of photos without cars, over which cars are put.",
     metavar="DIR",
+    shell_complete=complete_folder,
 )
 @_setting("background-share", SHARE, "Augmentation: part of the samples that get one of --backgrounds.")
 @_setting("brightness", SHARE, "Augmentation: largest relative change.")
@@ -180,7 +210,12 @@ AT_LEAST_ZERO = Finite(min=0)
 )
 @_setting("seed", click.IntRange(0, 2**32 - 1), "For weights, split, order and augmentation.")
 @click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps", help="What trains."
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    shell_complete=complete_device,
+    help="What trains.",
 )
 @click.option(
     "--workers",

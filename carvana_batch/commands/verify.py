@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from carvana_batch.commands.command import Command
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.text import counted, shown
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path), default="out")
 @click.pass_context
 def command(context: click.Context, out: Path) -> None:

@@ -119,6 +119,20 @@ def find_images(source: Path, *, follow_links: bool = False, exclude: Path | Non
     return found
 
 
+def find_photos(paths: Sequence[Path]) -> Found:
+    """Find photos that are named one by one. The key of each is its stem.
+
+    Raises:
+        UsageError: one of them is not there, cannot be read, or is no file.
+    """
+    refs: list[ImageRef] = []
+    for path in paths:
+        if path.is_dir():
+            raise UsageError(f"{shown(path)} is a folder. Give either one folder, or photos only.")
+        refs += find_images(path).refs
+    return Found(PhotoList(refs).sorted())
+
+
 def read_file_list(file: Path | BinaryIO) -> Found:
     """Read a list of photos: one path per line, or paths separated by NUL bytes if there are any.
 

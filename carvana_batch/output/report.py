@@ -86,6 +86,7 @@ class RunReport:
         engine: what masked the photos; see :class:`Summary` of the engines.
         chosen: the fields of the :class:`Choice` of this run.
         settings: see :meth:`Options.settings`.
+        options: see :attr:`Options.given`.
         images: absolute path of IN; "" if the photos were listed.
         directory: where relative paths of photos start; "" if it is not known.
         warnings: warnings that were printed.
@@ -116,6 +117,7 @@ class RunReport:
     engine: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     images: str = ""
     directory: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -187,6 +189,7 @@ class RunReport:
             "engine": self.engine,
             "chosen": self.chosen,
             "settings": self.settings,
+            "options": self.options,
             "images": self.images or None,
             "directory": self.directory or None,
             "warnings": self.warnings,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from carvana_batch.errors import UsageError
-from carvana_batch.text import shown
+from carvana_batch.settings_file import read_settings_file
 
 LOSS_NAMES = ("bce+dice", "bce", "dice", "boundary")
 OPTIMIZER_NAMES = ("adamw", "adam")
@@ -160,23 +158,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is not TOML, or has a key that is not a setting.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {shown(path)} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UsageError(f"--config {shown(path)} is not TOML: {error}.") from error
     known = [
         "augment",
         *(item.name for item in fields(TrainingSettings)),
         *(item.name for item in fields(AugmentationLimits)),
     ]
     known.remove("augmentation")
-    unknown = [shown(name) for name in content if name.replace("-", "_") not in known]
-    if unknown:
-        options = ", ".join(name.replace("_", "-") for name in known)
-        raise UsageError(f"--config {shown(path)}: {', '.join(unknown)} is no setting; known are {options}.")
-    return {name.replace("-", "_"): value for name, value in content.items()}
+    return read_settings_file(path, known)
 
 
 def make_settings(values: dict[str, Any]) -> TrainingSettings:

@@ -949,7 +949,7 @@ def test_a_stopped_run_prints_how_to_resume(run, here, monkeypatch):
     assert result.exit_code == 130
     lines = result.stdout.splitlines()
     assert "Stopping: finishing the photos in flight; once more leaves at once." in lines
-    assert lines[-1] == "Stopped. To go on: carvana-batch predict in out --model 'a b'"
+    assert lines[-2:] == ["Stopped. To go on:", "  carvana-batch predict in out --model 'a b'"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     masked = len(find_masks(here / "out"))
     assert 0 < masked < 4

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -36,14 +37,14 @@ def test_default_options_after_predict(here):
     assert gzip.decompress(data).decode() == "img,rle_mask\na.jpg,1 2455040\nb.jpg,\n"
     assert result.stdout.splitlines() == [
         "file         submission.csv.gz",
-        "rows         2 (the competition asks for 100,064)",
+        "rows         2",
         "empty masks  1 (b.jpg)",
         f"size         {len(data)} bytes",
         f"sha256       {hashlib.sha256(data).hexdigest()}",
         "",
-        "To hand it in:",
-        "  kaggle competitions submit -c carvana-image-masking-challenge"
-        ' -f submission.csv.gz -m "carvana-batch"',
+        "The competition would not accept this file:",
+        "  it wants names such as 0cdf5b5d0ce1_01.jpg; 2 of 2 differ, such as a.jpg",
+        "  it wants 100,064 rows; the file has 2",
     ]
     assert result.stderr == ""
 
@@ -54,7 +55,7 @@ def test_another_folder_file_and_size(here):
     assert result.exit_code == 0, result.output
     assert (here / "my file.csv").read_text() == "img,rle_mask\na.jpg,1 1\n"
     assert "rows         1\n" in result.stdout
-    assert "-f 'my file.csv' -m" in result.stdout
+    assert "  it wants masks of 1918x1280; --size is 2x1\n" in result.stdout
 
 
 def test_any_size(here):
@@ -213,3 +214,49 @@ def test_masks_without_any_car_are_an_error(here):
     assert result.stderr == "Error: none of the masks in out has a car.\n"
     assert "To hand it in" not in result.stdout
     assert (here / "s.csv").read_text() == "img,rle_mask\na.jpg,\nb.jpg,\n"
+
+
+def test_only_what_the_competition_accepts_is_to_be_handed_in(here, monkeypatch):
+    """Two photos stand for all 100,064."""
+    monkeypatch.setattr("carvana_batch.commands.submit.COMPETITION_ROWS", 2)
+    for name in ("0cdf5b5d0ce1_01", "0cdf5b5d0ce1_16"):
+        write_mask(here / "out" / f"{name}.png", np.ones((1280, 1918)))
+    command = (
+        "kaggle competitions submit -c carvana-image-masking-challenge -f 'my file.csv' -m carvana-batch"
+    )
+    result = submit("-o", "my file.csv")
+    assert result.stdout.splitlines()[-2:] == ["To hand it in:", f"  {command}"]
+    written = json.loads(submit("-o", "my file.csv", "--json").stdout)
+    assert (written["hand_in"], written["competition_lacks"]) == (command, [])
+
+    (here / "out" / "0cdf5b5d0ce1_16.png").rename(here / "out" / "0cdf5b5d0ce1_1.png")
+    written = json.loads(submit("-o", "my file.csv", "--json").stdout)
+    assert written["hand_in"] is None
+    assert written["competition_lacks"] == [
+        "it wants names such as 0cdf5b5d0ce1_01.jpg; 1 of 2 differ, such as 0cdf5b5d0ce1_1.jpg"
+    ]
+
+
+def test_as_json(here):
+    write_mask(here / "out" / "a.png", [[1, 0]])
+    write_mask(here / "out" / "b.png", [[0, 0]])
+    result = submit("--size", "any", "-o", "s.csv", "--json")
+    data = (here / "s.csv").read_bytes()
+    assert json.loads(result.stdout) == {
+        "file": "s.csv",
+        "rows": 2,
+        "empty": 1,
+        "first_empty": ["b.jpg"],
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "doubt": None,
+        "competition_lacks": [
+            "it wants masks of 1918x1280; --size is any",
+            "it wants names such as 0cdf5b5d0ce1_01.jpg; 2 of 2 differ, such as a.jpg",
+            "it wants 100,064 rows; the file has 2",
+        ],
+        "hand_in": None,
+    }
+    (here / "out" / "a.png").unlink()
+    result = submit("--size", "any", "-o", "s.csv", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["hand_in"]) == (3, None)

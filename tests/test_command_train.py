@@ -233,7 +233,7 @@ def test_an_interrupted_run_prints_how_to_resume(tmp_path: Path, data: Path, zyg
         printed = terminal.printed
     assert printed.count("Stopping") == 1
     same = shlex.join(["carvana-batch", *map(str, arguments), "--resume"])
-    assert f"To go on: {same}" in printed.replace("\r\n", "\n")
+    assert f"To go on:\n  {same}" in printed.replace("\r\n", "\n").replace(" \\\n      ", " ")
     assert "Traceback" not in printed
     assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l") >= 0
 

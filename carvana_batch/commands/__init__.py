@@ -10,6 +10,7 @@ import sys
 import click
 
 from carvana_batch import __version__
+from carvana_batch.commands.lines import say
 from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
 from carvana_batch.errors import (
     OUT_OF_FILES,
@@ -81,21 +82,21 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:  # Ctrl-C while there is nothing in flight to finish first
-        click.echo("Interrupted.", err=True)
+        say("Interrupted.", err=True)
         sys.exit(128 + signal.SIGINT)
     except CarvanaBatchError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
     except RuntimeError as error:
         if not is_out_of_threads(error):
             raise
-        click.echo(f"Error: {TOO_MANY_PROCESSES}.", err=True)
+        say(f"Error: {TOO_MANY_PROCESSES}.", err=True)
         sys.exit(1)
     except OSError as error:  # for example a name that is too long for any disk
         if error.errno in OUT_OF_FILES:
-            click.echo(f"Error: {TOO_MANY_FILES}.", err=True)
+            say(f"Error: {TOO_MANY_FILES}.", err=True)
             sys.exit(1)
         if not isinstance(error.filename, str | bytes):
             raise
-        click.echo(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)
+        say(f"Error: {shown(os.fsdecode(error.filename))}: {error.strerror}.", err=True)
         sys.exit(1)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from carvana_batch.commands.command import Command
+from carvana_batch.commands.lines import say
 from carvana_batch.commands.parameters import RowSize
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.masks import rle
@@ -80,24 +81,24 @@ def command(
         )
     if size is None:
         width, height = COMPETITION_SIZE
-        click.echo(
+        say(
             f"Assumed {width}x{height} pixels, the competition's size; --size changes it.",
             err=True,
         )
     if summary.doubt:
-        click.echo(f"Warning: {summary.doubt}", err=True)
+        say(f"Warning: {summary.doubt}", err=True)
     print_failures(summary.failures)
     empty = f" ({summary.empty:,} of them empty)" if summary.empty else ""
-    click.echo(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")
+    say(f"{summary.masks:,} decoded{empty}, {len(summary.failures):,} failed -> {shown(out)}")
     only_empty = summary.masks > 0 and summary.empty == summary.masks
     if only_empty:
-        click.echo(f"Error: none of the {summary.masks:,} rows has a car: all are empty.", err=True)
+        say(f"Error: none of the {summary.masks:,} rows has a car: all are empty.", err=True)
     if summary.failures or only_empty:
         context.exit(EXIT_SOME_FAILED)
 
 
 def print_failures(failures: Sequence[Failure]) -> None:
     for failure in failures[:NAMES_SHOWN]:
-        click.echo(f"failed: {shown(failure.source)}: {shown(failure.id)}: {shown(failure.reason)}", err=True)
+        say(f"failed: {shown(failure.source)}: {shown(failure.id)}: {shown(failure.reason)}", err=True)
     if len(failures) > NAMES_SHOWN:
-        click.echo(f"failed: {len(failures) - NAMES_SHOWN:,} more", err=True)
+        say(f"failed: {len(failures) - NAMES_SHOWN:,} more", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.progress import track
 
 from carvana_batch.commands import group
 from carvana_batch.commands.command import Command
+from carvana_batch.commands.lines import command_line, say
 from carvana_batch.errors import UsageError
 from carvana_batch.text import shown
 
@@ -39,7 +39,7 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
 
     images, masks, out = folder / "images", folder / "masks", folder / "out"
     _clear(folder, images, masks, out)
-    click.echo(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
+    say(f"Drawing {photos} studio photos of made-up cars, with their true masks, into {shown(folder)}")
     drawn = iter_write_photos(folder, count=photos, seed=seed)
     quiet = not sys.stderr.isatty()
     with (folder / MARKER).open("a", buffering=1, encoding="ascii") as marker:
@@ -58,12 +58,12 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
         ["review", str(out), "-o", review_page],
     ]
     for arguments in steps:
-        click.echo(f"\n$ {shlex.join(['carvana-batch', *arguments])}")
+        say("\n" + command_line(["carvana-batch", *arguments], "$ "))
         code = group.main(arguments, prog_name="carvana-batch", standalone_mode=False)
         if code:
             context.exit(code)
-    click.echo("\nThese photos are drawings; for real ones: carvana-batch predict in/ out/")
-    click.echo("Look at:")
+    say("\nThese photos are drawings; for real ones: carvana-batch predict in/ out/")
+    say("Look at:")
     for path, what in (
         (images, "the drawn photos"),
         (out, "their masks; report.csv has the doubtful first"),
@@ -71,11 +71,11 @@ def command(context: click.Context, folder: Path, photos: int, seed: int) -> Non
         (submission, "the run-length rows of the masks"),
         (scores, "each photo's Dice"),
     ):
-        click.echo(f"  {shown(path):<26} {what}")
+        say(f"  {shown(path):<26} {what}")
     opener = OPENERS.get(sys.platform, "xdg-open")
-    click.echo(f"Open in a browser, with `{opener} FILE` or by a double click:")
+    say(f"Open in a browser, with `{opener} FILE` or by a double click:")
     for path, what in pages.items():
-        click.echo(f"  {shown(path):<26} {what}")
+        say(f"  {shown(path):<26} {what}")
 
 
 def _clear(folder: Path, images: Path, masks: Path, out: Path) -> None:

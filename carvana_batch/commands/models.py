@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,11 +24,12 @@ PHOTO = (1918, 1280)
 def command(context: click.Context) -> None:
     """List what can be used, what it costs, how good it is."""
     if context.invoked_subcommand is None:
-        context.invoke(list_models)
+        context.invoke(list_models, as_json=False)
 
 
 @command.command("list")
-def list_models() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_models(as_json: bool) -> None:
     """The networks and the weights that come with them, with their costs for one photo of 1918x1280."""
     import torch
 
@@ -37,21 +38,33 @@ def list_models() -> None:
     from carvana_batch.network.checkpoints import load_model
 
     width, height = PHOTO
-    click.echo(f"{'name':<19}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
+    rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*BUNDLED_WEIGHTS, *NETWORKS]):
         network = load_model(name).network if name in BUNDLED_WEIGHTS else NETWORKS[name]()
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        gmac = count_multiply_adds(network, height, width) / 1e9
+        notes = load_model(name).notes if name in BUNDLED_WEIGHTS else {}
         numbers = activations_per_pixel(network) * height * width
-        size, dice, weights = parameters * 4, "-", "none"
-        if name in BUNDLED_WEIGHTS:
-            notes = load_model(name).notes
-            size = BUNDLED_WEIGHTS[name].stat().st_size
-            dice = f"{json.loads(notes['val'])['dice']:.4f}"
-            weights = notes["licence"]
-        memory = f"{numbers * torch.float16.itemsize / 1e6:,.0f} MB"
+        rows.append(
+            {
+                "name": name,
+                "parameters": parameters,
+                "bytes": BUNDLED_WEIGHTS[name].stat().st_size if notes else parameters * 4,
+                "multiply_adds": count_multiply_adds(network, height, width),
+                "memory_bytes": round(numbers * torch.float16.itemsize),
+                "val_dice": json.loads(notes["val"])["dice"] if notes else None,
+                "weights": notes["licence"] if notes else None,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps({"width": width, "height": height, "models": rows}))
+        return
+    click.echo(f"{'name':<19}{'parameters':>11}{'MB':>7}{'GMAC':>6}{'memory':>9}{'val Dice':>10}  weights")
+    for row in rows:
+        dice = "-" if row["val_dice"] is None else f"{row['val_dice']:.4f}"
+        memory = f"{row['memory_bytes'] / 1e6:,.0f} MB"
         click.echo(
-            f"{name:<19}{parameters:>11,}{size / 1e6:>7.1f}{gmac:>6.0f}{memory:>9}{dice:>10}  {weights}"
+            f"{row['name']:<19}{row['parameters']:>11,}{row['bytes'] / 1e6:>7.1f}"
+            f"{row['multiply_adds'] / 1e9:>6.0f}{memory:>9}{dice:>10}  {row['weights'] or 'none'}"
         )
     click.echo(
         f"\nFor a photo of {width}x{height}. MB: file of weights. GMAC: billions of multiply-adds.\n"

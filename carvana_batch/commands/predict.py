@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 
 from carvana_batch.commands.command import given_values
 from carvana_batch.commands.config import ConfigurableCommand
+from carvana_batch.commands.lines import command_line
 from carvana_batch.commands.mask_file import check_mask_file, folder_of_mask_file, is_mask_file
 from carvana_batch.commands.predict_input import STANDARD, find, split_paths, standard_input
 from carvana_batch.commands.predict_options import make_options, predict_parameters
@@ -116,7 +116,7 @@ def command(
     if report.stopped_by is not None:
         # Without --overwrite, which would discard what has been done so far.
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-        reporter.say(f"Stopped. To go on: {shown(shlex.join(['carvana-batch', *same]))}")
+        reporter.say(f"Stopped. To go on:\n{command_line(['carvana-batch', *same])}")
     elif page is not None:
         _write_page(page, out, reporter)
     context.exit(report.exit_code)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from carvana_batch.commands.lines import fit, say
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.notes import SUMMARIES
 from carvana_batch.options import Options
@@ -65,9 +66,10 @@ class Screen:
         if self.quiet:
             return
         if self._bar is not None:
+            line = fit(line, err=True)
             self._bar.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
-            click.echo(line, err=self.to_stderr or line.startswith(WARNING))
+            say(line, err=self.to_stderr or line.startswith(WARNING))
 
     def restore_terminal(self) -> None:
         """Show the cursor, which the progress bar hides, before the process exits at once."""
@@ -171,20 +173,20 @@ def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
     for warning in report.warnings:
         reporter.say(f"Warning: {warning}")
     for entry in report.failures[:NAMES_SHOWN]:
-        click.echo(f"failed: {shown(entry.source)} ({entry.stage}): {shown(entry.reason)}", err=True)
+        say(f"failed: {shown(entry.source)} ({entry.stage}): {shown(entry.reason)}", err=True)
     if len(report.failures) > NAMES_SHOWN:
-        click.echo(
+        say(
             f"failed: {len(report.failures) - NAMES_SHOWN:,} more, all in {shown(out / 'report.csv')}",
             err=True,
         )
     for failure in report.undrawn[:NAMES_SHOWN]:
-        click.echo(f"no extra files: {shown(failure.source)}: {shown(failure.reason)}", err=True)
+        say(f"no extra files: {shown(failure.source)}: {shown(failure.reason)}", err=True)
     if len(report.undrawn) > NAMES_SHOWN:
-        click.echo(f"no extra files: {len(report.undrawn) - NAMES_SHOWN:,} more", err=True)
+        say(f"no extra files: {len(report.undrawn) - NAMES_SHOWN:,} more", err=True)
     for entry in report.without_truth[:NAMES_SHOWN]:
-        click.echo(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
+        say(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
     if len(report.without_truth) > NAMES_SHOWN:
-        click.echo(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
+        say(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
     if report.kept:
         names = ", ".join(shown(f"{entry.key}.png") for entry in report.kept[:NAMES_SHOWN])
         more = ", ..." if len(report.kept) > NAMES_SHOWN else ""

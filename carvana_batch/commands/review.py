@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from carvana_batch.commands.command import Command
+from carvana_batch.commands.lines import say
 from carvana_batch.inputs.decisions import ACCEPT, REJECT, Decision, match_decisions, read_decisions
 from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST
 from carvana_batch.text import counted, shown
@@ -143,13 +144,13 @@ def print_decisions(decisions: Mapping[str, Decision], run: FinishedRun, selecti
     """Print the numbers of decisions, and what those on the random sample say of the rest."""
     counts = _count(list(decisions.values()))
     left = len(run.masked) - counts["accepted"] - counts["rejected"]
-    click.echo(f"{counts['accepted']:,} accepted, {counts['rejected']:,} rejected, {left:,} undecided")
+    say(f"{counts['accepted']:,} accepted, {counts['rejected']:,} rejected, {left:,} undecided")
     if counts["only_notes"]:
-        click.echo(f"{counted(counts['only_notes'], 'note')} without a decision")
+        say(f"{counted(counts['only_notes'], 'note')} without a decision")
     shown_keys = {entry.key for entry in (*selection.worst, *selection.sample)}
     outside = [key for key in decisions if decisions[key].decision and key not in shown_keys]
     if outside:
-        click.echo(
+        say(
             f"{counted(len(outside), 'decision')} on masks that were not selected as here, so nothing is said"
             " of the others. Give --worst and --sample as for the page.",
             err=True,
@@ -161,7 +162,7 @@ def print_decisions(decisions: Mapping[str, Decision], run: FinishedRun, selecti
         return
     from carvana_batch.review.selection import wilson_interval
 
-    click.echo(
+    say(
         f"Of {counted(n, 'mask')} drawn at random from the {selection.others:,} less doubtful,"
         f" {sampled['accepted']:,} accepted: {sampled['accepted'] / n:.1%}"
         + (
@@ -175,24 +176,24 @@ def print_decisions(decisions: Mapping[str, Decision], run: FinishedRun, selecti
 def print_page(written: Written, run: FinishedRun, selection: Selection) -> None:
     """Print what the page shows, and its path last."""
     sample = f" and {len(selection.sample):,} of the others at random" if selection.sample else ""
-    click.echo(
+    say(
         f"{counted(len(run.masked), 'mask')}, {run.doubtful:,} of them doubtful,"
         f" {len(run.failures):,} failed; shown: the {len(selection.worst):,} most doubtful{sample}"
     )
     if written.left_out:
-        click.echo(f"{counted(written.left_out, 'mask')} left out, to keep the page small")
+        say(f"{counted(written.left_out, 'mask')} left out, to keep the page small")
     if written.unreadable:
-        click.echo(
+        say(
             f"{counted(written.unreadable, 'mask')} cannot be read; `carvana-batch verify"
             f" {shown(run.root)}` names what is missing or damaged",
             err=True,
         )
     if written.without_photo:
-        click.echo(
+        say(
             f"{counted(written.without_photo, 'mask')} without photo; give --images IN, the folder that was"
             " given to predict",
             err=True,
         )
     if written.photos is not None:
-        click.echo(f"Its photos: {shown(written.photos)}")
-    click.echo(f"Page: {shown(written.page)}")
+        say(f"Its photos: {shown(written.photos)}")
+    say(f"Page: {shown(written.page)}")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
 from carvana_batch.commands.command import Command
+from carvana_batch.commands.lines import command_line, say
 from carvana_batch.commands.parameters import AnyMaskSize, car_value_option
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.output.status import RunState, read_run_state
 from carvana_batch.submission.table import COMPETITION_ROWS, COMPETITION_SIZE, SubmissionSummary
 from carvana_batch.submission.write import write_submission
 from carvana_batch.text import NAMED, shown
+
+EXAMPLE_NAME = "0cdf5b5d0ce1_01.jpg"
 
 DAMAGED_ADVICE = (
     "If predict made them, and they are damaged, the same predict command with --verify makes them again."
@@ -49,6 +54,7 @@ DAMAGED_ADVICE = (
 )
 @car_value_option("the masks")
 @click.option("--workers", type=click.IntRange(min=1), help="Masks read at a time.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -58,6 +64,7 @@ def command(
     sample: Path | None,
     car_values: tuple[int, ...],
     workers: int | None,
+    as_json: bool,
 ) -> None:
     """Turn the masks of a folder into the competition's CSV.
 
@@ -82,32 +89,74 @@ def command(
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if state is not None and sample is None and summary.rows < (expected := state.masked + len(state.kept)):
-        click.echo(
+        say(
             f"Warning: {shown(masks)} has {expected - summary.rows:,} masks less than predict made. The"
             " same predict command, run again, makes them once more.",
             err=True,
         )
-    rows = f"{summary.rows:,}"
-    if sample is not None:
-        rows += f" (those of {shown(sample)})"
-    elif size == COMPETITION_SIZE and summary.rows != COMPETITION_ROWS:
-        rows += f" (the competition asks for {COMPETITION_ROWS:,})"
-    click.echo(f"file         {shown(output)}")
-    click.echo(f"rows         {rows}")
-    click.echo(f"empty masks  {summary.empty:,}{list_empty(summary)}")
-    click.echo(f"size         {summary.bytes:,} bytes")
-    click.echo(f"sha256       {summary.sha256}")
+    all_empty = summary.empty == summary.rows
+    lacking = [] if all_empty else what_is_lacking(summary, size)
+    if as_json:
+        click.echo(json.dumps(describe(summary, output, lacking)))
+    else:
+        sample_words = "" if sample is None else f" (those of {shown(sample)})"
+        say(f"file         {shown(output)}")
+        say(f"rows         {summary.rows:,}{sample_words}")
+        say(f"empty masks  {summary.empty:,}{list_empty(summary)}")
+        say(f"size         {summary.bytes:,} bytes")
+        say(f"sha256       {summary.sha256}")
     if summary.doubt:
-        click.echo(summary.doubt, err=True)
-    if summary.empty == summary.rows:
-        click.echo(f"Error: none of the masks in {shown(masks)} has a car.", err=True)
+        say(summary.doubt, err=True)
+    if all_empty:
+        say(f"Error: none of the masks in {shown(masks)} has a car.", err=True)
         context.exit(EXIT_SOME_FAILED)
-    click.echo()
-    click.echo("To hand it in:")
-    file = shlex.quote(shown(output))
-    click.echo(
-        f'  kaggle competitions submit -c carvana-image-masking-challenge -f {file} -m "carvana-batch"'
-    )
+    if as_json:
+        return
+    if lacking:
+        say("\nThe competition would not accept this file:")
+        for line in lacking:
+            say(f"  {line}")
+    else:
+        say("\nTo hand it in:")
+        say(command_line(hand_in_command(output)))
+
+
+def what_is_lacking(summary: SubmissionSummary, size: tuple[int, int] | None) -> list[str]:
+    """What the file lacks to be one that the competition accepts, a short line each; empty if nothing."""
+    lines = []
+    if size != COMPETITION_SIZE:
+        has = "any" if size is None else "{}x{}".format(*size)
+        lines.append("it wants masks of {}x{}; --size is {}".format(*COMPETITION_SIZE, has))
+    if summary.foreign:
+        lines.append(
+            f"it wants names such as {EXAMPLE_NAME}; {summary.foreign:,} of {summary.rows:,} differ, such as"
+            f" {shown(summary.first_foreign)}"
+        )
+    if summary.rows != COMPETITION_ROWS:
+        lines.append(f"it wants {COMPETITION_ROWS:,} rows; the file has {summary.rows:,}")
+    return lines
+
+
+def hand_in_command(output: Path) -> list[str]:
+    """The command that hands a file in."""
+    program = ["kaggle", "competitions", "submit", "-c", "carvana-image-masking-challenge"]
+    return [*program, "-f", str(output), "-m", "carvana-batch"]
+
+
+def describe(summary: SubmissionSummary, output: Path, lacking: list[str]) -> dict[str, Any]:
+    """The content of ``--json``; without a car, nothing is lacking, but there is nothing to hand in."""
+    ready = not lacking and summary.empty < summary.rows
+    return {
+        "file": str(output),
+        "rows": summary.rows,
+        "empty": summary.empty,
+        "first_empty": list(summary.first_empty),
+        "bytes": summary.bytes,
+        "sha256": summary.sha256,
+        "doubt": summary.doubt or None,
+        "competition_lacks": lacking,
+        "hand_in": shlex.join(hand_in_command(output)) if ready else None,
+    }
 
 
 def list_empty(summary: SubmissionSummary) -> str:
@@ -127,9 +176,9 @@ def warn_of_unfinished(folder: Path, state: RunState) -> None:
     if state.shards and state.shards[0] < state.shards[1]:
         facts.append("shards begun: {} of {}".format(*state.shards))
     if state.running:
-        click.echo(f"Warning: a run of predict is at work in {name}. {'; '.join(facts)}.", err=True)
+        say(f"Warning: a run of predict is at work in {name}. {'; '.join(facts)}.", err=True)
     elif not state.finished:
-        click.echo(
+        say(
             f"Warning: {name} is not finished. {'; '.join(facts)}. The same predict command, run again, does"
             " the rest.",
             err=True,
@@ -137,7 +186,7 @@ def warn_of_unfinished(folder: Path, state: RunState) -> None:
     if state.kept:
         names = ", ".join(shown(f"{key}.png") for key in state.kept[:NAMED])
         more = ", ..." if len(state.kept) > NAMED else ""
-        click.echo(
+        say(
             f"Warning: masks in {name} that predict did not make: {len(state.kept):,} ({names}{more})."
             " They are used as they are.",
             err=True,
@@ -145,6 +194,4 @@ def warn_of_unfinished(folder: Path, state: RunState) -> None:
     if state.failed:
         report = folder / "report.csv"
         where = f"; {shown(report)} names them" if report.exists() else ""
-        click.echo(
-            f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True
-        )
+        say(f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True)

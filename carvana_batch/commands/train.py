@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from carvana_batch.commands.completion import (
     complete_model,
     complete_network,
 )
+from carvana_batch.commands.lines import command_line
 from carvana_batch.commands.parameters import Finite, MaskValue, NetworkName, PhotoSize, join_values
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.commands.training_options import collect_values
@@ -286,7 +286,7 @@ def command(
         return
     if outcome.stopped_by is not None:
         reporter.say(f"Saved after step {outcome.step:,} of {outcome.steps:,}.")
-        reporter.say(f"To go on: {shown(shlex.join(_resume_command()))}")
+        reporter.say(f"To go on:\n{command_line(_resume_command())}")
         context.exit(128 + outcome.stopped_by)
     if outcome.stopped_early:
         reporter.say(
@@ -297,9 +297,8 @@ def command(
         reporter.say(describe_best(outcome.best))
     beside = f"; pictures: {', '.join(outcome.pictures)} beside it" if outcome.pictures else ""
     reporter.say(f"weights: {shown(run / 'best.safetensors')}{beside}")
-    reporter.say(
-        f"to use them: {shown(shlex.join(['carvana-batch', 'predict', 'in/', 'out/', '--model', str(run)]))}"
-    )
+    use = ["carvana-batch", "predict", "in/", "out/", "--model", str(run)]
+    reporter.say(f"to use them:\n{command_line(use)}")
 
 
 def _resume_command() -> list[str]:

@@ -45,10 +45,10 @@ class TrainingReporter(Screen):
         if "val" in line:
             self._end_bar()
             summary = line["val"]
-            quantiles = " / ".join(f"{summary[f'dice_{percent}']:.4f}" for percent in ("05", "50", "95"))
+            quantiles = "/".join(f"{summary[f'dice_{percent}']:.4f}" for percent in ("05", "50", "95"))
             self.say(
                 f"epoch {line['epoch']:.2f}, step {line['step']:,}: val Dice {summary['dice']:.4f}"
-                f" (5 / 50 / 95 %: {quantiles}), IoU {summary['iou']:.4f}"
+                f" (5/50/95 %: {quantiles})"
             )
         elif self._bar is None and time.monotonic() - self._last_told >= SECONDS_BETWEEN_LINES:
             self._last_told = time.monotonic()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from carvana_batch.commands.command import Command
+from carvana_batch.commands.lines import say
 from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.text import counted, shown
 
@@ -26,17 +27,17 @@ def command(context: click.Context, out: Path) -> None:
     from carvana_batch.output.verifying import verify
 
     if is_held(out / STATE_FOLDER):
-        click.echo(f"Warning: a run of predict is at work in {shown(out)}, and changes files.", err=True)
+        say(f"Warning: a run of predict is at work in {shown(out)}, and changes files.", err=True)
     found = verify(out)
     for each in found.deviations:
-        click.echo(f"{shown(each.path)}: {each.reason}", err=True)
+        say(f"{shown(each.path)}: {each.reason}", err=True)
     counts = [f"{counted(found.masks, 'mask')} compared"]
     if found.without_checksum:
         counts.append(f"{found.without_checksum:,} of them without checksum, by size and decoding")
     if found.kept:
         counts.append(f"{found.kept:,} not made by predict and not compared")
     counts.append(f"{counted(len(found.deviations), 'file')} not as written")
-    click.echo(", ".join(counts))
+    say(", ".join(counts))
     if found.deviations:
-        click.echo("The same predict command with --verify makes them again.")
+        say("The same predict command with --verify makes them again.")
         context.exit(EXIT_SOME_FAILED)

@@ -35,6 +35,9 @@ COMPETITION_SIZE = (1918, 1280)
 COMPETITION_ROWS = 100_064
 """Photos in the competition's test set; a submission has a row for each of them."""
 
+COMPETITION_NAME = re.compile(r"[0-9a-f]{12}_[0-9]{2}\.jpg")
+"""Names of the competition's photos: a car, and one of its views."""
+
 HEADER = ("img", "rle_mask")
 
 SUFFIXES = (".csv", ".csv.gz", ".zip")
@@ -82,6 +85,8 @@ class SubmissionSummary:
         sha256: hash of the file, in hexadecimal.
         first_empty: photos of the first empty rows, at most ``NAMED``.
         doubt: a warning that the masks seem to be inverted; "" if they do not.
+        foreign: number of rows whose photo is not named as those of the competition are.
+        first_foreign: the first of these photos; "" if there are none.
     """
 
     rows: int
@@ -90,6 +95,8 @@ class SubmissionSummary:
     sha256: str
     first_empty: tuple[str, ...] = ()
     doubt: str = ""
+    foreign: int = 0
+    first_foreign: str = ""
 
 
 def read_rows(path: Path, on_doubt: Callable[[str], object] = lambda line: None) -> dict[str, str]:
@@ -252,6 +259,7 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
     check_submission_name(target)
     total = empty = 0
     first_empty: list[str] = []
+    foreign, first_foreign = 0, ""
     with atomic_writer(target) as file, _open_text(file, target) as text:
         write_row(text, header)
         for name, runs in rows:
@@ -260,13 +268,24 @@ def write_table(target: Path, header: Sequence[str], rows: Iterable[tuple[str, s
             empty += not runs
             if not runs and len(first_empty) < NAMED:
                 first_empty.append(name)
+            if not COMPETITION_NAME.fullmatch(name):
+                foreign += 1
+                first_foreign = first_foreign or name
     try:
         with target.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         size = target.stat().st_size
     except OSError as error:
         raise read_error(target, error) from error
-    return SubmissionSummary(total, empty, size, digest, tuple(first_empty))
+    return SubmissionSummary(
+        total,
+        empty,
+        size,
+        digest,
+        tuple(first_empty),
+        foreign=foreign,
+        first_foreign=first_foreign,
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+from itertools import pairwise
 
 import pytest
 from helpers import Terminal, results_in, run_undisturbed, wait_for, write_photo
@@ -107,7 +108,7 @@ def test_sigterm_to_run_and_workers_stops_in_order(zygote, many_photos, count_fa
     assert finished.code == 143
     assert finished.stderr == ""
     assert finished.stdout.endswith(
-        "Stopped. To go on: carvana-batch predict images out --precision fp32 --workers 2\n"
+        "Stopped. To go on:\n  carvana-batch predict images out --precision fp32 --workers 2\n"
     )
     done = masks_in(many_photos)
     assert 0 < len(done) < 60
@@ -133,14 +134,14 @@ def test_ctrl_c_on_a_terminal(zygote, many_photos, count_faults):
         terminal.press(b"\x03")
         wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code == 130)
         printed = terminal.printed
-    lines = without_escapes(printed).replace("\r", "\n").split("\n")
+    lines = without_escapes(printed).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     assert max(len(line.replace("^C", "")) for line in lines if "━" in line) <= 80
     assert any(re.search(r"━.* \d+/60 .*/s ", line) for line in lines)
     assert printed.count("Stopping") == 1
     assert "Traceback" not in printed
     assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l") >= 0
-    (resume,) = (line for line in lines if line.startswith("Stopped. To go on: "))
-    program, *arguments = shlex.split(resume.removeprefix("Stopped. To go on: "))
+    (resume,) = (after for line, after in pairwise(lines) if line == "Stopped. To go on:")
+    program, *arguments = shlex.split(resume)
     assert (program, arguments) == ("carvana-batch", [*PREDICT, "--workers", "2"])
     done = journaled(many_photos / "out")
     assert len(done) == len(masks_in(many_photos)) < 60

@@ -43,7 +43,9 @@ class Masker:
 
     def __init__(self, model: str | Path = "auto", **options: Any) -> None:
         self.options = Options(**options)
-        self._predictor, self.description = make_predictor(load_model(model), self.options)
+        self._predictor, self.description = make_predictor(
+            load_model(model, self.options.model_settings), self.options
+        )
 
     def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The (H, W) bool mask of one (H, W, 3) uint8 RGB image.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from carvana_batch import __version__
 from carvana_batch.colours import RGB, format_colour
 from carvana_batch.errors import UsageError
+from carvana_batch.model_settings import NO_SETTINGS, ModelSettings
 
 DEFAULT_THRESHOLD = 0.5
 """Probability above which a pixel is car."""
@@ -55,7 +56,8 @@ class Options:
 
     ``size`` and ``tile`` are (width, height) in pixels and ``memory`` is in bytes; None stands for ``auto``.
     ``size`` may be ``"native"`` as well. ``images`` is IN, None for a list of photos, and ``given`` what was
-    given of the options, by name; both are only recorded.
+    given of the options, by name; both are only recorded. ``model_settings`` are those of a network of the
+    user's own; those of its file are added as it is loaded.
     """
 
     device: str = "auto"
@@ -86,6 +88,7 @@ class Options:
     overwrite: bool = False
     verify: bool = False
     given: dict[str, Any] = field(default_factory=dict, compare=False)
+    model_settings: ModelSettings = NO_SETTINGS
 
     def settings(self, model: str) -> dict[str, Any]:
         """What all runs of one job must have in common, as it is compared and shown to the user.
@@ -112,6 +115,8 @@ class Options:
             "mask-bits": self.mask_bits,
             "exif": "apply" if self.apply_exif else "ignore",
         }
+        own = replace(self.model_settings, overlap=None, threshold=None)
+        settings |= {f"model-{name}": value for name, value in own.describe().items()}
         if self.colour is not None:
             settings["colour"] = format_colour(self.colour)
         if isinstance(self.background, Path):

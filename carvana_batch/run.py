@@ -21,7 +21,7 @@ from carvana_batch.main_memory import peak_memory
 from carvana_batch.masks.doubts import describe_doubts
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.notes import TRUE_MASK
 from carvana_batch.options import Options
 from carvana_batch.output.announced import remove_settled

@@ -49,8 +49,9 @@ from carvana_batch.inputs.find import find_images
 from carvana_batch.main_memory import keep_freed_memory
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.network.blocks import AnySizeNetwork, halve, spread_channels
-from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.network.cpu_fusion import FusedConvolution, fold_batch_norm, prepare_network
+from carvana_batch.network.model import Model
 from carvana_batch.options import Options
 from carvana_batch.output import writer_threads
 from carvana_batch.values import Failure, ImageRef, PackedMask, Photo

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from carvana_batch.inference.devices import pick_device
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inference.precision import PRECISIONS
-from carvana_batch.network.checkpoints import Model
 from carvana_batch.network.cpu_fusion import prepare_network
+from carvana_batch.network.model import Model
 from carvana_batch.options import Options
 
 Masker = Callable[[Image.Image], Tensor]

@@ -33,7 +33,8 @@ from PIL import Image
 from carvana_batch.errors import UsageError
 from carvana_batch.inference.tiles import Tiling
 from carvana_batch.inputs.find import find_images
-from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.network.model import Model
 
 COMPETITION_PHOTOS = 100_064
 FEWEST_PHOTOS = 4

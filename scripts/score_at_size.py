@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from carvana_batch.masks.counts import Counts, count
-from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.checkpoints import load_model
 from carvana_batch.network.cpu_fusion import prepare_network
+from carvana_batch.network.model import Model
 from carvana_batch.training.pairs import Pair, find_pairs, load_pair
 from carvana_batch.values import PackedMask
 

@@ -16,7 +16,7 @@ from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.runner import MaskOptions
 from carvana_batch.inference.tiles import Tiling
 from carvana_batch.network.blocks import AnySizeNetwork
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.values import ImageRef, Photo, Prediction
 

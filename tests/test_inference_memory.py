@@ -251,7 +251,7 @@ SMALL_PREDICTOR = """
 import resource, numpy as np, psutil, torch
 from dataclasses import asdict
 from pathlib import Path
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inference.recovery import Limits

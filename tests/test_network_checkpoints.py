@@ -12,14 +12,8 @@ import torch
 
 from carvana_batch.errors import ModelError
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import (
-    FORMAT,
-    PLAIN_DEVIATION,
-    PLAIN_MEAN,
-    load_model,
-    save_model,
-    weights_digest,
-)
+from carvana_batch.network.checkpoints import load_model, save_model
+from carvana_batch.network.model import FORMAT, PLAIN_DEVIATION, PLAIN_MEAN, weights_digest
 from carvana_batch.network.segunet import SegUNet
 
 MEAN, DEVIATION = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

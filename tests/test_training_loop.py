@@ -24,7 +24,8 @@ from carvana_batch.errors import CarvanaBatchError, ImageError, UsageError
 from carvana_batch.inputs.find import find_images
 from carvana_batch.masks.values import MaskValues
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import load_model, weights_digest
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.network.model import weights_digest
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
 from carvana_batch.orientation import Layout

@@ -13,7 +13,7 @@ from carvana_batch.commands.completion import complete_model
 from carvana_batch.text import shown
 
 if TYPE_CHECKING:
-    from carvana_batch.network.checkpoints import Model
+    from carvana_batch.network.model import Model
 
 PHOTO = (1918, 1280)
 """Width and height of the photo that costs are given for."""

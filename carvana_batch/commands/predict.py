@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from carvana_batch.commands.command import given_values
 from carvana_batch.commands.config import ConfigurableCommand
 from carvana_batch.commands.lines import command_line
 from carvana_batch.commands.mask_file import check_mask_file, folder_of_mask_file, is_mask_file
@@ -20,12 +19,13 @@ from carvana_batch.commands.predict_options import make_options, predict_paramet
 from carvana_batch.commands.reporting import Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
+from carvana_batch.model_settings import ModelSettings
 from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST
 from carvana_batch.text import counted, shown
 
 if TYPE_CHECKING:
     from carvana_batch.engines.contract import Engine
-    from carvana_batch.network.checkpoints import Model
+    from carvana_batch.network.model import Model
 
 
 @click.command(cls=ConfigurableCommand)
@@ -39,6 +39,7 @@ def command(
     files_from: str | None,
     follow_links: bool,
     model: str,
+    model_settings: ModelSettings,
     page: Path | None,
     limit: int | None,
     engine_name: str,
@@ -61,7 +62,7 @@ def command(
     sources, out = split_paths(paths, out, files_from)
     from_input = sources == [STANDARD]
     images = sources[0] if len(sources) == 1 and not from_input else None
-    options = make_options(images=images, given=given_values(context), **values)
+    options = make_options(context, model=model, model_settings=model_settings, images=images, **values)
     if engine_name == "ray" and options.shard != (1, 1):
         raise UsageError("--engine ray shares the photos out by itself. Leave out --shard.")
     if engine_name != "ray" and (address, actors, gpus) != (None, None, None):
@@ -100,7 +101,7 @@ def command(
     from carvana_batch.run import run
 
     engine = _ray_engine(reporter, model, address, actors, gpus) if engine_name == "ray" else None
-    loaded = load_model(model)
+    loaded = load_model(model, model_settings)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
     folder = (
         folder_of_mask_file(refs[0], out, options.overwrite) if mask_file else contextlib.nullcontext(out)

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import click
 
+from carvana_batch.commands.command import given_values
 from carvana_batch.commands.completion import complete_device, complete_file, complete_model
+from carvana_batch.commands.model_options import is_default, model_options
 from carvana_batch.commands.parameters import (
     Colour,
     ColourOrFile,
@@ -21,6 +23,7 @@ from carvana_batch.commands.parameters import (
     ignore_value_option,
 )
 from carvana_batch.errors import UsageError
+from carvana_batch.model_settings import ModelSettings, settings_beside
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
     DEFAULT_OVERLAP,
@@ -65,6 +68,7 @@ PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         help="Bundled weights, a weights file, or the folder of a training run; auto has masks of the weights"
         " for photos of a studio checked, and if need be replaced, by those for photos of any kind.",
     ),
+    model_options,
     click.option(
         "--device",
         default="auto",
@@ -280,9 +284,11 @@ def predict_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_options(
+    context: click.Context,
     *,
+    model: str,
+    model_settings: ModelSettings,
     images: Path | None,
-    given: dict[str, Any],
     device: str,
     precision: str,
     memory: int | None,
@@ -310,7 +316,7 @@ def make_options(
     overwrite: bool,
     verify: bool,
 ) -> Options:
-    """Make the options of a run of those of the command.
+    """Make the options of a run of those of the command, and of the settings beside the weights.
 
     Raises:
         UsageError: some of them do not go together.
@@ -319,6 +325,11 @@ def make_options(
         raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
     if truth is None and (car_values or ignored_values):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
+    beside, _ = settings_beside(Path(model))
+    if is_default(context, "overlap") and beside.overlap is not None:
+        overlap = beside.overlap
+    if is_default(context, "threshold") and beside.threshold is not None:
+        threshold = beside.threshold
     return Options(
         device=device,
         precision=precision,
@@ -341,11 +352,12 @@ def make_options(
         decode_timeout=decode_timeout,
         rle_file=rle_file,
         images=images,
-        given=given,
+        given=given_values(context),
         truth=truth,
         car_values=car_values,
         ignored_values=ignored_values,
         shard=shard,
         overwrite=overwrite,
         verify=verify,
+        model_settings=model_settings.over(beside),
     )

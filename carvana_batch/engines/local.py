@@ -17,7 +17,7 @@ from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, R
 from carvana_batch.inference.planning import default_workers, describe_choice, make_predictor
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.main_memory import peak_memory
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.options import Choice
 from carvana_batch.output.extras import Drawing
 from carvana_batch.output.writer import MaskWriter, Written

@@ -123,7 +123,7 @@ def make_worker(job: Job, weights: str, out: WorkerOut, stop: StopFlag, place: P
     from carvana_batch.inference.memory import memory_budget
     from carvana_batch.network.checkpoints import load_model
 
-    model = load_model(weights)
+    model = load_model(weights, job.options.model_settings)
     options = job.options
     if options.memory is None and place.share < 1:
         budget = memory_budget(pick_device(options.device), None)

@@ -12,15 +12,15 @@ from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference.checked import CheckedPredictor
 from carvana_batch.inference.devices import describe_hardware, device_name, pick_device
 from carvana_batch.inference.memory import OutOfMemoryGuard, memory_budget
-from carvana_batch.inference.precision import PRECISIONS, choose_precision, precision_name
+from carvana_batch.inference.precision import PRECISIONS, choose_precision, precision_name, why_not
 from carvana_batch.inference.predictor import AnyPredictor, Predictor
 from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.runner import MaskOptions
 from carvana_batch.inference.tiles import Tiling, plan_tiles, round_up
 from carvana_batch.network.activations import activations_per_pixel
 from carvana_batch.network.blocks import Convolution
-from carvana_batch.network.checkpoints import Model
-from carvana_batch.options import PROBABILITY_EXTRAS, Choice, Options, damaged_choice
+from carvana_batch.network.model import Model
+from carvana_batch.options import PROBABILITY_EXTRAS, Choice, Options, damaged_choice, describe_size
 
 WORKSPACE = 1.3
 """Memory of a tile relative to that of its tensors: convolution libraries need work space in addition."""
@@ -66,6 +66,7 @@ def make_predictor(
 def _make_predictor(
     model: Model, options: Options, earlier: Choice | None, on_change: Callable[[Choice], object]
 ) -> tuple[AnyPredictor, str]:
+    options = _with_fixed_tile(options, model.network.fixed_size)
     device = _choose_device(options, earlier)
     if earlier is not None and earlier.threads and device.type == "cpu":
         torch.set_num_threads(earlier.threads)
@@ -104,6 +105,19 @@ def _make_predictor(
     return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB for the network"
 
 
+def _with_fixed_tile(options: Options, fixed: tuple[int, int] | None) -> Options:
+    """The options for a network that takes tiles of one size only, which then overlap by half at most."""
+    if fixed is None:
+        return options
+    tile = fixed[1], fixed[0]
+    if options.tile not in (None, tile):
+        raise UsageError(
+            f"--tile {describe_size(options.tile)}: this network takes images of {describe_size(tile)} only."
+            " Leave out --tile."
+        )
+    return replace(options, tile=tile, overlap=min(options.overlap, min(tile) // 2))
+
+
 def _choose_device(options: Options, earlier: Choice | None) -> torch.device:
     if earlier is None:
         return pick_device(options.device)
@@ -126,7 +140,10 @@ def _choose_dtype(
         return PRECISIONS[earlier.precision], f"{earlier.precision} (chosen by the first run of this job)"
     if options.precision == "auto":
         return choose_precision(model.network, device)
-    return PRECISIONS[options.precision], f"{options.precision} (as asked)"
+    dtype = PRECISIONS[options.precision]
+    if reason := why_not(model.network, device, dtype):
+        raise UsageError(f"--precision {options.precision}: {reason}. Give --precision fp32 or auto.")
+    return dtype, f"{options.precision} (as asked)"
 
 
 def _describe_differences(device: torch.device, earlier: Choice) -> list[str]:

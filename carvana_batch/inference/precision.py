@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from carvana_batch.inference.canvas import Window
-from carvana_batch.inference.memory import OutOfMemoryGuard, release_unused_memory
+from carvana_batch.inference.memory import OutOfMemoryGuard, is_out_of_memory, release_unused_memory
 from carvana_batch.inference.runner import NetworkRunner
+from carvana_batch.network.blocks import AnySizeNetwork
 from carvana_batch.network.cpu_fusion import prepare_network
+from carvana_batch.text import cut_short
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -21,6 +23,9 @@ PRECISION_TOLERANCE = 0.02
 
 FAR_SLOWER = 1.5
 """Factor by which bfloat16 has to be slower than float32 not to be used on a CPU with instructions for it."""
+
+TRIAL_PIXELS = 128
+"""Pixels of the side of the image with which it is tried whether a network runs in a number format."""
 
 STABLE_ROUNDS, MOST_ROUNDS = 3, 20
 """Rounds of timing without a clearly better time after which the times are compared, and most rounds."""
@@ -40,13 +45,34 @@ def choose_precision(network: nn.Module, device: torch.device) -> tuple[torch.dt
     The two formats give slightly different masks, so the choice must not depend on how busy the machine is: a
     CPU with instructions for bfloat16 uses it, unless it is measured to be far slower all the same.
     """
+    if device.type == "cpu" and not has_bfloat16_instructions():
+        return torch.float32, "fp32 (this CPU has no instructions for bf16)"
+    half = torch.bfloat16 if device.type == "cpu" else torch.float16
+    if isinstance(network, AnySizeNetwork) and (reason := why_not(network, device, half)):
+        return torch.float32, f"fp32 ({reason})"
     if device.type != "cpu":
         return torch.float16, f"fp16 on {device.type}"
-    if not has_bfloat16_instructions():
-        return torch.float32, "fp32 (this CPU has no instructions for bf16)"
     if speed_of_bfloat16(network, device) < 1 / FAR_SLOWER:
         return torch.float32, f"fp32 (bf16 takes more than {FAR_SLOWER:g} times as long here)"
     return torch.bfloat16, "bf16 (this CPU has instructions for it)"
+
+
+def why_not(network: AnySizeNetwork, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a network that is not ours cannot run in a number format; None if it can, or is ours."""
+    if dtype == torch.float32 or not network.is_foreign:
+        return None
+    if network.only_float32:
+        return "its network runs in no other"
+    side = TRIAL_PIXELS + -TRIAL_PIXELS % network.stride
+    images = torch.zeros((1, 3, *(network.fixed_size or (side, side))), dtype=dtype, device=device)
+    try:
+        with torch.inference_mode():
+            prepare_network(network, device, dtype)(images)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return f"its network fails in another: {cut_short(str(error).splitlines()[0])}"
+    return None
 
 
 def has_bfloat16_instructions() -> bool:
@@ -61,7 +87,8 @@ def speed_of_bfloat16(network: nn.Module, device: torch.device) -> float:
     Both are timed alternately on a small input. The best times are compared, once neither has become clearly
     better for some rounds.
     """
-    images = torch.zeros((1, 3, 384, 384)).to(memory_format=torch.channels_last)
+    fixed = network.fixed_size if isinstance(network, AnySizeNetwork) else None
+    images = torch.zeros((1, 3, *(fixed or (384, 384)))).to(memory_format=torch.channels_last)
     best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     inputs = {dtype: images.to(dtype) for dtype in best}
     networks = {dtype: prepare_network(network, device, dtype) for dtype in best}
@@ -91,13 +118,15 @@ def check_precision(
     """
     plan = windows[0].canvas.plan
     rows = min(-(-plan.tile_height // 2), max(1, COMPARED_PIXELS // plan.tile_width))
+    if runner.model.network.fixed_size is not None:
+        rows = plan.tile_height
     difference = None
     while difference is None and rows > 0:
         with OutOfMemoryGuard():
             difference = _difference_from_float32(windows, rows, runner, make_float32_runner())
         if difference is None:
             release_unused_memory(runner.device)
-        rows //= 2
+        rows = 0 if runner.model.network.fixed_size is not None else rows // 2
     if difference is None:
         return True, f"{runner.dtype} was not checked: float32 does not fit into the memory"
     if difference <= PRECISION_TOLERANCE:

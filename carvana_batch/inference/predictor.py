@@ -17,9 +17,9 @@ from carvana_batch.inference.pool import TilePool
 from carvana_batch.inference.precision import check_precision
 from carvana_batch.inference.recovery import Limits, next_lower_limits, smallest_tile_error, too_large_photo
 from carvana_batch.inference.runner import MaskOptions, NetworkRunner
-from carvana_batch.inference.tiles import TilePlan
+from carvana_batch.inference.tiles import TilePlan, describe_context
 from carvana_batch.inference.transfer import works_ahead
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.values import Failure, ImageRef, Photo, Prediction
 
 
@@ -91,6 +91,7 @@ class Predictor(AnyPredictor):
         self._precision_checked = limits.dtype == torch.float32
         self._reported_limits = limits
         self._float32: tuple[Limits, Predictor] | None = None
+        self._context_checked = False
 
     @torch.inference_mode()
     def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
@@ -125,6 +126,7 @@ class Predictor(AnyPredictor):
         if self._float32 is None or self._float32[0] != limits:
             predictor = Predictor(self.model, self.device, limits, self.options, fused=False)
             predictor.runner.freed_memory = self.runner.freed_memory.start_again()
+            predictor._context_checked = True
             self._float32 = limits, predictor
         return self._float32[1]
 
@@ -152,7 +154,9 @@ class Predictor(AnyPredictor):
             if photo is None or self._has_to_wait(pool, photo):
                 yield from self._run_batches(pool, allow_partial=True)
                 continue
-            pool.add(self.runner.load(photo, self._plan(pool, photo)))
+            plan = self._plan(pool, photo)
+            self._check_context(plan)
+            pool.add(self.runner.load(photo, plan))
             pool.waiting.popleft()
             yield from self._run_batches(pool, allow_partial=False)
         if is_last:
@@ -160,6 +164,14 @@ class Predictor(AnyPredictor):
 
     def _plan(self, pool: TilePool, photo: Photo) -> TilePlan:
         return self.runner.plan(photo, self.limits.tiling, pool.recovery.tile_limit)
+
+    def _check_context(self, plan: TilePlan) -> None:
+        """Warn, once, if tiles show less than the network looks at."""
+        if plan.tile_count == 1 or self._context_checked:
+            return
+        self._context_checked = True
+        line = describe_context(self.model.network.context, self.limits.tiling.overlap)
+        self.warnings += [line] if line else []
 
     def _has_to_wait(self, pool: TilePool, photo: Photo) -> bool:
         """Whether the photo has to wait until those on the device are finished.
@@ -244,7 +256,9 @@ class Predictor(AnyPredictor):
         if recovery.limits_before is None and (before.batch == 1 or len(pool.waiting) == 1):
             recovery.limits_before = before
         network, size = self.model.network, self.runner.network_size(photo)
-        reduction = next_lower_limits(before, recovery.tile_limit, *size, network.stride, network.unit)
+        reduction = next_lower_limits(
+            before, recovery.tile_limit, *size, network.stride, network.unit, network.fixed_size
+        )
         if reduction is not None:
             self.limits, recovery.tile_limit, warning = reduction
             warnings = self.warnings if recovery.limits_before is None else recovery.warnings

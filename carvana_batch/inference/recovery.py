@@ -77,7 +77,13 @@ class Reduction(NamedTuple):
 
 
 def next_lower_limits(
-    limits: Limits, tile_limit: int | None, height: int, width: int, stride: int, unit: int
+    limits: Limits,
+    tile_limit: int | None,
+    height: int,
+    width: int,
+    stride: int,
+    unit: int,
+    fixed: tuple[int, int] | None = None,
 ) -> Reduction | None:
     """Half the batch, or else tiles of half the size; None if the tiles cannot get any smaller.
 
@@ -91,11 +97,14 @@ def next_lower_limits(
         width: the same.
         stride: see :class:`AnySizeNetwork`.
         unit: see :class:`AnySizeNetwork`.
+        fixed: (height, width) of all tiles, if the network takes no others.
     """
     if limits.batch > 1:
         batch = limits.batch // 2
         warning = f"out of memory: going on with batches of {batch}"
         return Reduction(replace(limits, batch=batch), tile_limit, warning)
+    if fixed is not None:
+        return None
     tiling = limits.tiling
     failed = tiling.plan(height, width, stride, unit, tile_limit)
     tile_limit = failed.tile_height * failed.tile_width // 2

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.options import NetworkSize
 
 SAME_SCALE = 1.25

@@ -19,8 +19,8 @@ from carvana_batch.inference.resizing import InputSize, resize_photo
 from carvana_batch.inference.thresholding import expected_dice, threshold_and_pack
 from carvana_batch.inference.tiles import TilePlan, Tiling
 from carvana_batch.inference.transfer import Download, upload
-from carvana_batch.network.checkpoints import Model
 from carvana_batch.network.cpu_fusion import prepare_network
+from carvana_batch.network.model import Model
 from carvana_batch.options import DEFAULT_THRESHOLD, NetworkSize
 from carvana_batch.orientation import inverse, turn
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
@@ -70,7 +70,9 @@ class NetworkRunner:
     def plan(self, photo: Photo, tiling: Tiling, tile_limit: int | None = None) -> TilePlan:
         """The tiles of a photo; ``tile_limit``: most pixels of one of them, None for no limit."""
         network = self.model.network
-        return tiling.plan(*self.network_size(photo), network.stride, network.unit, tile_limit)
+        return tiling.plan(
+            *self.network_size(photo), network.stride, network.unit, tile_limit, network.fixed_size
+        )
 
     def load(self, photo: Photo, plan: TilePlan) -> Canvas:
         """Put a photo on the device, upright and in the size that the network wants."""

@@ -156,6 +156,27 @@ def plan_fewest_tiles(height: int, width: int, most_pixels: int, overlap: int, s
     return best
 
 
+def plan_fixed_tiles(
+    height: int, width: int, tile_height: int, tile_width: int, overlap: int, stride: int
+) -> TilePlan:
+    """Evenly spaced tiles of exactly this size; images that are smaller are padded to it.
+
+    Args:
+        height: of the image, in pixels.
+        width: the same.
+        tile_height: of the tiles.
+        tile_width: the same.
+        overlap: pixels that neighbouring tiles share at least.
+        stride: see :class:`AnySizeNetwork`.
+
+    Raises:
+        UsageError: the overlap leaves no room for a step of one stride.
+    """
+    height = tile_height + round_up(max(0, height - tile_height), stride)
+    width = tile_width + round_up(max(0, width - tile_width), stride)
+    return _plan(height, width, tile_height, tile_width, overlap, stride)
+
+
 def _even_tile(length: int, count: int, overlap: int, stride: int) -> int:
     """The length of the shortest tile so that ``count`` of them cover ``length`` with the overlap."""
     if count == 1:
@@ -167,6 +188,30 @@ def _shortest_tile(length: int, longest: int, overlap: int, stride: int) -> int:
     """The length of the shortest tile that needs no more tiles than the ``longest`` one."""
     tops, tile = _axis(length, longest, overlap, stride)
     return min(tile, _even_tile(length, len(tops), overlap, stride))
+
+
+SEEN_OF_OVERLAP = 7 / 16
+"""Part of the overlap from whose edge on a tile counts: the context that all pixels which count have."""
+
+
+def describe_context(context: float | None, overlap: int) -> str | None:
+    """A warning if tiles with this overlap show less than the network looks at; None if they do not.
+
+    Args:
+        context: see :class:`AnySizeNetwork`.
+        overlap: pixels that neighbouring tiles share at least.
+    """
+    if context is None or context <= overlap * SEEN_OF_OVERLAP:
+        return None
+    if math.isinf(context):
+        seen, advice = "all of the image", "give --size or --memory so that photos are not cut"
+    else:
+        needed = math.ceil(context / SEEN_OF_OVERLAP)
+        seen, advice = f"up to {context:.0f} pixels around", f"give --overlap {needed}, or more --memory"
+    return (
+        f"the network looks at {seen}, and tiles that overlap by {overlap} show"
+        f" {int(overlap * SEEN_OF_OVERLAP)}: masks of photos that are cut may differ near the seams; {advice}"
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -231,7 +276,15 @@ class Tiling:
     overlap: int
     map_share: float = 0.0
 
-    def plan(self, height: int, width: int, stride: int, unit: int, limit: int | None = None) -> TilePlan:
+    def plan(
+        self,
+        height: int,
+        width: int,
+        stride: int,
+        unit: int,
+        limit: int | None = None,
+        fixed: tuple[int, int] | None = None,
+    ) -> TilePlan:
         """The tiles of one photo.
 
         Args:
@@ -240,7 +293,10 @@ class Tiling:
             stride: see :class:`AnySizeNetwork`.
             unit: see :class:`AnySizeNetwork`; the photo is padded to multiples of it.
             limit: most pixels of a tile of this photo, None for no limit; ignored if tiles have a fixed size.
+            fixed: (height, width) of all tiles, if the network takes no others.
         """
+        if fixed is not None:
+            return plan_fixed_tiles(height, width, *fixed, self.overlap, stride)
         height, width = round_up(height, unit), round_up(width, unit)
         if self.tile is not None:
             return plan_tiles(height, width, self.tile[1], self.tile[0], self.overlap, stride)

@@ -65,9 +65,12 @@ def measure_activations(network: AnySizeNetwork, height: int, width: int) -> int
 
 
 def activations_per_pixel(network: AnySizeNetwork) -> float:
-    """The same per pixel, for a tile of any size."""
+    """The same per pixel, for a tile of any size; what a trial has found, if there was one."""
+    if network.values_per_pixel is not None:
+        return network.values_per_pixel
     side = MEASURED_SIDE + -MEASURED_SIDE % network.stride
-    return measure_activations(network, side, side) / side**2
+    height, width = network.fixed_size or (side, side)
+    return measure_activations(network, height, width) / (height * width)
 
 
 def count_multiply_adds(network: AnySizeNetwork, height: int, width: int) -> int:

@@ -107,12 +107,24 @@ class AnySizeNetwork(nn.Module):
     Args:
         stride: product of the down-sampling factors; windows that start on multiples of it see the same grid.
         unit: the stride, unless the network needs less padding.
+
+    Attributes:
+        context: how many pixels away the logit of a pixel depends on others; None if it is not known.
+        fixed_size: (height, width) in pixels, if it takes images of this size only.
+        values_per_pixel: float32 values per pixel of memory, if it was measured by a trial.
+        only_float32: it runs in no other number format.
+        is_foreign: its modules are not ours: nothing is fused or folded in them.
     """
 
     def __init__(self, stride: int, unit: int | None = None) -> None:
         super().__init__()
         self.stride = stride
         self.unit = unit or stride
+        self.context: float | None = None
+        self.fixed_size: tuple[int, int] | None = None
+        self.values_per_pixel: float | None = None
+        self.only_float32 = False
+        self.is_foreign = False
 
     def padded_logits(self, images: Tensor) -> Tensor:
         """Logits (N, 1, H, W) of images (N, 3, H, W) whose H and W are multiples of ``unit``."""

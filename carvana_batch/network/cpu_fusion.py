@@ -26,7 +26,8 @@ def prepare_network(
 
     On a CPU whose convolutions support it, ReLU and the enlarging and concatenating of feature maps are fused
     into the convolutions as well. Not in float16, where a fused ReLU maps NaN to 0, which would hide
-    overflow; bfloat16 and float32 do not overflow with reasonable weights.
+    overflow; bfloat16 and float32 do not overflow with reasonable weights. Modules that are not ours are only
+    copied and converted, because what their code does with its parts is not known.
 
     Args:
         network: the network to copy.
@@ -37,6 +38,8 @@ def prepare_network(
     Raises:
         ModelError: folding a batch norm gives weights that are not finite.
     """
+    if isinstance(network, AnySizeNetwork) and network.is_foreign:
+        return copy.deepcopy(network).to(device=device, dtype=dtype).requires_grad_(False)
     copied = fold_batch_norm(network)
     for name, parameter in copied.named_parameters():
         if not torch.isfinite(parameter).all():

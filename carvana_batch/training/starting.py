@@ -14,7 +14,8 @@ from carvana_batch.inference.precision import PRECISIONS, choose_precision
 from carvana_batch.inference.resizing import InputSize
 from carvana_batch.masks.values import describe_corners
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.network.model import Model
 from carvana_batch.text import NAMED, counted, shown
 from carvana_batch.training.pairs import CheckedPair, Pair, load_pair
 from carvana_batch.training.settings import TrainingSettings
@@ -38,7 +39,7 @@ def input_statistics(
 
 
 def training_scale(pairs: Sequence[Pair], settings: TrainingSettings) -> int | None:
-    """Find the scale of the photos as :class:`~carvana_batch.network.checkpoints.Model` records it.
+    """Find the scale of the photos as :class:`~carvana_batch.network.model.Model` records it.
 
     Returns:
         The median of the long sides of some photos; None if they differ too much for one scale, or if photos

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.scoring.scores import Score, Summary
 from carvana_batch.training.optimisation import WeightAverage, make_optimizer
 from carvana_batch.training.settings import TrainingSettings

@@ -10,7 +10,7 @@ import torch
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.errors import ImageError
 from carvana_batch.inference.planning import default_workers, make_predictor
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.options import DEFAULT_PIXEL_LIMIT, Options
 from carvana_batch.orientation import Layout
 from carvana_batch.scoring.scores import Score, score_mask

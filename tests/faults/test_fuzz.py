@@ -28,7 +28,8 @@ from carvana_batch.errors import ImageError, ModelError, UsageError
 from carvana_batch.masks import rle
 from carvana_batch.masks.png import encode_mask
 from carvana_batch.network import NETWORKS
-from carvana_batch.network.checkpoints import FORMAT, load_model, save_model
+from carvana_batch.network.checkpoints import load_model, save_model
+from carvana_batch.network.model import FORMAT
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.notes import Note
 from carvana_batch.options import EXTRA_FILES, Choice

@@ -20,7 +20,7 @@ from carvana_batch.decode.photo import read_image
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks.read import read_mask
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.options import Options
 from carvana_batch.run import Listener, run
@@ -175,7 +175,7 @@ import numpy as np, torch
 from torch import nn
 
 import carvana_batch.inference.memory
-from carvana_batch.network.checkpoints import Model
+from carvana_batch.network.model import Model
 from carvana_batch.network.segunet import SegUNet
 from carvana_batch.inference.predictor import Predictor
 from carvana_batch.inference.recovery import Limits

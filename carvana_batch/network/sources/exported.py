@@ -1,0 +1,15 @@
+"""Networks that were exported to torch.export (.pt2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carvana_batch.errors import ModelError
+from carvana_batch.model_settings import ModelSettings
+from carvana_batch.network.model import Model
+from carvana_batch.text import shown
+
+
+def load(path: Path, settings: ModelSettings) -> Model:
+    """Load a file of torch.export; see :func:`load_model`."""
+    raise ModelError(f"{shown(path)}: torch.export cannot be read yet; save the network's state_dict()")

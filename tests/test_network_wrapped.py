@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +11,9 @@ from networks import WHOLE, make_predictor, predict_one, random_photo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch.errors import ModelError, UsageError
-from carvana_batch.inference import planning
-from carvana_batch.inference.tiles import Tiling, describe_context
+from carvana_batch.inference.tiles import Tiling
 from carvana_batch.model_settings import ModelSettings
-from carvana_batch.network.model import MissingSettingsError
-from carvana_batch.network.wrapped import Output, wrap_module
-from carvana_batch.options import Options
+from carvana_batch.network.wrapped import wrap_module
 
 SETTINGS = ModelSettings(mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5))
 

@@ -19,6 +19,9 @@ from carvana_batch.network.sources import code, own, smp, source_of
 from carvana_batch.network.sources.code import is_code
 from carvana_batch.text import shown
 
+OPTIONS_ORIGIN = "the options"
+"""Where values are from that a command or a program gave; see :class:`Model`."""
+
 
 def save_model(
     path: Path,
@@ -66,7 +69,7 @@ def load_model(name_or_path: str | Path, settings: ModelSettings = NO_SETTINGS) 
         UsageError: ``model.toml`` is damaged.
     """
     if name_or_path == "auto" and is_code(settings.network):
-        return code.load(None, settings)
+        return replace(code.load(settings), origins=dict.fromkeys(settings.given(), OPTIONS_ORIGIN))
     if str(name_or_path) in ("auto", *BUNDLED_WEIGHTS):
         _refuse_settings(str(name_or_path), settings)
     if name_or_path == "auto":
@@ -80,7 +83,7 @@ def load_model(name_or_path: str | Path, settings: ModelSettings = NO_SETTINGS) 
     merged = settings.over(beside)
     model = source_of(path)(path, merged)
     given = dict.fromkeys(beside.given(), "" if origin is None else shown(origin))
-    given |= dict.fromkeys(settings.given(), "the options")
+    given |= dict.fromkeys(settings.given(), OPTIONS_ORIGIN)
     return replace(model, origins=given | model.origins)
 
 

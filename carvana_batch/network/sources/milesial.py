@@ -15,11 +15,11 @@ from carvana_batch.errors import ModelError
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.blocks import AnySizeNetwork, halve, pad_to
 from carvana_batch.network.model import Model, weights_digest
-from carvana_batch.network.sources.tensors import describe_misfit, fill
+from carvana_batch.network.sources.tensors import fill, refuse_misfit
 from carvana_batch.network.wrapped import Output, settings_digest
 from carvana_batch.text import cut_short, shown
 
-NAME = "milesial"
+NAME, PROJECT = "milesial", "milesial/Pytorch-UNet"
 
 LEVELS = 4
 
@@ -158,18 +158,14 @@ def from_weights(
         ModelError: the weights are of another shape or number of classes, or not finite, or the values of
             the masks do not tell which class is car.
     """
-    expected = expected_tensors(weights)
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    if shapes != {key: tuple(value.shape) for key, value in expected.items()}:
-        misfit = describe_misfit(weights, {"milesial/Pytorch-UNet": expected})
-        raise ModelError(f"{shown(path)}: not weights of milesial/Pytorch-UNet: {misfit}")
+    refuse_misfit(path, PROJECT, weights, expected_tensors(weights))
     classes = len(weights[MARKS[1]])
     if classes > 2:
         raise ModelError(f"{shown(path)}: has {classes} classes; train it for two, or for one (car)")
     if settings.classes not in (None, classes) or settings.output == "probability":
         raise ModelError(f"{shown(path)}: it has {classes} class(es) of logits; leave out output and classes")
     car_class = _car_class(path, mask_values, classes, settings)
-    network = fill(path, "milesial/Pytorch-UNet", _build(weights, car_class), weights)
+    network = fill(path, PROJECT, _build(weights, car_class), weights)
     used = settings.over(ModelSettings(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0)))
     mean, deviation = used.mean or (0.0, 0.0, 0.0), used.deviation or (1.0, 1.0, 1.0)
     digest = settings_digest(f"{weights_digest(weights)} {car_class}", network, used)

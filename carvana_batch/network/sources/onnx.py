@@ -10,6 +10,6 @@ from carvana_batch.network.model import Model
 from carvana_batch.text import shown
 
 
-def load(path: Path, settings: ModelSettings) -> Model:
+def load(path: Path, _settings: ModelSettings) -> Model:
     """Load a file of ONNX; see :func:`load_model`."""
     raise ModelError(f"{shown(path)}: ONNX cannot be read yet; save the network's state_dict()")

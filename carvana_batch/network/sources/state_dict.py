@@ -66,7 +66,7 @@ def _of_registry(path: Path, weights: dict[str, Tensor], settings: ModelSettings
             candidates[name] = NETWORKS[name]().state_dict()
         if shapes == {key: value.shape for key, value in candidates[name].items()}:
             return _plain(name, fill(path, name, NETWORKS[name](), weights), weights, settings)
-    candidates["milesial/Pytorch-UNet"] = milesial.expected_tensors(weights)
+    candidates[milesial.PROJECT] = milesial.expected_tensors(weights)
     raise ModelError(
         f"{shown(path)}: its tensors fit none of the networks {', '.join(names)}:"
         f" {describe_misfit(weights, candidates)}. Give --network if it is another one"

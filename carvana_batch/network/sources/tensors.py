@@ -147,6 +147,16 @@ def fill(path: Path, name: str, network: Network, weights: dict[str, Tensor]) ->
     return network.eval()
 
 
+def refuse_misfit(
+    path: Path, name: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError if names and shapes are not those of the network ``name``, whose are ``expected``."""
+    shapes = {key: value.shape for key, value in weights.items()}
+    if shapes != {key: value.shape for key, value in expected.items()}:
+        misfit = describe_misfit(weights, {name: expected})
+        raise ModelError(f"{shown(path)}: not weights of the network {name}: {misfit}")
+
+
 def describe_misfit(weights: Mapping[str, Tensor], candidates: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Which network is nearest to weights that fit none, how many names match, and some that do not.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from networks import WHOLE, make_predictor, predict_one, random_photo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch.inference.tiles import Tiling
+from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.inference import planning
+from carvana_batch.inference.tiles import Tiling, describe_context
 from carvana_batch.model_settings import ModelSettings
-from carvana_batch.network.wrapped import wrap_module
+from carvana_batch.network.measuring import context_of
+from carvana_batch.network.model import MissingSettingsError
+from carvana_batch.network.wrapped import Output, wrap_module
+from carvana_batch.options import Options
 
 SETTINGS = ModelSettings(mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5))
 
@@ -68,7 +74,7 @@ def test_the_stride_is_measured(levels):
 def test_masks_of_tiles_on_the_measured_stride_are_those_of_the_whole_photo():
     model = wrap_module(Hourglass(2), SETTINGS)
     photo = random_photo(150, 202)
-    overlap = math.ceil(model.network.context * 16 / 7)
+    overlap = math.ceil(context_of(model.network) * 16 / 7)
     whole = predict_one(make_predictor(model, WHOLE, keep_probability=True), photo)
     tiles = Tiling((overlap + 16, overlap + 16), 10**9, overlap)
     predictor = make_predictor(model, tiles, keep_probability=True)
@@ -76,3 +82,213 @@ def test_masks_of_tiles_on_the_measured_stride_are_those_of_the_whole_photo():
     assert predictor.runner.plan(photo, tiles).tile_count > 4
     assert predictor.warnings == []
     np.testing.assert_allclose(cut.probability, whole.probability, atol=2e-3)
+
+
+def test_the_module_itself_is_not_changed():
+    module = Hourglass().half().train()
+    wrap_module(module, SETTINGS)
+    assert module.training
+    assert module.last.weight.dtype == torch.float16
+
+
+def test_modules_that_view_or_change_their_input_give_the_same_masks():
+    class Careless(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            count, channels, height, width = images.shape
+            images.mul_(3.0)
+            return images.view(count, channels, height * width)[:, :1].view(count, 1, height, width)
+
+    model = wrap_module(Careless(), SETTINGS)
+    photo = random_photo(40, 52)
+    prediction = predict_one(make_predictor(model, flip=True, keep_probability=True), photo)
+    expected = 1 / (1 + np.exp(-3 * (photo.pixels[:, :, 0] / 255 - 0.5) / 0.5))
+    np.testing.assert_allclose(prediction.probability, expected, atol=1e-5)
+
+
+def logits_of(model, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model.network(images)
+
+
+@pytest.mark.parametrize("car", [None, 0, 1])
+def test_two_classes_are_joined_by_softmax(car):
+    module = Hourglass(1, classes=2)
+    images = torch.randn((2, 3, 32, 48))
+    values = module(images).detach()
+    chosen = 1 if car is None else car
+    expected = torch.softmax(values, dim=1)[:, chosen : chosen + 1]
+    model = wrap_module(module, replace(SETTINGS, car_class=car))
+    torch.testing.assert_close(torch.sigmoid(logits_of(model, images)), expected, atol=1e-5, rtol=0)
+    probable = wrap_module(
+        Changed(module, lambda values: values.softmax(1)),
+        replace(SETTINGS, car_class=car, output="probability"),
+    )
+    torch.testing.assert_close(torch.sigmoid(logits_of(probable, images)), expected, atol=1e-5, rtol=0)
+    assert model.digest != probable.digest
+
+
+def test_probabilities_become_logits():
+    module = Hourglass(1)
+    images = torch.randn((1, 3, 32, 48))
+    probable = wrap_module(Changed(module, torch.sigmoid), replace(SETTINGS, output="probability"))
+    expected = torch.sigmoid(module(images)).detach()
+    torch.testing.assert_close(torch.sigmoid(logits_of(probable, images)), expected, atol=1e-5, rtol=0)
+
+
+def test_what_is_no_probability_is_found_by_the_finite_check():
+    values = torch.tensor([0.0, 1.0, 0.5, -0.0005, 1.0005, -0.1, 1.1, math.inf, -math.inf, math.nan])
+    logits = Output(is_probability=True).to_logits(values.reshape(1, 1, 1, -1)).flatten()
+    assert torch.isfinite(logits).tolist() == [True] * 5 + [False] * 5
+
+
+class Pixelwise(nn.Module):
+    """A logit of three times the red of a pixel, for images of one size."""
+
+    def __init__(self, height: int, width: int, most: int = 10**9) -> None:
+        super().__init__()
+        self.size, self.most = (height, width), most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[2:]) != self.size or len(images) > self.most:
+            raise ValueError(f"expected {self.size}")
+        return 3 * images[:, :1]
+
+
+@pytest.mark.parametrize("size", [(40, 30), (48, 64), (49, 64), (100, 230)], ids=str)
+@pytest.mark.parametrize("most", [1, 8])
+def test_photos_of_any_size_are_cut_into_tiles_of_the_only_size(size, most):
+    model = wrap_module(Pixelwise(48, 64, most), replace(SETTINGS, fixed_size=(64, 48)))
+    options = Options(device="cpu", precision="fp32")
+    predictor, _ = planning.make_predictor(model, options)
+    photo = random_photo(*size)
+    np.testing.assert_array_equal(predict_one(predictor, photo).mask.to_bool(), photo.pixels[:, :, 0] >= 128)
+    for tile in ((64, 64), (128, 96)):
+        with pytest.raises(UsageError, match="64x48 only"):
+            planning.make_predictor(model, replace(options, tile=tile))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_number_format_is_checked_on_tiles_of_the_only_size(precision):
+    model = wrap_module(Pixelwise(48, 64), replace(SETTINGS, fixed_size=(64, 48)))
+    predictor, _ = planning.make_predictor(model, Options(device="cpu", precision=precision))
+    photo = random_photo(60, 100)
+    clear = np.abs(photo.pixels[:, :, 0] / 255 - 0.5) > 0.02
+    mask = predict_one(predictor, photo).mask.to_bool()
+    np.testing.assert_array_equal(mask[clear], (photo.pixels[:, :, 0] >= 128)[clear])
+
+
+class OnlyFloat32(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :1] @ torch.eye(images.shape[3])
+
+
+def test_a_module_that_fails_in_half_precision_runs_in_float32(monkeypatch):
+    model = wrap_module(OnlyFloat32(), replace(SETTINGS, stride=1))
+    monkeypatch.setattr("carvana_batch.inference.precision.has_bfloat16_instructions", lambda: True)
+    predictor, line = planning.make_predictor(model, Options(device="cpu"))
+    assert predictor.limits.dtype == torch.float32
+    assert "fails in another" in line
+    with pytest.raises(UsageError, match="--precision bf16: its network fails"):
+        planning.make_predictor(model, Options(device="cpu", precision="bf16"))
+
+
+def test_an_opaque_module_is_measured_by_a_trial_and_not_copied():
+    class Session(nn.Module):
+        """Like one of another runtime: torch sees neither its tensors nor its weights."""
+
+        def __deepcopy__(self, _memo):
+            return self
+
+        def forward(self, images: Tensor) -> Tensor:
+            big = np.repeat(images.numpy(), 30, axis=1)
+            return torch.from_numpy(big[:, :1] * 2)
+
+    module = Session()
+    model = wrap_module(module, SETTINGS, digest="of the file", opaque=True)
+    assert model.network.module is module
+    assert model.network.stride == 1
+    assert 60 < model.network.values_per_pixel < 300  # 90 of the array and some of a copy
+    predictor, line = planning.make_predictor(model, Options(device="cpu"))
+    assert "fp32" in line
+    photo = random_photo(40, 52)
+    np.testing.assert_array_equal(predict_one(predictor, photo).mask.to_bool(), photo.pixels[:, :, 0] >= 128)
+
+
+def test_tiles_that_show_less_than_the_network_looks_at_are_warned_of_once():
+    model = wrap_module(Hourglass(2), SETTINGS)
+    predictor = make_predictor(model, Tiling((32, 32), 10**9, 8))
+    list(predictor.predict([random_photo(20, 24)]))
+    assert predictor.warnings == []
+    list(predictor.predict([random_photo(100, 120), random_photo(100, 120, seed=1)]))
+    (line,) = predictor.warnings
+    needed = int(line.partition("--overlap ")[2].partition(",")[0])
+    assert needed * 7 / 16 >= context_of(model.network) > 8 * 7 / 16
+    assert describe_context(context_of(model.network), needed) is None
+    assert "more than 512" in describe_context(math.inf, 10**6)
+    assert describe_context(None, 0) is None
+
+
+def not_finite(module: nn.Module) -> nn.Module:
+    nn.init.constant_(module.last.bias, math.nan)
+    return module
+
+
+class OfTheBatch(Hourglass):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) - super().forward(images).mean()
+
+
+class Failing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise KeyError("no such thing\x1b[31m")
+
+
+class Placed(Hourglass):
+    """Adds to each logit what depends on its place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + torch.arange(images.shape[3]) / 10
+
+
+REFUSED = (
+    (lambda: Changed(Hourglass(), lambda values: (values, 1)), {}, "returns a tuple, not a tensor"),
+    (lambda: Changed(Hourglass(), lambda values: {"out": values}), {}, "returns a dict, not a tensor"),
+    (lambda: Changed(Hourglass(), lambda values: values[:, 0]), {}, "returns the shape (1, 128, 128)"),
+    (
+        lambda: Changed(Hourglass(), lambda values: values[..., ::2, ::2]),
+        {},
+        "64x64 pixels for images of 128x128",
+    ),
+    (lambda: Hourglass(classes=3), {}, "has 3 classes"),
+    (lambda: Hourglass(classes=1), {"classes": 2}, "has 1 channels of output, not the 2"),
+    (lambda: Hourglass(classes=1), {"car_class": 0}, "it has one"),
+    (lambda: not_finite(Hourglass()), {}, "last.bias holds values that are not finite"),
+    (lambda: Changed(Hourglass(), lambda values: values / 0), {}, "output for noise is not finite"),
+    (lambda: Changed(Hourglass(), functional.dropout), {}, "differs from one call to the next"),
+    (OfTheBatch, {}, "depends on the other images of a batch"),
+    (Failing, {}, r"fails on 1 image(s) of 128x128 pixels (KeyError: 'no such thing\x1b[31m')"),
+    (lambda: Pixelwise(64, 64), {}, "fixed-size"),
+    (lambda: Pixelwise(64, 64), {"fixed_size": (32, 32)}, "of 32x32 pixels"),
+    (Placed, {}, "do not move along with the image"),
+    (lambda: Changed(Hourglass(), torch.sigmoid), {}, "--output probability or --output logits"),
+    (Hourglass, {"output": "probability"}, "so it is no probability"),
+    (Hourglass, {"mean": None}, "--mean R,G,B"),
+    (Hourglass, {"deviation": None}, "--deviation R,G,B"),
+)
+
+
+@pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault[2])
+def test_what_cannot_be_used_is_refused_with_what_to_do(fault, count_faults):
+    make, changes, word = fault
+    with pytest.raises(ModelError) as caught:
+        wrap_module(make(), replace(SETTINGS, **changes), name="mine")
+    assert word in str(caught.value)
+    assert str(caught.value).startswith("mine: ")
+    assert str(caught.value).isprintable()
+    count_faults("a network of the user's own that does not fit is refused", 1)
+
+
+def test_what_is_missing_is_told():
+    with pytest.raises(MissingSettingsError) as caught:
+        wrap_module(Hourglass(), ModelSettings())
+    assert caught.value.missing == ("mean", "deviation")

@@ -19,6 +19,7 @@ from carvana_batch.inference.recovery import Limits, next_lower_limits, smallest
 from carvana_batch.inference.runner import MaskOptions, NetworkRunner
 from carvana_batch.inference.tiles import TilePlan, describe_context
 from carvana_batch.inference.transfer import works_ahead
+from carvana_batch.network.measuring import context_of
 from carvana_batch.network.model import Model
 from carvana_batch.values import Failure, ImageRef, Photo, Prediction
 
@@ -170,8 +171,9 @@ class Predictor(AnyPredictor):
         if plan.tile_count == 1 or self._context_checked:
             return
         self._context_checked = True
-        line = describe_context(self.model.network.context, self.limits.tiling.overlap)
-        self.warnings += [line] if line else []
+        with OutOfMemoryGuard():
+            line = describe_context(context_of(self.model.network), self.limits.tiling.overlap)
+            self.warnings += [line] if line else []
 
     def _has_to_wait(self, pool: TilePool, photo: Photo) -> bool:
         """Whether the photo has to wait until those on the device are finished.

@@ -204,7 +204,7 @@ def describe_context(context: float | None, overlap: int) -> str | None:
     if context is None or context <= overlap * SEEN_OF_OVERLAP:
         return None
     if math.isinf(context):
-        seen, advice = "all of the image", "give --size or --memory so that photos are not cut"
+        seen, advice = "more than 512 pixels around", "give --size or --memory so that photos are not cut"
     else:
         needed = math.ceil(context / SEEN_OF_OVERLAP)
         seen, advice = f"up to {context:.0f} pixels around", f"give --overlap {needed}, or more --memory"

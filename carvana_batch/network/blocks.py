@@ -109,7 +109,7 @@ class AnySizeNetwork(nn.Module):
         unit: the stride, unless the network needs less padding.
 
     Attributes:
-        context: how many pixels away the logit of a pixel depends on others; None if it is not known.
+        context: how many pixels away the logit of a pixel depends on others; None if it is not known yet.
         fixed_size: (height, width) in pixels, if it takes images of this size only.
         values_per_pixel: float32 values per pixel of memory, if it was measured by a trial.
         only_float32: it runs in no other number format.

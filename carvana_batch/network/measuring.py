@@ -18,14 +18,21 @@ TRIAL_SIDE = 128
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
 """Strides that are looked for."""
 
-CANVAS, PATCH = 256, 64
-"""Sides in pixels of the image in which a patch of noise is shifted, and of the patch."""
+SIDES = (256, 512, 768)
+"""Sides in pixels of the images in which a patch of noise is shifted, one after the other until one is large
+enough for the context of the network."""
+
+PATCH = 64
+"""Side in pixels of that patch."""
 
 SAME = 1e-3
 """Difference of logits, relative to their range, up to which they count as the same."""
 
-MOST_LEAK = 0.05
-"""The same for the largest stride, above which no stride is right."""
+MOST_LEAK = 5e-3
+"""The same for the largest stride: what the borders of the image contribute."""
+
+LARGEST_CONTEXT = 512
+"""A network that looks further than so many pixels counts as one that looks at all of an image."""
 
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
@@ -48,32 +55,34 @@ def measure_stride(network: AnySizeNetwork) -> int:
     Raises:
         ModelError: there is none up to 64.
     """
-    patch = noise(PATCH, PATCH)
-    first = _logits_of_patch(network, patch, 0)
-    extent = float(first.max() - first.min())
-    if extent == 0:
-        return 1
+    for side in SIDES:
+        first = _logits_of_patch(network, side, 0)
+        extent = float(first.max() - first.min())
+        if extent == 0:
+            return 1
 
-    def difference(shift: int) -> float:
-        return float((_logits_of_patch(network, patch, shift) - first).abs().max()) / extent
+        def difference(shift: int, side: int = side, first: Tensor = first, extent: float = extent) -> float:
+            return float((_logits_of_patch(network, side, shift) - first).abs().max()) / extent
 
-    leak = difference(STRIDES[-1])  # what the border of the image contributes all the same
-    if leak <= MOST_LEAK:
+        leak = difference(STRIDES[-1])
+        if leak > MOST_LEAK:
+            continue
         for stride in STRIDES:
-            if _takes_odd_multiples(network, stride) and difference(stride) <= max(SAME, 3 * leak):
+            if _takes_odd_multiples(network, stride) and difference(stride) <= max(SAME, 2 * leak):
                 return stride
     raise ModelError(
-        f"its logits do not move along with the image, by no power of 2 up to {STRIDES[-1]} pixels, so photos"
-        " cannot be cut into tiles at will. Give --stride N if that is wrong, or, for a network of images of"
-        ' one size, fixed-size = "WIDTHxHEIGHT" in model.toml'
+        f"its logits do not move along with the image, by no power of 2 up to {STRIDES[-1]} pixels, as those"
+        " of networks that look at all of an image or enlarge with align_corners; give --stride N (a multiple"
+        " of the product of its down-sampling factors), or, for a network of images of one size, fixed-size ="
+        ' "WIDTHxHEIGHT" in model.toml'
     )
 
 
-def _logits_of_patch(network: AnySizeNetwork, patch: Tensor, shift: int) -> Tensor:
-    canvas = torch.zeros((1, 3, CANVAS, CANVAS))
-    start = (CANVAS - PATCH) // 2 - PATCH // 2 + shift
+def _logits_of_patch(network: AnySizeNetwork, side: int, shift: int) -> Tensor:
+    canvas = torch.zeros((1, 3, side, side))
+    start = (side - PATCH) // 2 - PATCH // 2 + shift
     inside = (..., slice(start, start + PATCH), slice(start, start + PATCH))
-    canvas[inside] = patch
+    canvas[inside] = noise(PATCH, PATCH)
     return network(canvas)[inside].float()
 
 
@@ -86,22 +95,33 @@ def _takes_odd_multiples(network: AnySizeNetwork, stride: int) -> bool:
     return True
 
 
+def context_of(network: AnySizeNetwork) -> float | None:
+    """The context of a network, which is measured once if it is not ours; None if it is not known."""
+    if network.context is None and network.is_foreign and network.fixed_size is None:
+        network.context = measure_context(network)
+    return network.context
+
+
 @torch.inference_mode()
 def measure_context(network: AnySizeNetwork) -> float:
-    """How many pixels away from a cut edge logits differ from those of the whole image; inf if all do.
+    """How many pixels away from a cut edge logits differ from those of the whole image.
 
-    It is measured at an edge that is cut off an image of 256 pixels, on the stride of the network.
+    It is measured at an edge that is cut off, on the stride of the network; inf if it is more than 512.
     """
     cut = max(network.stride, PATCH - PATCH % network.stride)
-    side = CANVAS + -CANVAS % network.stride
-    whole = network(noise(side, side + cut))[..., cut:].float()
-    part = network(noise(side, side + cut)[..., cut:].contiguous()).float()
-    extent = float(whole.max() - whole.min())
-    differing = ((whole - part).abs().amax(dim=(0, 1, 2)) > SAME * extent).nonzero()
-    if not len(differing):
-        return 0
-    context = int(differing[-1]) + 1
-    return math.inf if context == side else context
+    for side in (LARGEST_CONTEXT // 2, LARGEST_CONTEXT):
+        width = side + -side % network.stride
+        images = noise(LARGEST_CONTEXT // 2, width + cut)
+        whole = network(images)[..., cut:].float()
+        part = network(images[..., cut:].contiguous()).float()
+        extent = float(whole.max() - whole.min())
+        differing = ((whole - part).abs().amax(dim=(0, 1, 2)) > SAME * extent).nonzero()
+        if not len(differing):
+            return 0
+        context = int(differing[-1]) + 1
+        if context < width:
+            return context
+    return math.inf
 
 
 def trial_values_per_pixel(network: AnySizeNetwork) -> float:
@@ -110,7 +130,7 @@ def trial_values_per_pixel(network: AnySizeNetwork) -> float:
     The memory of the process is watched during a run in main memory, for networks of whose tensors torch
     knows nothing. A pixel of input and of output is the least.
     """
-    height, width = network.fixed_size or (2 * CANVAS, 2 * CANVAS)
+    height, width = network.fixed_size or (LARGEST_CONTEXT, LARGEST_CONTEXT)
     process = psutil.Process()
     images = noise(height + -height % network.unit, width + -width % network.unit)
     with torch.inference_mode():

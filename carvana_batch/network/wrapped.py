@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from carvana_batch.network import measuring
 from carvana_batch.network.blocks import AnySizeNetwork
 from carvana_batch.network.model import MissingSettingsError, Model, weights_digest
 from carvana_batch.text import cut_short, shown
+
+Number = TypeVar("Number", int, float)
 
 ROUNDING = 1e-3
 """How far probabilities of a network may lie outside of [0, 1]."""
@@ -216,17 +220,15 @@ def _try_and_measure(
     network = WrappedNetwork(module, step, unit, meaning, _takes_one_at_a_time(module, images, values))
     network.fixed_size = fixed
     network.only_float32 = opaque
+    network.context = settings.context
     if fixed is None:
         if settings.stride is None:
-            network.stride = measuring.measure_stride(network)
+            network.stride = _measured(measuring.measure_stride, network)
             network.unit = unit or network.stride
-        context = settings.context
-        network.context = measuring.measure_context(network) if context is None else context
     else:
         network.unit = 1
-        network.context = settings.context
     if opaque:
-        network.values_per_pixel = measuring.trial_values_per_pixel(network)
+        network.values_per_pixel = _measured(measuring.trial_values_per_pixel, network)
     return network.eval() if not opaque else network
 
 
@@ -243,6 +245,19 @@ def _run(module: nn.Module, images: Tensor) -> object:
             f"fails on {len(images)} image(s) of {size} pixels ({type(error).__name__}:"
             f" {shown(cut_short(str(error), 300))}); if it takes images of one size only, say so:"
             ' fixed-size = "WIDTHxHEIGHT" in model.toml'
+        ) from error
+
+
+def _measured(measure: Callable[[AnySizeNetwork], Number], network: AnySizeNetwork) -> Number:
+    """What a measurement gives; errors of the network become ModelError."""
+    try:
+        return measure(network)
+    except ModelError:
+        raise
+    except Exception as error:  # code of others raises anything
+        raise ModelError(
+            f"fails on images of other sizes ({type(error).__name__}: {shown(cut_short(str(error), 300))});"
+            " give --stride N if its sides must be multiples of N"
         ) from error
 
 

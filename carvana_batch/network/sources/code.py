@@ -41,7 +41,7 @@ def from_weights(
     Args:
         path: of the file.
         weights: by name, as they are in the file.
-        stripped: the same without prefixes; they are taken if their names are those of the network.
+        stripped: the same without prefixes; they are taken if more of these names are in the network.
         settings: which name the factory.
 
     Raises:
@@ -49,7 +49,7 @@ def from_weights(
     """
     module, code = _build(str(settings.network))
     expected = module.state_dict()
-    chosen = weights if weights.keys() == expected.keys() else stripped
+    chosen = max((weights, stripped), key=lambda names: len(names.keys() & expected.keys()))
     refuse_misfit(path, str(settings.network), chosen, expected)
     return _wrap(fill(path, str(settings.network), module, chosen), code, settings)
 

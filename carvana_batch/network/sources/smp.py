@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,13 @@ def _build(path: Path, smp: Any, architecture: str, config: dict[str, Any]) -> n
         near = difflib.get_close_matches(encoder, known, n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
         raise ModelError(f"{shown(path)}: smp has no encoder {shown(encoder)!r}{advice}")
+    known = list(inspect.signature(getattr(smp, architecture).__init__).parameters)
+    unknown = sorted(config.keys() - set(known))
+    if unknown and not encoder.startswith("tu-"):  # whose encoders have options of their own
+        raise ModelError(
+            f"{shown(path)}: smp {smp.__version__} has no option {shown(unknown[0])} for {architecture}; use"
+            " the version that saved it"
+        )
     try:
         module: nn.Module = getattr(smp, architecture)(**{**config, "encoder_weights": None})
     except Exception as error:  # timm and smp raise anything for what they do not know

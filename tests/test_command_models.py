@@ -37,6 +37,16 @@ def test_the_list_has_a_row_for_each_network() -> None:
     assert (int(gmac) > 0, int(memory) > 0, unit) == (True, True, "MB")
     assert rows["unet"][4:] == ["MB", "-", "none"]
 
+    (line,) = output_of("list", "--json")
+    by_name = {model["name"]: model for model in json.loads(line)["models"]}
+    assert set(by_name) == names
+    row = by_name["segunet-s"]
+    assert f"{row['parameters']:,}" == parameters
+    assert row["bytes"] == BUNDLED_WEIGHTS["segunet-s"].stat().st_size
+    assert (f"{row['multiply_adds'] / 1e9:.0f}", f"{row['memory_bytes'] / 1e6:,.0f}") == (gmac, memory)
+    assert (f"{row['val_dice']:.4f}", row["weights"]) == (dice, "MIT")
+    assert (by_name["unet"]["val_dice"], by_name["unet"]["weights"]) == (None, None)
+
 
 def test_a_network_joins_the_list_through_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "new", NETWORKS["segunet-s"])

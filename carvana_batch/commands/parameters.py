@@ -236,6 +236,8 @@ class NetworkName(click.ParamType[str]):
     name = "name"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        if context is not None and context.resilient_parsing:  # a shell asks, and does not want to wait
+            return str(value)
         from carvana_batch.network import NETWORKS
 
         if value not in NETWORKS:

@@ -73,6 +73,7 @@ class Options:
     extras: tuple[str, ...] = ()
     colour: RGB | None = None
     background: RGB | Path | None = None
+    shadow: bool = False
     mask_bits: int = 1
     apply_exif: bool = False
     accept_damage: bool = False
@@ -123,6 +124,8 @@ class Options:
             settings["background"] = _describe_file(self.background)
         elif self.background is not None:
             settings["background"] = format_colour(self.background)
+        if self.shadow:
+            settings["shadow"] = True
         return settings
 
 

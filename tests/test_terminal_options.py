@@ -224,3 +224,13 @@ def test_train_takes_limits_of_the_environment_unless_a_preset_is_chosen(here, m
     assert shift_and_epochs("--augment", "photos") == (0.0625, 0.5)
     assert shift_and_epochs(config=Path("limit.toml")) == (0.03125, 0.5)
     assert shift_and_epochs(config=Path("preset.toml")) == (0.0625, 0.5)
+
+
+def test_a_shadow_needs_a_background(here):
+    assert "Give that as well" in str(predict("in", "out", "--shadow").exception)
+    assert predict("in", "out", "--background", "white", "--shadow").exit_code == 0
+    assert run_file(here / "out")["settings"]["shadow"] is True
+    assert predict("in", "plain", "--background", "white").exit_code == 0
+    shaded, plain = (here / out / "_background" / "car.jpg" for out in ("out", "plain"))
+    assert shaded.read_bytes() != plain.read_bytes()
+    assert "shadow: True before, None now" in str(predict("in", "out", "--background", "white").exception)

@@ -165,6 +165,7 @@ PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         help="Also write each car on another ground, a picture or a colour, with a soft edge, into"
         " OUT/_background.",
     ),
+    click.option("--shadow", is_flag=True, help="Darken the ground of --background below the car."),
     click.option(
         "--rle",
         "rle_file",
@@ -303,6 +304,7 @@ def make_options(
     extras: tuple[str, ...],
     colour: tuple[int, int, int] | None,
     background: tuple[int, int, int] | Path | None,
+    shadow: bool,
     rle_file: Path | None,
     truth: Path | None,
     car_values: tuple[int, ...],
@@ -323,6 +325,8 @@ def make_options(
     """
     if (colour is None) == ("recolour" in extras):
         raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
+    if shadow and background is None:
+        raise UsageError("--shadow is for the pictures of --background. Give that as well.")
     if truth is None and (car_values or ignored_values):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
     beside, _ = settings_beside(Path(model))
@@ -344,6 +348,7 @@ def make_options(
         extras=tuple(sorted({*extras, *(["background"] if background is not None else [])})),
         colour=colour,
         background=background,
+        shadow=shadow,
         mask_bits=int(mask_bits),
         apply_exif=exif == "apply",
         accept_damage=damaged == "accept",

@@ -65,7 +65,7 @@ def make_writer(job: Job, out: Out) -> MaskWriter:
         options.clean,
         options.rle_file is not None,
         job.truth,
-        Drawing(options.threshold, options.colour, job.background),
+        Drawing(options.threshold, options.colour, job.background, options.shadow),
         out.check,
         out.commit,
         out.ownership,

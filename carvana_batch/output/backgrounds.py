@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from carvana_batch.colours import RGB
+from carvana_batch.output.shadow import contact_shadow
 
 EDGE_SHARE = 1 / 640
 """Half the width of the soft edge, as a share of the long side of the photo: 3 of 1918 pixels."""
@@ -30,6 +31,7 @@ def put_on_background(
     probability: NDArray[np.float32],
     threshold: float,
     background: Background,
+    shadow: bool = False,
 ) -> NDArray[np.uint8]:
     """Put a car on another ground.
 
@@ -43,6 +45,7 @@ def put_on_background(
         probability: (H, W) float32 in [0, 1].
         threshold: probability above which a pixel of the mask is car.
         background: the new ground.
+        shadow: whether the ground is darker below the car; see :func:`contact_shadow`.
 
     Returns:
         The picture, (H, W, 3) uint8.
@@ -51,6 +54,8 @@ def put_on_background(
     ground = _fit_background(background, (width, height))
     if not mask.any():
         return ground
+    if shadow:
+        ground = np.rint(ground * (1 - contact_shadow(mask))[..., None]).astype(np.uint8)
     edge = max(LEAST_EDGE, round(EDGE_SHARE * max(height, width)))
     rows, columns = _box_around(mask, 2 * edge + 1)
     car, part = pixels[rows, columns].astype(np.float32), mask[rows, columns]

@@ -40,11 +40,13 @@ class Drawing:
         threshold: probability above which a pixel of the mask is car.
         colour: the new colour of the paint, for ``recolour``.
         background: the new ground, for ``background``.
+        shadow: whether the car casts a shadow on it.
     """
 
     threshold: float = DEFAULT_THRESHOLD
     colour: RGB | None = None
     background: Background | None = field(default=None, repr=False)
+    shadow: bool = False
 
 
 class Encoded(NamedTuple):
@@ -120,9 +122,10 @@ def encode_on_background(prediction: Prediction, drawing: Drawing) -> bytes:
     if prediction.probability is None:
         raise ValueError("the predictor was not told to keep probabilities")
     pixels, mask = prediction.photo.pixels, prediction.mask.to_bool()
-    return _encode_jpeg(
-        put_on_background(pixels, mask, prediction.probability, drawing.threshold, drawing.background)
+    picture = put_on_background(
+        pixels, mask, prediction.probability, drawing.threshold, drawing.background, drawing.shadow
     )
+    return _encode_jpeg(picture)
 
 
 ENCODERS: dict[str, Callable[[Prediction, Drawing], bytes | Encoded]] = {

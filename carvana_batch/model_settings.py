@@ -202,9 +202,12 @@ def settings_beside(weights: Path) -> tuple[ModelSettings, Path | None]:
     Raises:
         UsageError: see :func:`read_settings`.
     """
-    for path in (weights.with_suffix(".toml"), weights.parent / FILE_NAME):
-        if not weights.is_dir() and path.is_file():
-            return read_settings(path), path
-    if (inside := weights / FILE_NAME).is_file():
-        return read_settings(inside), inside
-    return NO_SETTINGS, None
+    try:
+        is_folder = weights.is_dir()
+        places = (
+            [weights / FILE_NAME] if is_folder else [weights.with_suffix(".toml"), weights.parent / FILE_NAME]
+        )
+        path = next((path for path in places if path.is_file()), None)
+    except (OSError, ValueError):  # a name that cannot be one, which is refused where the weights are loaded
+        return NO_SETTINGS, None
+    return (NO_SETTINGS, None) if path is None else (read_settings(path), path)

@@ -59,7 +59,7 @@ def test_the_factory_gives_the_network_and_a_file_its_weights(tmp_path):
     drawn = torch.nn.Conv2d(3, 1, 3, padding=1)
     model = load_model("auto", SETTINGS)
     assert model.name == "mynets.small:make"
-    assert model.kind == f"your own code, mynets.small:make in {tmp_path / 'mynets' / 'small.py'}"
+    assert model.kind == f"runs your own code, mynets.small:make in {tmp_path / 'mynets' / 'small.py'}"
     assert model.origins["mean"] == "the options"
     weight, bias = torch.randn(1, 3, 3, 3), torch.randn(1)
     own = {"model.weight": weight, "model.bias": bias}  # a prefix that is part of the names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,15 @@ import click
 
 from carvana_batch.commands.command import Group
 from carvana_batch.commands.completion import complete_model
-from carvana_batch.text import shown
+from carvana_batch.commands.model_options import model_options
+from carvana_batch.model_settings import ModelSettings
+from carvana_batch.text import counted, shown
 
 if TYPE_CHECKING:
     from carvana_batch.network.model import Model
+
+STAND_INS = ModelSettings(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), output="logits")
+"""For what is missing, so that the rest can be shown."""
 
 PHOTO = (1918, 1280)
 """Width and height of the photo that costs are given for."""
@@ -77,29 +84,58 @@ def list_models(as_json: bool) -> None:
 
 @command.command("show")
 @click.argument("model", metavar="NAME|FILE|RUN", shell_complete=complete_model)
-def show_model(model: str) -> None:
-    """What the header of bundled weights, of a weights file or of a training run's best weights says."""
+@model_options
+def show_model(model: str, model_settings: ModelSettings) -> None:
+    """What is known of bundled weights, of weights of any kind, or of a training run's best weights.
+
+    Of networks that are not ours it is also shown what was measured, where mean and deviation are from, and
+    what still has to be said. With --network package.module:factory, NAME may be auto: no file.
+    """
     from carvana_batch.network import AUTO_WEIGHTS
     from carvana_batch.network.checkpoints import load_model
+    from carvana_batch.network.model import MissingSettingsError
 
-    if model == "auto":
+    if model == "auto" and model_settings.network is None:
         first, second = AUTO_WEIGHTS
         click.echo(f"masks by {first}, checked and if need be replaced by {second}\n")
         _print_model(load_model(first))
         click.echo()
         _print_model(load_model(second))
     else:
-        _print_model(load_model(model if not Path(model).exists() else Path(model)))
+        given = model if not Path(model).exists() else Path(model)
+        missing: dict[str, str] = {}
+        while True:
+            try:
+                loaded = load_model(given, model_settings)
+                break
+            except MissingSettingsError as error:
+                missing |= dict.fromkeys(error.missing, str(error))
+                model_settings = model_settings.over(STAND_INS)
+        _print_model(loaded, missing)
 
 
-def _print_model(model: Model) -> None:
+def _print_model(model: Model, missing: Mapping[str, str] | None = None) -> None:
+    """Print what is known of a model.
+
+    Args:
+        model: with stand-ins for what is missing.
+        missing: settings that have to be given -> why.
+    """
+    from carvana_batch.network.model import OWN_WEIGHTS
+
+    missing = missing or {}
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    _print_entry("kind", model.kind)
     _print_entry("network", model.name)
     _print_entry("parameters", f"{parameters:,}")
-    _print_entry("photos", _describe_input(model))
-    _print_entry("mean", " ".join(map(str, model.mean)))
-    _print_entry("deviation", " ".join(map(str, model.deviation)))
-    _print_entry("sha256", model.digest)
+    _print_entry("photos", _describe_input(model) + _describe_origin(model, "size"))
+    for key, values in (("mean", model.mean), ("deviation", model.deviation)):
+        known = " ".join(map(str, values)) + _describe_origin(model, key)
+        _print_entry(key, "missing" if key in missing else known)
+    if not missing:
+        _print_entry("sha256", model.digest)
+    if model.kind != OWN_WEIGHTS:
+        _print_measured(model, missing)
     for key, value in sorted(model.notes.items()):
         try:
             parts = json.loads(value)
@@ -114,6 +150,42 @@ def _print_model(model: Model) -> None:
                 continue
             text = f"{part:.6g}" if isinstance(part, float) else str(part)
             _print_entry(f"  {name}", text)
+
+
+def _print_measured(model: Model, missing: Mapping[str, str]) -> None:
+    """Print how a network that is not ours can be cut into tiles, and what has to be given to use it."""
+    from carvana_batch.inference.tiles import SEEN_OF_OVERLAP
+    from carvana_batch.network.activations import activations_per_pixel
+    from carvana_batch.network.measuring import context_of
+
+    network = model.network
+    output = getattr(network, "output", None)
+    if output is not None and "output" not in missing:
+        meaning = "probabilities" if output.is_probability else "logits"
+        of_car = f", car is number {output.car_class}" if output.classes == 2 else ""
+        _print_entry("output", f"{meaning}, {counted(output.classes, 'channel')}{of_car}")
+    if network.fixed_size is not None:
+        _print_entry("tiles", "{1}x{0} only".format(*network.fixed_size))
+    else:
+        origin = _describe_origin(model, "stride")
+        _print_entry("stride", counted(network.stride, "pixel") + origin)
+    context = context_of(network)
+    if context is not None:
+        needed = (
+            "" if math.isinf(context) else f"; --overlap {math.ceil(context / SEEN_OF_OVERLAP)} shows all"
+        )
+        shown_context = "more than 512" if math.isinf(context) else f"{context:.0f}"
+        _print_entry("context", f"{shown_context} pixels{needed}{_describe_origin(model, 'context')}")
+    width, height = PHOTO
+    megabytes = activations_per_pixel(network) * 4 * width * height / 1e6
+    _print_entry("memory", f"{megabytes:,.0f} MB in 32 bits for a photo of {width}x{height}")
+    for key, reason in missing.items():
+        _print_entry(f"missing: {key}", reason)
+
+
+def _describe_origin(model: Model, key: str) -> str:
+    """Where a value is from, if that is known, in parentheses."""
+    return f" ({model.origins[key]})" if key in model.origins else ""
 
 
 def _describe_input(model: Model) -> str:

@@ -146,7 +146,12 @@ def _describe_model(given: str, model: Model) -> str:
     """The name of bundled weights; of others also where they come from, their digest and validation Dice."""
     if given == model.name:
         return model.name
-    words = [f"{model.name} from {shown(given)}", f"sha256 {model.digest[:16]}"]
+    from carvana_batch.network.model import OWN_WEIGHTS
+
+    source = "" if given == "auto" else f" from {shown(given)}"
+    words = [f"{model.name}{source}", f"sha256 {model.digest[:16]}"]
+    if model.kind != OWN_WEIGHTS:
+        words.append(model.kind)
     with contextlib.suppress(KeyError, TypeError, ValueError):  # other headers may say anything
         words.append(f"val Dice {json.loads(model.notes['val'])['dice']:.4f}")
     return ", ".join(words)

@@ -12,6 +12,9 @@ from torch import Tensor
 from carvana_batch.errors import ModelError
 from carvana_batch.network.blocks import AnySizeNetwork
 
+OWN_WEIGHTS = "weights of carvana-batch"
+"""The kind of weights whose header says all that is needed."""
+
 FORMAT = "carvana-batch weights 1"
 
 PLAIN_MEAN = (0.5, 0.5, 0.5)
@@ -50,7 +53,7 @@ class Model:
     size: tuple[int, int] | None = None
     scale: int | None = None
     second: Model | None = None
-    kind: str = "weights of carvana-batch"
+    kind: str = OWN_WEIGHTS
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -61,7 +64,7 @@ class MissingSettingsError(ModelError):
         missing: names of the settings of :class:`ModelSettings`.
     """
 
-    def __init__(self, message: str, missing: tuple[str, ...]) -> None:
+    def __init__(self, message: str, missing: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.missing = missing
 

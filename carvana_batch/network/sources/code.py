@@ -93,7 +93,7 @@ def _working_folder_first() -> Iterator[None]:
 def _wrap(module: nn.Module, code: Path | None, settings: ModelSettings) -> Model:
     name = str(settings.network)
     digest = weights_digest(module.state_dict(), {"network": name})
-    kind = f"your own code, {name}"
+    kind = f"runs your own code, {name}"
     if code is not None and code.is_file():
         kind += f" in {shown(code)}"
         digest += hashlib.sha256(code.read_bytes()).hexdigest()

@@ -58,9 +58,8 @@ def _assemble(
                 f"{shown(path)}: its header says all that is needed, and the setting {key.replace('_', '-')}"
                 " contradicts it; leave that out"
             )
-    origins = dict.fromkeys(("network", "mean", "deviation", "size"), "the header of the file")
     network = fill(path, name, NETWORKS[name](), weights)
-    return Model(name, network, mean, deviation, digest, header, size, scale, origins=origins)
+    return Model(name, network, mean, deviation, digest, header, size, scale)
 
 
 def _size(path: Path, header: dict[str, str]) -> tuple[int, int] | None:

@@ -13,10 +13,15 @@ import click
 from carvana_batch.commands.command import Group
 from carvana_batch.commands.completion import complete_model
 from carvana_batch.commands.model_options import model_options
+from carvana_batch.errors import UsageError
+from carvana_batch.files import check_target
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.text import counted, shown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from carvana_batch.network.exported.header import Normalisation
     from carvana_batch.network.model import Model
 
 STAND_INS = ModelSettings(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), output="logits")
@@ -24,6 +29,9 @@ STAND_INS = ModelSettings(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), outpu
 
 PHOTO = (1918, 1280)
 """Width and height of the photo that costs are given for."""
+
+DRAWN = (959, 640)
+"""Width and height of the photo that exported files are tried on."""
 
 
 @click.group("models", cls=Group, invoke_without_command=True)
@@ -112,6 +120,71 @@ def show_model(model: str, model_settings: ModelSettings) -> None:
                 missing |= dict.fromkeys(error.missing, str(error))
                 model_settings = model_settings.over(STAND_INS)
         _print_model(loaded, missing)
+
+
+@command.command("export")
+@click.argument("model", metavar="NAME|FILE|RUN")
+@click.argument("target", metavar="FILE.onnx|FILE.pt2", type=click.Path(path_type=Path))
+@model_options
+@click.option(
+    "--normalisation",
+    type=click.Choice(["inside", "outside"]),
+    default="inside",
+    show_default=True,
+    help="inside: FILE takes RGB values from 0 to 255. outside: (value / 255 - mean) / deviation,"
+    " by the mean and deviation in its metadata.",
+)
+@click.option(
+    "--photo",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Photo that the file is tried on.  [default: a drawn one]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there already.")
+def export_model(
+    model: str,
+    target: Path,
+    model_settings: ModelSettings,
+    normalisation: Normalisation,
+    photo: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write a model as ONNX or as a program of torch.export, for other programs.
+
+    Its input are images (N, 3, height, width) of any size, its output the probability of car at each pixel.
+    The file appears once it was run on a photo, and gave the probabilities of the model.
+    """
+    from carvana_batch.network.checkpoints import load_model
+    from carvana_batch.network.exported.writing import check_request, write_model
+
+    loaded = load_model(model if not Path(model).exists() else Path(model), model_settings)
+    check_request(loaded, target)
+    check_target(target)
+    if target.exists() and not overwrite:
+        raise UsageError(
+            f"{shown(target)} is there already. Name another file, or use --overwrite to replace it."
+        )
+    difference = write_model(loaded, target, _photo_for(loaded, photo), normalisation)
+    click.echo(
+        f"{shown(target)}: {target.stat().st_size / 1e6:.1f} MB; on"
+        f" {'a drawn photo' if photo is None else shown(photo)}, its probabilities differ from those of"
+        f" {shown(model)} by at most {difference:.1e}"
+    )
+
+
+def _photo_for(model: Model, path: Path | None) -> Tensor:
+    """(H, W, 3) uint8: a photo, drawn if there is no path, in the size that the network sees."""
+    import torch
+
+    from carvana_batch.decode.photo import read_image
+    from carvana_batch.demo import draw_photo
+    from carvana_batch.inference.resizing import InputSize, resize_photo
+
+    if path is None:
+        pixels, _ = draw_photo(seed=1, view=3, size=DRAWN)
+    else:
+        pixels = read_image(path)
+    return torch.from_numpy(resize_photo(pixels, *InputSize.choose(model, None).of(*pixels.shape[:2])))
 
 
 def _print_model(model: Model, missing: Mapping[str, str] | None = None) -> None:

@@ -55,7 +55,7 @@ def convolution_stack(
 
 def halve(features: Tensor) -> Tensor:
     """2x2 max pooling; an odd last row or column is pooled on its own."""
-    if features.device.type == "cpu" and not torch.is_grad_enabled():
+    if features.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         # The same values in half the time, because max_pool2d also records their indexes.
         return _larger_of_pairs(_larger_of_pairs(features, dim=2), dim=3)
     return functional.max_pool2d(features, kernel_size=2, ceil_mode=True)
@@ -81,7 +81,7 @@ def spread_channels(features: Tensor, factor: int) -> Tensor:
 def enlarge_twice(features: Tensor, height: int, width: int) -> Tensor:
     """Enlarge (N, C, h, w) twice to (N, C, height, width) by nearest neighbours; an odd last row or column is
     cut off."""
-    if features.device.type == "cpu":
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
         # interpolate calls this, but does not accept both factor and size, which saves a copy.
         enlarged: Tensor = torch.ops.aten.upsample_nearest2d(features, [height, width], 2.0, 2.0)
         return enlarged
@@ -94,8 +94,8 @@ def pad_to(images: Tensor, height: int, width: int) -> Tensor:
     Only the bottom and the right are padded, so that pixel (0, 0) stays on the stride grid.
     """
     missing_rows, missing_columns = height - images.shape[-2], width - images.shape[-1]
-    if missing_rows == 0 and missing_columns == 0:
-        return images
+    if not torch.compiler.is_compiling() and missing_rows == 0 and missing_columns == 0:
+        return images  # an exported network must not depend on that: it is for images of all sizes
     return functional.pad(images, (0, missing_columns, 0, missing_rows), mode="replicate")
 
 

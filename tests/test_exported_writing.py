@@ -16,8 +16,8 @@ from carvana_batch.commands.models import command
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model, save_model
-from carvana_batch.network.model import Model
 from carvana_batch.network.exported.writing import write_model
+from carvana_batch.network.model import Model
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")

@@ -36,6 +36,7 @@ class ExportHeader:
         digest: SHA-256 of the weights that were exported.
         size: (width, height) to which photos are resized for the network, None if it depends on the photo.
         scale: long side in pixels of the photos it was trained on, None for photos as they are.
+        context: see :class:`AnySizeNetwork`.
     """
 
     network: str
@@ -47,6 +48,7 @@ class ExportHeader:
     digest: str
     size: tuple[int, int] | None = None
     scale: int | None = None
+    context: float | None = None
 
     @property
     def input_statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -70,6 +72,8 @@ class ExportHeader:
             entries["size"] = json.dumps(self.size)
         if self.scale is not None:
             entries["scale"] = str(self.scale)
+        if self.context is not None:
+            entries["context"] = str(self.context)
         return entries
 
 
@@ -96,6 +100,7 @@ def read_header(path: Path, entries: dict[str, str]) -> ExportHeader | None:
             digest=entries["digest"],
             size=_two(entries["size"]) if "size" in entries else None,
             scale=_whole(entries["scale"]) if "scale" in entries else None,
+            context=float(entries["context"]) if "context" in entries else None,
         )
         if min(header.deviation) <= 0 or header.stride % header.unit:
             raise ValueError("the deviations are not positive, or the stride is no multiple of the unit")

@@ -111,8 +111,9 @@ class InputShape:
         batch = self.batch or len(images)
         maps = []
         for part in images.split(batch):
-            # Unused places of a batch of fixed size are filled up.
-            whole = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, batch - len(part)))
+            whole = part
+            if len(part) < batch:  # unused places of a batch of fixed size are filled up
+                whole = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, batch - len(part)))
             output = call(whole.permute(0, 2, 3, 1) if self.channels_last else whole)
             maps.append(_as_maps(output[: len(part)].float(), height, width))
         return torch.cat(maps).to(images.device)

@@ -144,11 +144,11 @@ class ProgramNetwork(nn.Module):
     def _run(self, module: Any, images: Tensor) -> Tensor:
         try:
             (output,) = tree_leaves(module(images.to(self._dtype).contiguous()))
-        except AssertionError as error:  # of the checks of sizes
-            shape = tuple(images.shape)
-            raise ModelError(
-                f"the network was not exported for {shape}: {shown(str(error)[:200])}"
-            ) from error
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("Expected input"):
+                raise  # memory may have run out
+            shape, reason = tuple(images.shape), shown(str(error).partition("\n")[0][:200])
+            raise ModelError(f"the network was not exported for {shape}: {reason}") from error
         if not isinstance(output, Tensor):
             raise ModelError(f"the network returns a {type(output).__name__}, not a tensor")
         return output

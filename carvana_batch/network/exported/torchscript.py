@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,6 @@ from torch.utils._pytree import tree_leaves
 from carvana_batch.errors import ModelError
 from carvana_batch.network.exported.network import ExportedNetwork, InputShape, read_exported_file
 from carvana_batch.text import shown
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with the code of TorchScript."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
-    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 
 
 def load_torchscript(path: Path, *, is_trusted: bool, size: tuple[int, int] | None) -> ExportedNetwork:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.files import atomic_writer
 from carvana_batch.network import AUTO_WEIGHTS
-from carvana_batch.network.model import Model
 from carvana_batch.network.cpu_fusion import fold_batch_norm
 from carvana_batch.network.exported.header import INPUT_NAME, OUTPUT_NAME, ExportHeader, Normalisation
 from carvana_batch.network.exported.onnx_graph import load_onnx, need_packages
 from carvana_batch.network.exported.program import HEADER_FILE, load_exported_program
-from carvana_batch.text import shown
+from carvana_batch.network.model import Model
+from carvana_batch.text import cut_short, shown
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -86,6 +87,7 @@ def write_model(model: Model, path: Path, pixels: Tensor, normalisation: Normali
         digest=model.digest,
         size=model.size,
         scale=model.scale,
+        context=network.context,
     )
     images = pixels.permute(2, 0, 1)[None].float()
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (model.mean, model.deviation))
@@ -120,22 +122,36 @@ def check_request(model: Model, path: Path) -> None:
         raise UsageError(
             f"{model.name} is a pair of networks, and a file holds one; export {' or '.join(AUTO_WEIGHTS)}."
         )
+    if model.network.only_float32:
+        raise UsageError(f"{model.name} has been exported already; export the weights that it was made of.")
+    if model.network.fixed_size is not None:
+        raise UsageError(f"{model.name} takes images of one size only, and exports are for any size.")
     if path.suffix.lower() == ".onnx":
         need_packages("exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
 
 
 def _trace(model: Model, header: ExportHeader) -> ExportedProgram:
     """The program of a model for images of any number and size."""
-    copied = fold_batch_norm(model.network)
-    copied.simplify()  # type: ignore[operator]
+    copied: Any = model.network
+    if copied.is_foreign:
+        copied = copy.deepcopy(copied)
+    else:
+        copied = fold_batch_norm(copied)
+        copied.simplify()
     exported = _Exported(copied, header).requires_grad_(False).eval()
     # Two images of sides that are no multiples of anything, so that no size is taken for a constant.
     example = torch.zeros((2, 3, 2 * header.stride + 1, 3 * header.stride + 1))
     dynamic = torch.export.Dim.DYNAMIC
     with _quiet(), torch.no_grad():
-        program = torch.export.export(
-            exported, (example,), dynamic_shapes={INPUT_NAME: {0: dynamic, 2: dynamic, 3: dynamic}}
-        )
+        try:
+            program = torch.export.export(
+                exported, (example,), dynamic_shapes={INPUT_NAME: {0: dynamic, 2: dynamic, 3: dynamic}}
+            )
+        except Exception as error:  # code of others, and exporters, raise anything
+            raise ModelError(
+                f"{model.name}: torch.export cannot follow its code for images of any size"
+                f" ({type(error).__name__}: {shown(cut_short(str(error).strip(), 300))})"
+            ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program

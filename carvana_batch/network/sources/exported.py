@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from carvana_batch.errors import ModelError
 from carvana_batch.model_settings import ModelSettings
+from carvana_batch.network.exported.as_model import as_model
+from carvana_batch.network.exported.program import load_exported_program
 from carvana_batch.network.model import Model
-from carvana_batch.text import shown
 
 
-def load(path: Path, _settings: ModelSettings) -> Model:
+def load(path: Path, settings: ModelSettings) -> Model:
     """Load a file of torch.export; see :func:`load_model`."""
-    raise ModelError(f"{shown(path)}: torch.export cannot be read yet; save the network's state_dict()")
+    return as_model(path, load_exported_program(path), settings, "a program of torch.export")

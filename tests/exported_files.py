@@ -48,7 +48,7 @@ def write_graph(
     helper = onnx.helper
     kind = getattr(onnx.TensorProto, dtype)
     weight = np.array(WEIGHTS, np.float32).reshape(1, 3, 1, 1)
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "weight": weight,
         "bias": np.array([BIAS], np.float32),
         "both": np.concatenate((0 * weight, weight)),

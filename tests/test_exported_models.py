@@ -178,7 +178,9 @@ def test_settings_that_contradict_our_own_metadata_are_refused(tmp_path: Path, w
 @pytest.mark.parametrize(
     ("suffix", "content"), [*itertools.permutations([".onnx", ".pt2", ".safetensors", ".pt"], 2)]
 )
-def test_a_wrong_suffix_is_an_error_that_helps(tmp_path: Path, weights: Path, suffix, content) -> None:
+def test_a_wrong_suffix_is_an_error_that_helps(
+    tmp_path: Path, weights: Path, suffix, content, count_faults
+) -> None:
     source = tmp_path / f"source{content}"
     if content == ".onnx":
         write_graph(source)
@@ -193,3 +195,4 @@ def test_a_wrong_suffix_is_an_error_that_helps(tmp_path: Path, weights: Path, su
     with pytest.raises(ModelError, match=r"named\.\w+: ") as caught:
         load_model(path, SETTINGS)
     assert "\n" not in str(caught.value)
+    count_faults("exported files of others are run or refused", 1)

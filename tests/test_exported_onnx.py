@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from exported_files import known_logits, known_probabilities, some_images, write_graph
 
 from carvana_batch.errors import ModelError
-from carvana_batch.main_memory import limit_new_memory
+from carvana_batch.main_memory import keep_freed_memory, limit_new_memory, trim_main_memory
 from carvana_batch.network.exported.onnx_graph import load_onnx
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -105,12 +106,13 @@ def test_a_fixed_size_is_known_and_asked_for(tmp_path: Path) -> None:
         ({"operators": [("NoSuchOperator",)]}, "ONNX Runtime cannot load it: .*NoSuchOperator"),
     ],
 )
-def test_other_graphs_are_refused(tmp_path: Path, options, reason: str) -> None:
+def test_other_graphs_are_refused(tmp_path: Path, options, reason: str, count_faults) -> None:
     path = write_graph(tmp_path / "a.onnx", **options)
     with pytest.raises(ModelError, match=reason) as caught:
         load_onnx(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    count_faults("exported files of others are run or refused", 1)
 
 
 @pytest.mark.parametrize(
@@ -118,22 +120,25 @@ def test_other_graphs_are_refused(tmp_path: Path, options, reason: str) -> None:
     [[("Conv",), ("Resize", {"mode": "nearest"})], [("Identity",)], [("Conv",), ("Flatten",)]],
     ids=["half the size", "three channels", "no map"],
 )
-def test_an_output_that_is_no_map_is_an_error(tmp_path: Path, operators) -> None:
+def test_an_output_that_is_no_map_is_an_error(tmp_path: Path, operators, count_faults) -> None:
     network = load_onnx(write_graph(tmp_path / "a.onnx", operators)).network
     with pytest.raises(ModelError, match=r"returns the shape \(2, .* for images of 14x10; needed is"):
         network(torch.from_numpy(some_images(height=10)))
+    count_faults("exported files of others are run or refused", 1)
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, count_faults) -> None:
     """Wherever a file is cut short, and whatever else it is."""
     whole = write_graph(tmp_path / "whole.onnx", [("Conv",), ("Sigmoid",)]).read_bytes()
     path = tmp_path / "a.onnx"
     contents = [whole[:length] for length in range(0, len(whole), 7)]
-    for content in (*contents, b"no network", b"\x80\x05." * 100):
+    contents += [b"no network", b"\x80\x05." * 100]
+    for content in contents:
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"a\.onnx: ") as caught:
             load_onnx(path)
         assert "\n" not in str(caught.value)
+    count_faults("exported files of others are run or refused", len(contents))
 
 
 def test_nothing_is_printed_of_what_is_raised(tmp_path: Path, capfd) -> None:
@@ -152,6 +157,22 @@ def test_running_out_of_memory_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(MemoryError), limit_new_memory(2**25):
         network(images)
     assert network(images[..., :9, :9]).shape == (1, 1, 9, 9)
+
+
+def test_memory_does_not_grow_with_the_shapes_of_inputs(tmp_path: Path) -> None:
+    """ONNX Runtime keeps memory of its own for later runs."""
+    operators = [("Conv",), ("Sigmoid",), ("Identity",)]
+    network = load_onnx(write_graph(tmp_path / "a.onnx", operators)).network
+    process = psutil.Process()
+    keep_freed_memory(False)  # of the C library, which is not what this is about
+    network(torch.zeros(1, 3, 50, 50))
+    trim_main_memory()
+    before = process.memory_info().rss
+    for side in range(2000, 3000, 100):
+        network(torch.zeros(1, 3, side, side))
+    network(torch.zeros(1, 3, 50, 50))
+    trim_main_memory()
+    assert process.memory_info().rss - before < 2e7  # the largest map alone takes 3.4e7
 
 
 def test_copies_share_the_session_and_processes_do_not(tmp_path: Path) -> None:

@@ -121,25 +121,28 @@ class Two(One):
     ],
     ids=["uint8", "two inputs", "two outputs", "no batch", "grey"],
 )
-def test_other_programs_are_refused(tmp_path: Path, forward, inputs, reason: str) -> None:
+def test_other_programs_are_refused(tmp_path: Path, forward, inputs, reason: str, count_faults) -> None:
     module = One(forward) if len(inputs) == 1 else Two(forward)
     path = save_program(tmp_path / "a.pt2", module, *inputs, dynamic={})
     with pytest.raises(ModelError, match=reason) as caught:
         load_exported_program(path)
     assert str(caught.value).startswith(f"{path}: ")
+    count_faults("exported files of others are run or refused", 1)
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, count_faults) -> None:
     path = save_program(tmp_path / "a.pt2", Known())
     whole = path.read_bytes()
     contents = [whole[:length] for length in range(0, len(whole), len(whole) // 40)]
     state = tmp_path / "state.pt"
     torch.save(Known().state_dict(), state)
-    for content in (*contents, b"no network", state.read_bytes()):
+    contents += [b"no network", state.read_bytes()]
+    for content in contents:
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"a\.pt2: ") as caught:
             load_exported_program(path)
         assert "\n" not in str(caught.value)
+    count_faults("exported files of others are run or refused", len(contents))
 
 
 class Marks:
@@ -247,21 +250,23 @@ def older_weights(path: Path, mark: Path) -> None:
         older_weights,
     ],
 )
-def test_code_in_a_file_is_not_run(tmp_path: Path, change) -> None:
+def test_code_in_a_file_is_not_run(tmp_path: Path, change, count_faults) -> None:
     path, mark = save_program(tmp_path / "a.pt2", Known(torch.sigmoid)), tmp_path / "mark"
     change(path, mark)
     with pytest.raises(ModelError, match=r"a\.pt2: (not loaded, because|damaged)"):
         load_exported_program(path)
     assert not mark.exists()
+    count_faults("no code in an exported file is run", 1)
 
 
-def test_pickled_examples_of_the_input_are_left_out(tmp_path: Path) -> None:
+def test_pickled_examples_of_the_input_are_left_out(tmp_path: Path, count_faults) -> None:
     """torch would unpickle them, whatever they are."""
     path, mark = save_program(tmp_path / "a.pt2", Known()), tmp_path / "mark"
     harm = pickle.dumps(Marks(mark))
     change_archive(path, lambda name, content: harm if "sample_inputs" in name else content)
     assert np.abs(run(path, some_images()) - known_logits(some_images())).max() < 1e-5
     assert not mark.exists()
+    count_faults("no code in an exported file is run", 1)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -305,7 +310,7 @@ def test_torchscript_that_is_trusted_is_run(tmp_path: Path) -> None:
     assert np.abs(result - known_logits(some_images())).max() < 1e-5
 
 
-def test_torchscript_is_not_run_unasked(tmp_path: Path) -> None:
+def test_torchscript_is_not_run_unasked(tmp_path: Path, count_faults) -> None:
     mark = tmp_path / "mark"
     path = save_script(tmp_path / "a.pt", Saving(str(mark)))
     with pytest.raises(ModelError, match=r"a\.pt: is a TorchScript program, .*--network torchscript"):
@@ -314,16 +319,19 @@ def test_torchscript_is_not_run_unasked(tmp_path: Path) -> None:
     assert not mark.exists()
     network(torch.zeros(1, 3, 4, 4))
     assert mark.exists()  # so it is right to ask
+    count_faults("no code in an exported file is run", 1)
 
 
-def test_damaged_torchscript_is_refused(tmp_path: Path) -> None:
+def test_damaged_torchscript_is_refused(tmp_path: Path, count_faults) -> None:
     path = save_script(tmp_path / "a.pt", Known().eval(), (1, 3, 24, 36))
     content = path.read_bytes()
-    for length in range(0, len(content), len(content) // 20):
+    lengths = range(0, len(content), len(content) // 20)
+    for length in lengths:
         path.write_bytes(content[:length])
         with pytest.raises(ModelError, match=r"a\.pt: damaged, or not for this version of torch") as caught:
             load_torchscript(path, is_trusted=True, size=None)
         assert "\n" not in str(caught.value)
+    count_faults("exported files of others are run or refused", len(lengths))
 
 
 def test_torchscript_with_several_results_is_an_error(tmp_path: Path) -> None:

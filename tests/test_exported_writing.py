@@ -111,13 +111,14 @@ class OtherwiseExported(Redness):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_a_file_that_gives_something_else_does_not_appear(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_gives_something_else_does_not_appear(tmp_path: Path, suffix: str, count_faults) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"what was there before")
     with pytest.raises(ModelError, match=r"not written, because its probabilities differ .* by up to 0\.02"):
         write_model(make_model(OtherwiseExported()), path, photo())
     assert path.read_bytes() == b"what was there before"
     assert list(tmp_path.iterdir()) == [path]
+    count_faults("an export gives what the network gives, or does not appear", 1)
 
 
 def test_without_the_packages_one_line_says_what_to_install(tmp_path: Path, monkeypatch) -> None:

@@ -74,11 +74,9 @@ def checked_archive(content: bytes) -> bytes:
         ModelError: it is no such archive, or holds what could execute code.
     """
     try:
-        members = _members(content)
+        members = _read_members(content)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise ModelError("damaged, or not a file of torch.export.save; export it again") from error
-    if not any(MODEL.fullmatch(name) for name in members):
-        raise ModelError("no program of torch.export; save it with torch.export.save")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
@@ -86,15 +84,19 @@ def checked_archive(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _members(content: bytes) -> dict[str, bytes]:
+def _read_members(content: bytes) -> dict[str, bytes]:
     """The members by their names below the folder that holds them all."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        infos = archive.infolist()
-        unpacked = sum(info.file_size for info in infos)
+        infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if not any(MODEL.fullmatch(name) for name in infos):
+            raise ModelError("no program of torch.export; save it with torch.export.save")
+        unpacked = sum(info.file_size for info in archive.infolist())
         # torch compresses nothing. This also finds members that lie in the same place of the file.
-        if unpacked > len(content) or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        if unpacked > len(content) or any(
+            info.compress_type != zipfile.ZIP_STORED for info in infos.values()
+        ):
             raise ModelError(f"has {len(content):,} bytes and unpacks to {unpacked:,}; export it again")
-        return {info.filename.partition("/")[2]: archive.read(info) for info in infos}
+        return {name: archive.read(info) for name, info in infos.items()}
 
 
 def _checked(name: str, data: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FACTOR, POWERS = 2.62, (1.15, 0.06)
-"""Fitted by ``scripts/bench_doubt.py --fit``; see BENCHMARKS.md."""
+"""Fitted by ``scripts/bench_doubt.py --fit``; see docs/benchmarks-log.md."""
 
 FLOOR = 1e-3
 """Differences of the expected Dice that are smaller do not count."""

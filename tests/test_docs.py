@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,24 @@ def anchors_of(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def iter_commands(text: str) -> Iterator[list[str]]:
+    """The arguments of each ``carvana-batch`` in the indented blocks of code of a Markdown text."""
+    for line in text.replace("\\\n", " ").splitlines():
+        match = re.match(r"    +(?:[A-Z_]+=\S+ )*carvana-batch (.+)", line)
+        if match and "[OPTIONS]" not in line:
+            yield [word for word in shlex.split(match[1], comments=True) if word not in ("&", "|", ">")]
+
+
+def find_command(arguments: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that the first arguments name, and the other arguments."""
+    command: click.Command = group
+    while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        below = command.get_command(click.Context(command), arguments[0])
+        assert below is not None, arguments
+        command, arguments = below, arguments[1:]
+    return command, arguments
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(CHECKOUT).as_posix())
 def test_links_lead_to_files_of_the_site(document: Path) -> None:
     for target in iter_links(document.read_text(encoding="utf-8")):
@@ -61,6 +80,24 @@ def test_links_lead_to_files_of_the_site(document: Path) -> None:
         assert file.relative_to(CHECKOUT).parts[0] in IN_SITE, target
         if anchor:
             assert anchor in anchors_of(file), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(CHECKOUT).as_posix())
+def test_commands_have_the_options_that_are_given(document: Path) -> None:
+    for given in iter_commands(document.read_text(encoding="utf-8")):
+        command, arguments = find_command(given)
+        options = {name for option in command.params for name in option.opts} | {"--help"}
+        assert [word for word in arguments if re.match("--?[a-z]", word) and word not in options] == [], given
+
+
+def test_commands_are_found() -> None:
+    text = (
+        "    carvana-batch predict in out --size \\\n        auto   # all\n\n    A=b carvana-batch submit &\n"
+    )
+    assert list(iter_commands(text)) == [["predict", "in", "out", "--size", "auto"], ["submit"]]
+    assert find_command(["models", "show", "segunet-s"])[1] == ["segunet-s"]
+    total = sum(len(list(iter_commands(document.read_text(encoding="utf-8")))) for document in DOCUMENTS)
+    assert total > 40
 
 
 def test_links_are_found() -> None:

@@ -28,6 +28,7 @@ from carvana_batch.output.announced import remove_settled
 from carvana_batch.output.checks import check_request, refuse_overwriting
 from carvana_batch.output.folder import OutFolder
 from carvana_batch.output.journal import Entry, read_entries
+from carvana_batch.output.remote import LOCAL, Remote
 from carvana_batch.output.report import RunReport, write_table
 from carvana_batch.output.resume import find_lost
 from carvana_batch.output.rle_spool import RunLengthSpool
@@ -81,6 +82,7 @@ def run(
     listener: Listener | None = None,
     stop: StopFlag | None = None,
     engine: Engine | None = None,
+    remote: Remote = LOCAL,
 ) -> RunReport:
     """Mask the photos into the out folder ``root``, except those that an earlier run has masked.
 
@@ -92,6 +94,7 @@ def run(
         listener: what to call during the run.
         stop: when its signal is set, the run stops reading photos and finishes those in flight.
         engine: masks the photos; None for this process.
+        remote: what to do about photos, or an out folder, that are elsewhere.
 
     Raises:
         CarvanaBatchError: two photos would write the same mask; the out folder cannot be used, is in use or
@@ -104,7 +107,7 @@ def run(
     engine = engine or LocalEngine(model)
     with (
         contextlib.closing(engine),
-        OutFolder(root, settings, options.shard, options.overwrite, options.rle_file) as out,
+        OutFolder(root, settings, options.shard, options.overwrite, options.rle_file, remote) as out,
     ):
         if out.added_extras:
             colour = out.settings.get("colour")
@@ -202,7 +205,7 @@ class Run:
         with contextlib.suppress(OSError):  # the current directory may be gone
             self.report.directory = str(Path.cwd())
         if options.images is not None:
-            self.report.images = str(Path(self.report.directory, options.images))
+            self.report.images = out.remote.in_words(str(Path(self.report.directory, options.images)))
         self._progress = Progress(total=0)
         self._spool: RunLengthSpool | None = None
 
@@ -283,6 +286,7 @@ class Run:
         if self.truth is not None and self.truth.values.unusual:
             report.warnings.append(f"In the masks of --gt, {self.truth.values.unusual}.")
         report.peak_memory = max(report.peak_memory, peak_memory())
+        out.remote.settle()
         with out.shared_files_lock():
             journal = read_entries(out.paths.state)
             remove_settled(out.paths.state, journal)
@@ -292,10 +296,12 @@ class Run:
             if self.truth is not None and (doubts := describe_truth_doubts(masked)):
                 report.warnings.append(doubts)
             changed = {ref.key for photos in (self.todo, self.undrawn) for ref in photos}
-            out.syncing.sync(masked, changed)  # before it is reported as done
+            out.sync(masked, changed)  # before it is reported as done
             report.already_done -= len(report.kept) - self._progress.kept
             write_table(out.paths.report, journal.values())
             report.write(out.paths.run)
+        for path in (out.paths.report, out.paths.run):
+            out.remote.put(path)
         if self.options.rle_file is not None and report.stopped_by is None:
             with RunLengthSpool(out.paths.spool) as spool:
                 entries = sorted(masked + report.kept, key=lambda entry: mask_id(entry.key))
@@ -305,7 +311,14 @@ class Run:
     def _job(self) -> Job:
         out = self.out
         return Job(
-            self.model.digest, self.options, out.root, self.truth, out.run, out.generation, self.background
+            self.model.digest,
+            self.options,
+            out.root,
+            self.truth,
+            out.run,
+            out.generation,
+            self.background,
+            out.remote.job,
         )
 
     def _commit(self, result: Result) -> None:

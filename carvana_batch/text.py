@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 
-def shown(path: Path | str) -> str:
+def shown(path: object) -> str:
     """A file name for a message: one line, and printable even if the name is not valid text."""
     text = str(path)
     if text.isprintable():

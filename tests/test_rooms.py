@@ -61,7 +61,8 @@ ROOMS = {
     "submission": GROUND_FLOOR | {"inputs", "masks"},
     "output": GROUND_FLOOR | {"inputs", "masks", "submission"},
     "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission", "pages"},
-    "engines": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "output"},
+    "cloud": GROUND_FLOOR | {"inputs", "output"},
+    "engines": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "output", "cloud"},
     "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "engines"},
     "run": GROUND_FLOOR | {"inputs", "network", "masks", "submission", "output", "engines", "drawing"},
 }
@@ -77,7 +78,7 @@ ROOMS["training"] = GROUND_FLOOR | {
     "scoring",
 }
 ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks"}
-ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review"}
+ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review", "cloud"}
 """For each room, the rooms that it may import. All may import the package itself, which holds the version."""
 
 

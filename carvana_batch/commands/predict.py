@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from carvana_batch.commands.buckets import Place, enter_buckets
 from carvana_batch.commands.config import ConfigurableCommand
 from carvana_batch.commands.lines import command_line
 from carvana_batch.commands.mask_file import check_mask_file, folder_of_mask_file, is_mask_file
 from carvana_batch.commands.predict_input import STANDARD, find, split_paths, standard_input
 from carvana_batch.commands.predict_options import make_options, predict_parameters
-from carvana_batch.commands.reporting import Reporter, print_plan, print_report
+from carvana_batch.commands.reporting import WARNING, Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
 from carvana_batch.model_settings import ModelSettings
-from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST
+from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST, Options
 from carvana_batch.text import counted, shown
+from carvana_batch.values import ImageRef
 
 if TYPE_CHECKING:
     from carvana_batch.engines.contract import Engine
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     /,
-    paths: tuple[Path, ...],
-    out: Path | None,
+    paths: tuple[Place, ...],
+    out: Place | None,
     files_from: str | None,
     follow_links: bool,
     model: str,
@@ -49,7 +52,7 @@ def command(
     dry_run: bool,
     quiet: bool,
     as_json: bool,
-    **values: Any,
+    **_options: Any,
 ) -> None:
     """Mask the photos in IN (a folder or one photo) and write a PNG mask for each into OUT.
 
@@ -59,41 +62,37 @@ def command(
     missing. A photo that cannot be masked is named at the end and in OUT/report.csv, and does not stop
     the run; the exit code is then 3.
     """
-    sources, out = split_paths(paths, out, files_from)
-    from_input = sources == [STANDARD]
-    images = sources[0] if len(sources) == 1 and not from_input else None
-    options = make_options(context, model=model, model_settings=model_settings, images=images, **values)
+    sources, given_out = split_paths(paths, out, files_from)
+    options = make_options(context, model_settings)
     if engine_name == "ray" and options.shard != (1, 1):
         raise UsageError("--engine ray shares the photos out by itself. Leave out --shard.")
     if engine_name != "ray" and (address, actors, gpus) != (None, None, None):
         raise UsageError("--address, --actors and --gpus-per-actor go with --engine ray. Give that as well.")
-    mask_file = is_mask_file(sources, out)
-    if as_json and out == STANDARD:
+    if as_json and given_out == STANDARD:
         raise UsageError("OUT - prints the mask, and --json the report. Leave one out.")
-    reporter = Reporter(quiet=quiet, to_stderr=as_json or out == STANDARD)
+    reporter = Reporter(quiet=quiet, to_stderr=as_json or given_out == STANDARD)
+    places = enter_buckets(context, sources, given_out, reporter.say)
+    out, remote = places.out, places.remote
+    reporter.in_words = remote.in_words
+    from_input = places.sources == [STANDARD]
+    mask_file = is_mask_file(places.sources, out)
     if from_input:
-        sources = [context.with_resource(standard_input(options.pixel_limit))]
-    found = find(sources, out, files_from, follow_links)
+        found = find([context.with_resource(standard_input(options.pixel_limit))], out, None, follow_links)
+    else:
+        found = find(places.sources, out, files_from, follow_links)
+        options = replace(options, images=places.sources[0] if len(places.sources) == 1 else None)
     refs = found.refs[:limit]
-    if page is not None:
-        from carvana_batch.review.page import check_page
-
-        if mask_file:
-            raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
-        check_page(page)
+    if mask_file and page is not None:
+        raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
+    lines = [f"passed over: {found.ignored_line}"] if found.ignored_line else []
     if mask_file:
         check_mask_file(refs[0].path, out, options)
     else:
-        from carvana_batch.output.checks import check_request
-        from carvana_batch.output.other_images import describe_other_images
-
-        check_request(refs, out, options)
-    if not mask_file and (line := describe_other_images(out, (ref.key for ref in refs))):
-        reporter.say(f"Warning: {line}")
-    if found.ignored_line:
-        reporter.say(f"passed over: {found.ignored_line}")
+        lines = check_folder(refs, out, options, page) + lines
+    for line in lines:
+        reporter.say(line)
     if dry_run:
-        print_plan(refs, out, mask_file, options, reporter, as_json)
+        print_plan(refs, out, mask_file, options, reporter, as_json, remote)
         return
 
     # Importing torch takes seconds: only do it once the input is known to exist.
@@ -108,19 +107,40 @@ def command(
     )
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
-        report = run(refs, root, loaded, options, reporter.listener, stop, engine)
+        report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote)
     if from_input:
         report.failures = [replace(failure, source="standard input") for failure in report.failures]
     if as_json:
         click.echo(json.dumps(report.describe()))
-    print_report(report, out, reporter)
+    print_report(report, given_out, reporter)
     if report.stopped_by is not None:
         # Without --overwrite, which would discard what has been done so far.
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
         reporter.say(f"Stopped. To go on:\n{command_line(['carvana-batch', *same])}")
     elif page is not None:
-        _write_page(page, out, reporter)
+        write_page_of_run(page, out, reporter)
     context.exit(report.exit_code)
+
+
+def check_folder(refs: Sequence[ImageRef], out: Path, options: Options, page: Path | None) -> list[str]:
+    """Check whether photos can be masked into the folder ``out``, before a model is loaded.
+
+    Returns:
+        Lines that the user should see before the run begins.
+
+    Raises:
+        UsageError: they cannot, or the page cannot be written.
+    """
+    from carvana_batch.output.checks import check_request
+    from carvana_batch.output.other_images import describe_other_images
+
+    if page is not None:
+        from carvana_batch.review.page import check_page
+
+        check_page(page)
+    check_request(refs, out, options)
+    line = describe_other_images(out, (ref.key for ref in refs))
+    return [f"{WARNING}{line}"] if line else []
 
 
 def _ray_engine(
@@ -132,7 +152,7 @@ def _ray_engine(
     return Dispatcher(RayCrew(model, address, actors, gpus), reporter.say)
 
 
-def _write_page(page: Path, out: Path, reporter: Reporter) -> None:
+def write_page_of_run(page: Path, out: Path, reporter: Reporter) -> None:
     """Write the page of a review, and say where it is."""
     from carvana_batch.review.page import write_page
     from carvana_batch.review.selection import read_finished_run, select

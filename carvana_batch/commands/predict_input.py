@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from carvana_batch.commands.buckets import Place
 from carvana_batch.errors import UsageError
 from carvana_batch.files import temporary_prefix, write_error
 from carvana_batch.inputs.decisions import is_decisions
@@ -23,7 +24,9 @@ BYTES_PER_PIXEL = 8
 CHUNK = 2**20
 
 
-def split_paths(paths: tuple[Path, ...], out: Path | None, files_from: str | None) -> tuple[list[Path], Path]:
+def split_paths(
+    paths: tuple[Place, ...], out: Place | None, files_from: str | None
+) -> tuple[list[Place], Place]:
     """Tell what of the arguments is IN, perhaps several photos or none at all, and what is OUT.
 
     Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
+from carvana_batch.commands.buckets import PathOrUrl
 from carvana_batch.commands.command import given_values
 from carvana_batch.commands.completion import complete_device, complete_file, complete_model
 from carvana_batch.commands.model_options import is_default, model_options
@@ -35,11 +36,11 @@ from carvana_batch.options import (
 )
 
 PARAMETERS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-    click.argument("paths", metavar="IN... OUT", nargs=-1, type=click.Path(path_type=Path)),
+    click.argument("paths", metavar="IN... OUT", nargs=-1, type=PathOrUrl()),
     click.option(
         "-o",
         "--out",
-        type=click.Path(path_type=Path),
+        type=PathOrUrl(),
         metavar="OUT",
         help="OUT, if it is not the last argument; needed for several photos, as in `in/*.jpg -o out`.",
     ),
@@ -284,85 +285,56 @@ def predict_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def make_options(
-    context: click.Context,
-    *,
-    model: str,
-    model_settings: ModelSettings,
-    images: Path | None,
-    device: str,
-    precision: str,
-    memory: int | None,
-    size: tuple[int, int] | Literal["native"] | None,
-    tile: tuple[int, int] | None,
-    overlap: int,
-    batch: int | None,
-    tta: str,
-    threshold: float,
-    clean: str,
-    mask_bits: str,
-    extras: tuple[str, ...],
-    colour: tuple[int, int, int] | None,
-    background: tuple[int, int, int] | Path | None,
-    shadow: bool,
-    rle_file: Path | None,
-    truth: Path | None,
-    car_values: tuple[int, ...],
-    ignored_values: tuple[int, ...],
-    exif: str,
-    damaged: str,
-    pixel_limit: int,
-    workers: int | None,
-    decode_timeout: float,
-    shard: tuple[int, int],
-    overwrite: bool,
-    verify: bool,
-) -> Options:
+def make_options(context: click.Context, model_settings: ModelSettings) -> Options:
     """Make the options of a run of those of the command, and of the settings beside the weights.
+
+    Args:
+        context: of the command, with its parameters.
+        model_settings: those of them that concern a model of the user's own.
 
     Raises:
         UsageError: some of them do not go together.
     """
-    if (colour is None) == ("recolour" in extras):
+    values = context.params
+    if (values["colour"] is None) == ("recolour" in values["extras"]):
         raise UsageError("--save recolour and --colour belong together: --save recolour --colour '#b00020'.")
-    if shadow and background is None:
-        raise UsageError("--shadow is for the pictures of --background. Give that as well.")
-    if truth is None and (car_values or ignored_values):
+    if values["truth"] is None and (values["car_values"] or values["ignored_values"]):
         raise UsageError("--car-value and --ignore-value are for the masks of --gt. Give --gt as well.")
-    beside, _ = settings_beside(Path(model))
-    if is_default(context, "overlap") and beside.overlap is not None:
-        overlap = beside.overlap
-    if is_default(context, "threshold") and beside.threshold is not None:
-        threshold = beside.threshold
+    background = values["background"]
+    if values["shadow"] and background is None:
+        raise UsageError("--shadow is for the pictures of --background. Give that as well.")
+    beside, _ = settings_beside(Path(values["model"]))
+    for name in ("overlap", "threshold"):
+        if is_default(context, name) and getattr(beside, name) is not None:
+            values = values | {name: getattr(beside, name)}
     return Options(
-        device=device,
-        precision=precision,
-        memory=memory,
-        size=size,
-        tile=tile,
-        overlap=overlap,
-        batch=batch,
-        threshold=threshold,
-        flip=tta == "flip",
-        clean=clean == "auto",
-        extras=tuple(sorted({*extras, *(["background"] if background is not None else [])})),
-        colour=colour,
+        device=values["device"],
+        precision=values["precision"],
+        memory=values["memory"],
+        size=values["size"],
+        tile=values["tile"],
+        overlap=values["overlap"],
+        batch=values["batch"],
+        threshold=values["threshold"],
+        flip=values["tta"] == "flip",
+        clean=values["clean"] == "auto",
+        extras=tuple(sorted({*values["extras"], *(["background"] if background is not None else [])})),
+        colour=values["colour"],
         background=background,
-        shadow=shadow,
-        mask_bits=int(mask_bits),
-        apply_exif=exif == "apply",
-        accept_damage=damaged == "accept",
-        pixel_limit=pixel_limit,
-        workers=workers,
-        decode_timeout=decode_timeout,
-        rle_file=rle_file,
-        images=images,
+        shadow=values["shadow"],
+        mask_bits=int(values["mask_bits"]),
+        apply_exif=values["exif"] == "apply",
+        accept_damage=values["damaged"] == "accept",
+        pixel_limit=values["pixel_limit"],
+        workers=values["workers"],
+        decode_timeout=values["decode_timeout"],
+        rle_file=values["rle_file"],
         given=given_values(context),
-        truth=truth,
-        car_values=car_values,
-        ignored_values=ignored_values,
-        shard=shard,
-        overwrite=overwrite,
-        verify=verify,
+        truth=values["truth"],
+        car_values=values["car_values"],
+        ignored_values=values["ignored_values"],
+        shard=values["shard"],
+        overwrite=values["overwrite"],
+        verify=values["verify"],
         model_settings=model_settings.over(beside),
     )

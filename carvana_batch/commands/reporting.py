@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.lines import fit, say
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.notes import SUMMARIES
 from carvana_batch.options import Options
 from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.remote import Remote
 from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
@@ -45,10 +47,14 @@ class Screen:
     Args:
         quiet: print nothing but errors.
         to_stderr: print lines to stderr, so that stdout only holds JSON.
+
+    Attributes:
+        in_words: applied to each line; see :class:`Remote`.
     """
 
     def __init__(self, quiet: bool, to_stderr: bool = False) -> None:
         self.quiet, self.to_stderr = quiet, to_stderr
+        self.in_words: Callable[[str], str] = str
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
         self._last_told = time.monotonic()
@@ -65,6 +71,7 @@ class Screen:
         """Print a line; one that begins with ``WARNING`` goes to stderr, as those of all commands do."""
         if self.quiet:
             return
+        line = self.in_words(line)
         if self._bar is not None:
             line = fit(line, err=True)
             self._bar.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -143,10 +150,11 @@ def print_plan(
     options: Options,
     reporter: Reporter,
     as_json: bool,
+    remote: Remote,
 ) -> None:
     """Print what a run would do, without loading a model or writing anything."""
     own = take_shard(refs, *options.shard)
-    folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite)
+    folder = OutFolder(out, options.settings("unknown"), options.shard, options.overwrite, remote=remote)
     if not (mask_file or options.overwrite):
         folder.read_settings(skipped=["model"])
     todo = own if mask_file else folder.find_missing(own, ["model"], options.verify)
@@ -168,7 +176,7 @@ def print_plan(
     reporter.say("Dry run: nothing was written; the model was not looked at.")
 
 
-def print_report(report: RunReport, out: Path, reporter: Reporter) -> None:
+def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -> None:
     """Print the summary of a run. The names of failed photos are printed even with --quiet."""
     for warning in report.warnings:
         reporter.say(f"Warning: {warning}")

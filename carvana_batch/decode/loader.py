@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -178,6 +178,8 @@ class PhotoLoader:
         workers: number of processes that decode.
         memory: where each worker puts its photos; it gets a copy.
         poll_seconds: how often to check whether all workers are alive.
+        arrive: called in this process with the index of a photo before it is decoded; it waits until the
+            photo is on this machine. None if all are.
 
     Attributes:
         seconds: time that decoding took, summed over the workers.
@@ -195,6 +197,7 @@ class PhotoLoader:
         *,
         memory: SharedMemory | None = None,
         poll_seconds: float = WORKER_POLL_SECONDS,
+        arrive: Callable[[int], object] | None = None,
     ) -> None:
         self.photos = PhotoList.of(refs)
         self.workers = workers
@@ -203,7 +206,8 @@ class PhotoLoader:
         self._timeout, self._hung = options.timeout, False
         self._answered, self._lost = False, 0
         self._prefetched = PREFETCHED_PHOTOS
-        self._poll_seconds = poll_seconds
+        self._poll_seconds, self._arrive = poll_seconds, arrive
+        self._watch: WorkerWatch | None = None
         self._dataset = _Decoding(self.photos, options, memory or SharedMemory())
 
     @property
@@ -278,7 +282,8 @@ class PhotoLoader:
         if not workers:
             yield from self._decode_here(indexes)
             return
-        pool = WorkerPool(self._dataset, indexes, workers, self._prefetched, sockets)
+        arriving = indexes if self._arrive is None else self._wait_for_arrival(indexes, self._arrive)
+        pool = WorkerPool(self._dataset, arriving, workers, self._prefetched, sockets)
         try:
             yield from self._wait_for_each(pool)
         except (RuntimeError, OSError, EOFError) as error:
@@ -292,6 +297,8 @@ class PhotoLoader:
         thread = None
         try:
             for index in indexes:
+                if self._arrive is not None:
+                    self._arrive(index)
                 if thread is None:
                     thread = DecodingThread.start_if_possible(self._dataset.__getitem__)
                 try:
@@ -306,11 +313,23 @@ class PhotoLoader:
             if thread is not None:
                 thread.end()
 
+    def _wait_for_arrival(self, indexes: range, arrive: Callable[[int], object]) -> Iterator[int]:
+        """The indexes, each once its photo is there; waiting for it does not count as decoding."""
+        for index in indexes:
+            watch = self._watch
+            if watch is not None:
+                watch.deadline = None
+            arrive(index)
+            if watch is not None:
+                watch.deadline = time.monotonic() + self._timeout
+            yield index
+
     def _wait_for_each(self, pool: WorkerPool) -> Iterator[Photo | Failure]:
         """Yield the results of the workers; a photo that takes too long ends them all."""
         slots = OpenedSlots()
         watch = WorkerWatch(pool.workers, self._poll_seconds)
         watch.start()
+        self._watch = watch
         try:
             while True:
                 watch.deadline = time.monotonic() + self._timeout
@@ -321,6 +340,7 @@ class PhotoLoader:
                 watch.deadline = None
                 yield result
         finally:
+            self._watch = None
             watch.ended.set()
             watch.join()
             self._hung = watch.hung

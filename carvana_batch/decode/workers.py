@@ -95,7 +95,8 @@ class WorkerWatch(threading.Thread):
 
     def run(self) -> None:
         while not self.ended.wait(self.poll_seconds):
-            self.hung = self.deadline is not None and time.monotonic() > self.deadline
+            deadline = self.deadline
+            self.hung = deadline is not None and time.monotonic() > deadline
             if self.hung or any(worker.exitcode for worker in self.workers):
                 for worker in self.workers:
                     worker.kill()

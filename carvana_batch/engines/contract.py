@@ -20,6 +20,7 @@ from carvana_batch.output.backgrounds import Background
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.ownership import Ownership
 from carvana_batch.output.paths import OutPaths
+from carvana_batch.output.remote import RemoteJob
 from carvana_batch.output.writer import Written
 from carvana_batch.stopping import StopFlag
 from carvana_batch.values import Failure, ImageRef
@@ -40,6 +41,7 @@ class Job:
         run: identifies the run that holds the out folder; see :meth:`FolderLock.write_holder`.
         generation: of the lines that the run adds to the journal; see :class:`Entry`.
         background: the new ground that ``options.background`` names, read; None if there is none.
+        remote: which of photos and out folder are elsewhere; None if all are local.
     """
 
     digest: str
@@ -49,6 +51,7 @@ class Job:
     run: str
     generation: int
     background: Background | None = field(default=None, repr=False)
+    remote: RemoteJob | None = None
 
 
 @dataclass(frozen=True)

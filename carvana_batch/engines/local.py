@@ -6,11 +6,13 @@ import contextlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from carvana_batch import __version__
+from carvana_batch.cloud.carrying import Arrive, Carrier
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, Result, Summary
@@ -81,12 +83,19 @@ class LocalWorker:
         out: the out folder.
         stop: when its signal is set, :meth:`run` stops reading photos and finishes those in flight.
         cores: of the machine that are for this worker; None for all.
+        carrier: fetches photos and puts masks; None if all are local.
     """
 
     def __init__(
-        self, job: Job, model: Model, out: Out, stop: StopFlag | None = None, cores: int | None = None
+        self,
+        job: Job,
+        model: Model,
+        out: Out,
+        stop: StopFlag | None = None,
+        cores: int | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
-        self.job, self.model, self.out, self.cores = job, model, out, cores
+        self.job, self.model, self.out, self.cores, self.carrier = job, model, out, cores, carrier
         self.stop = stop or StopFlag()
         self._stopwatch = Stopwatch()
         self._total = self._decode_seconds = self._write_seconds = 0.0
@@ -101,6 +110,10 @@ class LocalWorker:
         return Hello(self._present_choice(), self.model.digest, versions, device)
 
     def run(self, photos: Sequence[ImageRef]) -> Generator[Result]:
+        return self._mask(photos) if self.carrier is None else self.carrier.carry(photos, self._mask)
+
+    def _mask(self, photos: Sequence[ImageRef], arrive: Arrive | None = None) -> Generator[Result]:
+        """Mask photos, after ``arrive`` has seen to it that they are on this machine."""
         start = time.perf_counter()
         options = self.job.options
         decode_options = DecodeOptions(
@@ -109,7 +122,7 @@ class LocalWorker:
         workers = options.workers
         if workers is None:
             workers = default_workers(self._predictor.device, len(photos), self.cores)
-        loader = PhotoLoader(photos, decode_options, workers)
+        loader = PhotoLoader(photos, decode_options, workers, arrive=arrive)
         writer = make_writer(self.job, self.out)
         try:
             with contextlib.ExitStack() as stack:
@@ -171,7 +184,10 @@ class LocalEngine:
         self.model, self.summary = model, Summary()
 
     def begin(self, job: Job, out: OutOfRun, chosen: Choice | None, stop: StopFlag) -> Hello:
-        self._worker = LocalWorker(job, self.model, out, stop)
+        carrier = None
+        if job.remote is not None:
+            carrier = Carrier(job.remote, Path(job.remote.source_folder), out.paths)
+        self._worker = LocalWorker(job, self.model, out, stop, carrier=carrier)
         self._hello = self._worker.begin(chosen)
         return self._hello
 

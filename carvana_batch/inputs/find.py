@@ -277,7 +277,7 @@ def _is_other_image(entry: os.DirEntry[str], suffix: str) -> bool:
     """
     if suffix in RAW_SUFFIXES or suffix in OTHER_IMAGE_SUFFIXES:
         return True
-    if suffix in NOT_IMAGES or suffix.endswith("~"):
+    if not may_be_image(entry.name):
         return False
     try:
         if not entry.is_file():  # opening a pipe would wait for its writer
@@ -286,6 +286,13 @@ def _is_other_image(entry: os.DirEntry[str], suffix: str) -> bool:
             return is_image(file.read(HEAD_BYTES))
     except OSError:  # a file that cannot be opened is passed over like others with its suffix
         return False
+
+
+def may_be_image(name: str) -> bool:
+    """Whether only the first bytes of a file tell whether it is an image, because its suffix is unknown."""
+    suffix = Path(name).suffix.lower()
+    known = IMAGE_SUFFIXES | RAW_SUFFIXES | OTHER_IMAGE_SUFFIXES | NOT_IMAGES
+    return suffix not in known and not suffix.endswith("~")
 
 
 def list_folder(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -36,6 +36,7 @@ from carvana_batch.output.lock import FolderLock, describe_holder, is_locked, re
 from carvana_batch.output.overwriting import Overwriting
 from carvana_batch.output.ownership import Ownership
 from carvana_batch.output.paths import MASK, OutPaths, holder_of
+from carvana_batch.output.remote import LOCAL, Remote
 from carvana_batch.output.resume import find_missing, find_undrawn
 from carvana_batch.output.syncing import Syncing
 from carvana_batch.text import counted, shown
@@ -55,6 +56,8 @@ class OutFolder:
         shard: (number, count) of the shard, counted from 1.
         overwrite: whether to discard what earlier runs have made; see :class:`Overwriting`.
         rle_file: where this shard writes its run-length rows, None if it does not.
+        remote: what to do about photos, or an out folder, that are elsewhere; ``root`` is then the local
+            folder in which the files of this run appear first.
 
     Attributes:
         paths: where each file belongs.
@@ -80,9 +83,10 @@ class OutFolder:
         shard: tuple[int, int],
         overwrite: bool,
         rle_file: Path | None = None,
+        remote: Remote = LOCAL,
     ) -> None:
-        self.root, self.shard, self.overwrite = root, shard, overwrite
-        self.paths = OutPaths(root, shard)
+        self.root, self.shard, self.overwrite, self.remote = root, shard, overwrite, remote
+        self.paths = OutPaths(root, shard, remote.sizes)
         self.settings = json.loads(json.dumps(settings))  # in the form in which it is read back
         self._rle_file = "" if rle_file is None else os.path.realpath(rle_file)
         self.choice: Choice | None = None
@@ -147,6 +151,7 @@ class OutFolder:
         """
         if self._held is not None:
             self._held.check()
+        self.remote.check()
 
     def _let_go(self) -> None:
         if self._held is not None:
@@ -187,8 +192,9 @@ class OutFolder:
         self._generation = journals.generation + 1
         extras = self.settings.get("save", ())
         missing = find_missing(photos, journals.latest, self.paths, extras, verify)
-        if not verify:
+        if not verify and self.remote.job is None:
             self.undrawn = find_undrawn(missing, journals.latest, self.paths, extras)
+        self.remote.refuse_foreign(missing, journals.latest, self.paths, extras)
         known = [ref.key for ref in missing if ref.key in journals.latest or ref.key in journals.pending]
         self.ownership = Ownership(self.paths, journals, known)
         return missing
@@ -233,6 +239,7 @@ class OutFolder:
         chosen = {} if self.choice is None else asdict(self.choice)
         with atomic_writer(self.paths.settings, "w") as file:
             json.dump({"settings": self.settings, "chosen": chosen}, file, indent=2)
+        self.remote.put(self.paths.settings)
 
     @contextlib.contextmanager
     def shared_files_lock(self) -> Iterator[None]:
@@ -269,7 +276,13 @@ class OutFolder:
         self.check()
         try:
             with self._journal_lock:
-                entry = replace(entry, generation=self.generation, committed=time.time_ns())
+                entry = replace(
+                    entry,
+                    source=self.remote.in_words(entry.source),
+                    reason=self.remote.in_words(entry.reason),
+                    generation=self.generation,
+                    committed=time.time_ns(),
+                )
                 if self._journal is None:
                     self.syncing.expect_changes()
                     self._journal = open(  # noqa: SIM115
@@ -278,6 +291,13 @@ class OutFolder:
                 append_entry(self._journal, entry)
         except OSError as error:
             raise write_error(self.paths.journal, error) from error
+        if not entry.pending:
+            self.remote.commit(entry)
+
+    def sync(self, entries: Sequence[Entry], new: Collection[str]) -> None:
+        """Let what was done survive a power cut; see :meth:`Syncing.sync`. A store sees to that itself."""
+        if self.remote.sizes is None:
+            self.syncing.sync(entries, new)
 
     def commit_failure(self, failure: Failure) -> Entry:
         """Record a photo that could not be masked, and remove the outdated files that runs made of it.

@@ -191,7 +191,7 @@ def drop_entries(journal: Path, keys: Collection[str]) -> None:
         ):
             for entry in _parse(file):
                 if entry.key not in keys:
-                    kept.write(_line(entry))
+                    kept.write(f"\n{entry_line(entry)}")
     except OSError as error:
         raise read_error(journal, error) from error
 
@@ -238,15 +238,16 @@ def _can_be_written(text: str) -> bool:
     return True
 
 
-def _line(entry: Entry) -> str:
-    # A line break first: it separates the line from one that a killed run left incomplete.
+def entry_line(entry: Entry) -> str:
+    """The line of an entry, in JSON, without a line break."""
     values = {name: value for name in DEFAULTS if (value := getattr(entry, name)) != DEFAULTS[name]}
-    return "\n" + json.dumps(values)
+    return json.dumps(values)
 
 
 def append_entry(file: IO[bytes], entry: Entry) -> None:
     """Add the line of an entry to an unbuffered journal."""
-    append(file, _line(entry).encode("ascii"))
+    # A line break first: it separates the line from one that a killed run left incomplete.
+    append(file, f"\n{entry_line(entry)}".encode("ascii"))
 
 
 def append(file: IO[bytes], line: bytes) -> None:

@@ -13,7 +13,9 @@ out/.carvana-batch/lock-1-of-1    held by the run of a shard; holder-1-of-1.json
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from carvana_batch.options import EXTRA_FILES
@@ -30,10 +32,25 @@ class OutPaths:
     Attributes:
         root: the out folder.
         shard: (number, count) of the shard, counted from 1.
+        sizes: of the files of an out folder that is elsewhere; see :class:`Remote`.
     """
 
     root: Path
     shard: tuple[int, int] = (1, 1)
+    sizes: Mapping[str, int] | None = field(default=None, repr=False, compare=False)
+
+    def size_of(self, path: Path) -> int:
+        """The size of a mask or extra file in bytes.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self.sizes is None:
+            return path.stat().st_size
+        try:
+            return self.sizes[path.relative_to(self.root).as_posix()]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from None
 
     def mask(self, key: str) -> Path:
         """The mask of a photo."""

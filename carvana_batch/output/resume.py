@@ -106,10 +106,10 @@ def _is_done(ref: ImageRef, entry: Entry | None, paths: OutPaths, extras: Collec
 def _has_files(entry: Entry, paths: OutPaths, extras: Collection[str]) -> bool:
     """Whether the mask and the extra files of a photo are complete."""
     try:
-        mask_bytes = paths.mask(entry.key).stat().st_size
+        mask_bytes = paths.size_of(paths.mask(entry.key))
         if entry.kept:
             return mask_bytes == entry.mask_bytes
-        sizes = {kind: paths.extra(kind, entry.key).stat().st_size for kind in extras}
+        sizes = {kind: paths.size_of(paths.extra(kind, entry.key)) for kind in extras}
         written = {extra.kind: extra.size for extra in entry.extras}
         if entry.mask_checksum is None:
             # An earlier version did not write down the sizes, but a power cut leaves some files empty.

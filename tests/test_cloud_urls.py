@@ -1,0 +1,66 @@
+"""URLs of buckets, and the errors of stores in words."""
+
+import sys
+
+import pytest
+
+from carvana_batch.cloud.urls import BucketUrl, describe, is_url, open_store
+from carvana_batch.errors import UsageError
+
+
+def test_a_url_has_scheme_bucket_and_prefix():
+    assert BucketUrl.parse("s3://photos/a/b/") == BucketUrl("s3", "photos", "a/b")
+    assert BucketUrl.parse("GS://photos") == BucketUrl("gs", "photos", "")
+    assert str(BucketUrl.parse("az://photos/a") / "b.png") == "az://photos/a/b.png"
+    assert str(BucketUrl.parse("az://photos") / "b.png") == "az://photos/b.png"
+    assert BucketUrl.parse("s3://photos/a b/ü").prefix == "a b/ü"
+
+
+@pytest.mark.parametrize("path", ["in", "/data/s3", "./s3:/x", "C:/photos", "a/s3://b"])
+def test_paths_are_no_urls(path):
+    assert not is_url(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://user:geheim@photos/in",
+        "s3://photos/in?X-Amz-Signature=geheim",
+        "az://photos/in?sig=geheim",
+        "s3://photos/in#geheim",
+        "https://geheim@host/in",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_repeated(text):
+    with pytest.raises(UsageError) as caught:
+        BucketUrl.parse(text)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///a", "s3://photos//a", "s3://photos/../a", "http://host/a"])
+def test_other_urls_are_refused(text):
+    with pytest.raises(UsageError, match=r"s3://|of the form"):
+        BucketUrl.parse(text)
+
+
+def test_below():
+    photos, out = BucketUrl.parse("s3://b/photos"), BucketUrl.parse("s3://b/photos/out")
+    assert out.is_below(photos) and photos.is_below(photos) and photos.is_below(BucketUrl.parse("s3://b"))
+    assert not photos.is_below(out)
+    assert not BucketUrl.parse("s3://b/photos2").is_below(photos)
+    assert not BucketUrl.parse("gs://b/photos/out").is_below(photos)
+
+
+def test_errors_are_described_in_a_line_without_signatures():
+    error = ValueError(
+        "Error performing GET https://acc:geheim@host/in/a.jpg?sv=1&sig=geheim in 3ms -"
+        " Server returned 500: <?xml version='1.0'?><Error>\nDebug source: geheim"
+    )
+    said = describe(error)
+    assert said == "Error performing GET https://host/in/a.jpg in 3ms - Server returned 500"
+
+
+def test_without_the_library_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(UsageError, match=r"pip install 'carvana-batch\[cloud\]'"):
+        open_store(BucketUrl.parse("s3://photos/in"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.cloud.urls import BucketUrl
+from carvana_batch.commands.buckets import PathOrUrl, enter_mask_folder
 from carvana_batch.commands.command import Command
 from carvana_batch.commands.lines import say
 from carvana_batch.commands.parameters import MaskSize, car_value_option, ignore_value_option
@@ -27,11 +30,11 @@ WORST_ON_PAGE = 12
 
 
 @click.command(cls=Command)
-@click.argument("predicted", type=click.Path(path_type=Path), default="out", metavar="[PRED]")
+@click.argument("predicted", type=PathOrUrl(), default="out", metavar="[PRED]")
 @click.option(
     "--gt",
     "truth",
-    type=click.Path(path_type=Path),
+    type=PathOrUrl(),
     required=True,
     help="The true masks: a folder, or run-length rows (.csv, .csv.gz, .zip).",
 )
@@ -87,8 +90,8 @@ WORST_ON_PAGE = 12
 @click.pass_context
 def command(
     context: click.Context,
-    predicted: Path,
-    truth: Path,
+    predicted: Path | BucketUrl,
+    truth: Path | BucketUrl,
     photos: Path | None,
     output: Path,
     as_json: bool,
@@ -115,6 +118,10 @@ def command(
             f"Cannot write {shown(output)}: the scores are CSV. Give -o a name that ends in .csv."
         )
     check_target(output)
+    if page is not None and (isinstance(predicted, BucketUrl) or isinstance(truth, BucketUrl)):
+        raise UsageError("--html does not go with masks in a bucket: copy them to this machine.")
+    in_predicted, in_truth = (enter_mask_folder(context, each) for each in (predicted, truth))
+    predicted, truth = in_predicted.folder, in_truth.folder
     for source, option in ((predicted, "PRED"), (truth, "--gt")):
         if output.exists() and source.exists() and output.samefile(source):
             raise UsageError(f"{shown(output)} is {option} itself. Give -o another name.")
@@ -138,7 +145,10 @@ def command(
             ignored_values=ignored_values,
             workers=workers,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            reading=(in_predicted.reading, in_truth.reading),
         )
+    for each in (in_predicted, in_truth):
+        scores = reword(scores, each.in_words)
     for note in scores.notes:
         say(note, err=True)
     write_scores(scores.rows, output, scores.columns)
@@ -170,6 +180,15 @@ def command(
         check_gate(scores, fail_under)
     if not scores.complete:
         context.exit(EXIT_SOME_FAILED)
+
+
+def reword(scores: Scores, in_words: Callable[[str], str]) -> Scores:
+    """The scores with other names of files in the texts for the user."""
+    notes = tuple(map(in_words, scores.notes))
+    unusable = tuple(
+        dataclasses.replace(failure, reason=in_words(failure.reason)) for failure in scores.unusable
+    )
+    return dataclasses.replace(scores, notes=notes, unusable=unusable)
 
 
 def find_photos_of_run(predicted: Path) -> Path | None:

@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from carvana_batch.cloud.urls import BucketUrl
+from carvana_batch.commands.buckets import PathOrUrl, enter_mask_folder
 from carvana_batch.commands.command import Command
 from carvana_batch.commands.lines import command_line, say
 from carvana_batch.commands.parameters import AnyMaskSize, car_value_option
@@ -29,7 +31,7 @@ DAMAGED_ADVICE = (
 
 
 @click.command(cls=Command)
-@click.argument("masks", type=click.Path(path_type=Path), default="out")
+@click.argument("masks", type=PathOrUrl(), default="out")
 @click.option(
     "-o",
     "--output",
@@ -58,7 +60,7 @@ DAMAGED_ADVICE = (
 @click.pass_context
 def command(
     context: click.Context,
-    masks: Path,
+    masks: Path | BucketUrl,
     output: Path,
     size: tuple[int, int] | None,
     sample: Path | None,
@@ -73,13 +75,14 @@ def command(
     read, or has another size, ends this with exit code 1. Exit code 3 if no mask has a car. Nothing is
     uploaded.
     """
-    state = read_run_state(masks)
+    local = enter_mask_folder(context, masks)
+    state = read_run_state(local.folder)
     if state is not None:
         warn_of_unfinished(masks, state)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Encoding", total=None)
         summary = write_submission(
-            masks,
+            local.folder,
             output,
             size,
             sample=sample,
@@ -87,6 +90,7 @@ def command(
             workers=workers,
             advice="" if state is None else DAMAGED_ADVICE,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            reading=local.reading,
         )
     if state is not None and sample is None and summary.rows < (expected := state.masked + len(state.kept)):
         say(
@@ -106,7 +110,7 @@ def command(
         say(f"size         {summary.bytes:,} bytes")
         say(f"sha256       {summary.sha256}")
     if summary.doubt:
-        say(summary.doubt, err=True)
+        say(local.in_words(summary.doubt), err=True)
     if all_empty:
         say(f"Error: none of the masks in {shown(masks)} has a car.", err=True)
         context.exit(EXIT_SOME_FAILED)
@@ -167,7 +171,7 @@ def list_empty(summary: SubmissionSummary) -> str:
     return f" ({', '.join(map(shown, summary.first_empty))}{more})"
 
 
-def warn_of_unfinished(folder: Path, state: RunState) -> None:
+def warn_of_unfinished(folder: Path | BucketUrl, state: RunState) -> None:
     """Warn on stderr if predict has not yet masked all photos of an out folder."""
     name = shown(folder)
     facts = [f"Masks so far: {state.masked:,}"]
@@ -195,3 +199,8 @@ def warn_of_unfinished(folder: Path, state: RunState) -> None:
         report = folder / "report.csv"
         where = f"; {shown(report)} names them" if report.exists() else ""
         say(f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True)
+        there = isinstance(report, BucketUrl) or report.exists()
+        where = f"; {shown(report)} names them" if there else ""
+        click.echo(
+            f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +26,9 @@ VALUE_ADVICE = (
     " background)."
 )
 
+Reading = Callable[[Path], AbstractContextManager[object]]
+"""Gives a with block in which a file may be read, for files that are not on this machine before."""
+
 SPREAD = 64
 """Files spread over the folder that are examined before all others."""
 
@@ -37,11 +41,13 @@ class MaskFolder:
         path: the folder.
         files: its files by id; see ``find_masks``.
         values: how they are read.
+        reading: see ``Reading``.
     """
 
     path: Path
     files: Mapping[str, Path] = field(repr=False)
     values: MaskValues = BLACK_AND_WHITE
+    reading: Reading = field(default=nullcontext, repr=False, compare=False)
 
     @property
     def ids(self) -> Collection[str]:
@@ -56,9 +62,10 @@ class MaskFolder:
     ) -> MaskFolder:
         """Return the folder with the values decided; see :func:`decide_values`."""
         paths = list(self.files.values())
-        return replace(
-            self, values=decide_values(self.path, paths, car_values, ignored_values, advice=advice)
+        values = decide_values(
+            self.path, paths, car_values, ignored_values, advice=advice, reading=self.reading
         )
+        return replace(self, values=values)
 
     def read(self, image: str) -> PackedMask:
         """Read one mask.
@@ -66,7 +73,9 @@ class MaskFolder:
         Raises:
             ImageError: the file cannot be used, or has other values than the folder.
         """
-        return read_mask(self.files[image], self.values)
+        path = self.files[image]
+        with self.reading(path):
+            return read_mask(path, self.values)
 
 
 def decide_values(
@@ -76,6 +85,7 @@ def decide_values(
     ignored_values: Collection[int] = (),
     *,
     advice: str = VALUE_ADVICE,
+    reading: Reading = nullcontext,
 ) -> MaskValues:
     """Decide how the masks of a folder are read, from as many of its files as that takes.
 
@@ -85,6 +95,7 @@ def decide_values(
         car_values: grey levels or palette indexes that are car, if the user says so.
         ignored_values: grey levels or palette indexes that are neither car nor background.
         advice: last sentence of the message, if the values cannot be decided.
+        reading: see ``Reading``.
 
     Raises:
         UsageError: the files do not tell which of their values is car, a value is in both collections, or no
@@ -98,10 +109,10 @@ def decide_values(
         )
     if car_values:
         values = MaskValues(car_codes=frozenset(car_values), ignored_codes=frozenset(ignored_values))
-        _refuse_absent(values, folder, paths)
+        _refuse_absent(values, folder, paths, reading)
         return values
     try:
-        return decide(_read_spread(paths), ignored_values)
+        return decide(_read_spread(paths, reading), ignored_values)
     except UndecidedError as error:
         if error.car_values and "--car-value" in advice:
             options = " ".join(f"--car-value {value}" for value in error.car_values)
@@ -112,10 +123,10 @@ def decide_values(
         ) from error
 
 
-def _refuse_absent(values: MaskValues, folder: Path, paths: Sequence[Path]) -> None:
+def _refuse_absent(values: MaskValues, folder: Path, paths: Sequence[Path], reading: Reading) -> None:
     """Refuse car values that no file has, if few enough are there to examine all."""
     found: set[int] = set()
-    for pixels in islice(_read_spread(paths), MOST_FILES):
+    for pixels in islice(_read_spread(paths, reading), MOST_FILES):
         if values.find_car(pixels):
             return
         found.update(pixels.values)
@@ -127,11 +138,13 @@ def _refuse_absent(values: MaskValues, folder: Path, paths: Sequence[Path]) -> N
         )
 
 
-def _read_spread(paths: Sequence[Path]) -> Iterator[MaskPixels]:
+def _read_spread(paths: Sequence[Path], reading: Reading) -> Iterator[MaskPixels]:
     """Read the files that can be read, first some from all over the folder, then the others."""
     step = max(1, len(paths) // SPREAD)
     for path in chain(paths[::step], (path for index, path in enumerate(paths) if index % step)):
         try:
-            yield read_mask_pixels(path)
+            with reading(path):
+                pixels = read_mask_pixels(path)
         except ImageError:  # named when it is read as a mask
             continue
+        yield pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,7 @@ from carvana_batch.inputs.masks import PREDICTED_ADVICE, TRUTH_ADVICE, find_phot
 from carvana_batch.masks.counts import SizeError, count
 from carvana_batch.masks.doubts import describe_doubts, fits_otherwise
 from carvana_batch.masks.fit import Fit, turn_otherwise, turn_to_fit
-from carvana_batch.masks.folder import MaskFolder
+from carvana_batch.masks.folder import MaskFolder, Reading
 from carvana_batch.masks.values import describe_corners
 from carvana_batch.orientation import turn
 from carvana_batch.parallel import map_in_order
@@ -100,6 +101,7 @@ def compare_masks(
     ignored_values: Collection[int] = (),
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda *_: None,
+    reading: tuple[Reading, Reading] = (nullcontext, nullcontext),
 ) -> Scores:
     """Compare the masks that have the same id (see ``match_ids``). Images have the ids of the first side.
 
@@ -113,6 +115,7 @@ def compare_masks(
         ignored_values: grey levels or palette indexes of pixels of ``truth`` that count in no metric.
         workers: number of threads; by default one per core.
         on_progress: called as ``on_progress(done, total)`` after each image.
+        reading: see ``Reading``; for ``predicted`` and for ``truth``.
 
     Raises:
         UsageError: one of the folders or files cannot be used, no id occurs on both sides, none of the
@@ -120,8 +123,8 @@ def compare_masks(
             masks of a folder have their own size, or it is not given although rows are of another size than
             the competition's.
     """
-    predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}")
-    true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}")
+    predicted_masks = open_masks(predicted, advice=f"{PREDICTED_ADVICE} {ROWS_ADVICE}", reading=reading[0])
+    true_masks = open_masks(truth, advice=f"{TRUTH_ADVICE} {ROWS_ADVICE}", reading=reading[1])
     _refuse_needless_size(size, predicted_masks, true_masks)
     true_ids = _find_common_ids(predicted_masks, true_masks)
     images = list(true_ids)

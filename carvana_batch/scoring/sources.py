@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import layout, rle
-from carvana_batch.masks.folder import MaskFolder
+from carvana_batch.masks.folder import MaskFolder, Reading
 from carvana_batch.submission.table import READ_SUFFIXES, read_rows
 from carvana_batch.text import shown
 from carvana_batch.values import PackedMask
@@ -88,12 +89,13 @@ def guess_height(line: int, size: tuple[int, int]) -> str:
     return str(round(exact)) if abs(exact - round(exact)) < ROUNDING else "HEIGHT"
 
 
-def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
+def open_masks(path: Path, *, advice: str, reading: Reading = nullcontext) -> MaskFolder | MaskRows:
     """Open a folder of masks, or a file of run-length rows that ends in .csv, .csv.gz, .zip or .tsv.
 
     Args:
         path: the folder or file.
         advice: what the user should do if ``path`` is neither, or a folder without masks; ends the message.
+        reading: see ``Reading``.
 
     Raises:
         UsageError: there are no masks, or the file cannot be read.
@@ -104,7 +106,7 @@ def open_masks(path: Path, *, advice: str) -> MaskFolder | MaskRows:
         if not rows:
             raise UsageError(f"{shown(path)} has a header and no rows.")
         return MaskRows(path, rows, doubt="".join(doubts))
-    return MaskFolder(path, find_masks(path, advice=advice))
+    return MaskFolder(path, find_masks(path, advice=advice), reading=reading)
 
 
 def read_pair(

@@ -13,7 +13,7 @@ from carvana_batch.errors import ImageError, UsageError
 from carvana_batch.inputs.keys import match_ids, pairing_name, row_id
 from carvana_batch.inputs.masks import find_masks
 from carvana_batch.masks import rle
-from carvana_batch.masks.folder import decide_values
+from carvana_batch.masks.folder import Reading, decide_values
 from carvana_batch.masks.read import read_mask
 from carvana_batch.masks.values import MaskValues, describe_corners
 from carvana_batch.parallel import map_in_order
@@ -78,6 +78,7 @@ def write_submission(
     workers: int | None = None,
     advice: str = "",
     on_progress: Callable[[int, int], object] = lambda *_: None,
+    reading: Reading = contextlib.nullcontext,
 ) -> SubmissionSummary:
     """Write the masks of a folder as ``<id>.jpg,<run-length row>``, in the order of their ids.
 
@@ -94,6 +95,7 @@ def write_submission(
         workers: threads that read masks; by default one per core.
         advice: last sentence of the message if masks cannot be read.
         on_progress: called as ``on_progress(done, total)`` after each mask.
+        reading: see ``Reading``.
 
     Raises:
         UsageError: the target, the sample or the folder cannot be used.
@@ -116,8 +118,8 @@ def write_submission(
 
     def encode() -> Iterator[tuple[str, str]]:  # starts when the target has been checked
         paths = [file.path for file in files]
-        values = decide_values(masks, paths, car_values, advice=VALUE_ADVICE)
-        for name, row in _encode_files(files, values, size, workers, advice, on_progress):
+        values = decide_values(masks, paths, car_values, advice=VALUE_ADVICE, reading=reading)
+        for name, row in _encode_files(files, values, size, workers, advice, on_progress, reading):
             covers_corners.append(row.covers_corners)
             yield name, row.runs
 
@@ -196,6 +198,7 @@ def _encode_files(
     workers: int | None,
     advice: str,
     on_progress: Callable[[int, int], object],
+    reading: Reading,
 ) -> Iterator[tuple[str, _Row]]:
     """Yield the photo and the row of each mask.
 
@@ -206,7 +209,7 @@ def _encode_files(
     step = min(max(len(files) // 100, 1), BATCH)  # small batches, so that few masks are shared out evenly
     batches = [files[first : first + step] for first in range(0, len(files), step)]
     with contextlib.closing(
-        map_in_order(partial(_encode_batch, values=values, size=size), batches, workers)
+        map_in_order(partial(_encode_batch, values=values, size=size, reading=reading), batches, workers)
     ) as encoded:
         rows = chain.from_iterable(encoded)
         for done, (file, row) in enumerate(zip(files, rows, strict=True), start=1):
@@ -222,15 +225,18 @@ def _encode_files(
 
 
 def _encode_batch(
-    files: Sequence[_MaskFile], values: MaskValues, size: tuple[int, int] | None
+    files: Sequence[_MaskFile], values: MaskValues, size: tuple[int, int] | None, reading: Reading
 ) -> list[_Row | Failure]:
-    return [_encode_file(file, values, size) for file in files]
+    return [_encode_file(file, values, size, reading) for file in files]
 
 
-def _encode_file(file: _MaskFile, values: MaskValues, size: tuple[int, int] | None) -> _Row | Failure:
+def _encode_file(
+    file: _MaskFile, values: MaskValues, size: tuple[int, int] | None, reading: Reading
+) -> _Row | Failure:
     path = file.path
     try:
-        mask = read_mask(path, values)
+        with reading(path):
+            mask = read_mask(path, values)
     except ImageError as error:
         return Failure(file.id, "read", str(error), str(path))
     if size is not None and (mask.width, mask.height) != size:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from carvana_batch.cloud.carrying import Carrier
+from carvana_batch.cloud.places import SCRATCH_PREFIX
+from carvana_batch.cloud.worker_out import BucketWorkerOut
 from carvana_batch.engines.absolute import absolute
 from carvana_batch.engines.contract import Account, Hello, Job, Result, Worker
 from carvana_batch.engines.crew import (
@@ -35,6 +39,7 @@ from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.options import Choice
 from carvana_batch.output.announced import WorkerOut
 from carvana_batch.stopping import StopFlag
+from carvana_batch.temporary_folder import temporary_folder
 from carvana_batch.text import counted
 from carvana_batch.values import ImageRef
 
@@ -61,6 +66,9 @@ CONNECTION_ADVICE = (
 CONNECT_SECONDS = 10.0
 """Time for the head of a cluster to accept a connection."""
 
+TIDY_SECONDS = 5.0
+"""Time for workers to remove the files of theirs that are in buckets."""
+
 STOP_SIGNAL = signal.SIGTERM
 """What a worker takes a request to stop for."""
 
@@ -79,10 +87,12 @@ class Place(NamedTuple):
     Attributes:
         cores: for it, such as for processes that decode.
         share: of the memory of its machine or GPU.
+        scratch: a folder of its own for files that are in buckets; None if there are none.
     """
 
     cores: int
     share: float
+    scratch: Path | None = None
 
 
 class Needs(NamedTuple):
@@ -128,7 +138,10 @@ def make_worker(job: Job, weights: str, out: WorkerOut, stop: StopFlag, place: P
     if options.memory is None and place.share < 1:
         budget = memory_budget(pick_device(options.device), None)
         job = replace(job, options=replace(options, memory=int(budget * place.share)))
-    return LocalWorker(job, model, out, stop, place.cores)
+    carrier = None
+    if job.remote is not None and place.scratch is not None:
+        carrier = Carrier(job.remote, place.scratch / "in", out.paths)
+    return LocalWorker(job, model, out, stop, place.cores, carrier)
 
 
 MakeWorker = Callable[[Job, str, WorkerOut, StopFlag, Place], Worker]
@@ -149,14 +162,21 @@ class Actor:
     def __init__(self, job: Job, weights: str, needs: Needs, make: MakeWorker) -> None:
         self._job, self._weights, self._needs, self._make = job, weights, needs, make
         self._stop = StopFlag()
+        self._scratch = contextlib.ExitStack()
 
     def load(self) -> str | CarvanaBatchError:
         """Load the weights and look for the out folder; returns Ray's name of the machine."""
         job = self._job
         node = str(ray.get_runtime_context().get_node_id())
         try:
-            self._out = WorkerOut(job.root, job.run, job.generation, job.options.overwrite)
             place = _place_of(self._needs, node)
+            if job.remote is not None:
+                folder = temporary_folder(Path(tempfile.gettempdir()), SCRATCH_PREFIX)
+                place = place._replace(scratch=self._scratch.enter_context(folder))
+            if job.remote is not None and job.remote.out and place.scratch is not None:
+                self._out: WorkerOut = BucketWorkerOut(job.remote, place.scratch / "out", job.generation)
+            else:
+                self._out = WorkerOut(job.root, job.run, job.generation, job.options.overwrite)
             self._worker = self._make(job, self._weights, self._out, self._stop, place)
         except CarvanaBatchError as error:
             return error
@@ -174,7 +194,8 @@ class Actor:
         """Mask photos, and return what is there every ``RETURN_SECONDS``."""
         if self._stop.signal is not None:
             return
-        unseen = [task.key for task in tasks if task.must_exist and not os.path.lexists(task.path)]
+        local = self._job.remote is None or not self._job.remote.source
+        unseen = [task.key for task in tasks if local and task.must_exist and not os.path.lexists(task.path)]
         left_out = set(unseen)
         refs = [ImageRef(task.key, task.path) for task in tasks if task.key not in left_out]
         results: list[Result] = []
@@ -197,6 +218,11 @@ class Actor:
     def stop(self) -> None:
         """Let :meth:`run` finish the photos in flight; Ray calls it in another thread."""
         self._stop.signal = STOP_SIGNAL
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def tidy(self) -> None:
+        """Remove what is on this machine of files in buckets."""
+        self._scratch.close()
 
 
 def _place_of(needs: Needs, node_id: str) -> Place:
@@ -240,7 +266,7 @@ class RayCrew:
     ) -> None:
         self.weights = absolute(weights) if Path(weights).exists() else weights
         self.address, self.actors, self.gpus, self.make = address, actors, gpus, make
-        self._connected = False
+        self._connected = self._in_buckets = False
         self._needs = Needs(1, 0)
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
@@ -255,7 +281,7 @@ class RayCrew:
         self._connect()
         device = job.options.device
         self._needs = self._choose_needs(chosen.device if chosen and device == "auto" else device)
-        self._job = ray.put(job)
+        self._job, self._in_buckets = ray.put(job), job.remote is not None
         self._class = ray.remote(concurrency_groups={"control": 1})(Actor)
 
     def wanted(self) -> int:
@@ -301,6 +327,10 @@ class RayCrew:
     def close(self) -> None:
         self._requests.clear()
         if ray.is_initialized():
+            if self._in_buckets:
+                tidied = [actor.tidy.remote() for actor in self._actors.values()]
+                if tidied:  # a worker that does not answer is killed, and the next one removes its folder
+                    ray.wait(tidied, num_returns=len(tidied), timeout=TIDY_SECONDS)
             for actor in self._actors.values():
                 ray.kill(actor)
         self._actors.clear()

@@ -389,3 +389,21 @@ def test_weights_that_overlap_in_memory_can_be_saved(tmp_path, weights):
     path = tmp_path / "weights.safetensors"
     save_model(path, "tiny", weights, MEAN, DEVIATION, {})
     assert_same_weights(load_model(path).network, weights)
+
+
+def test_a_whole_pickled_model_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "whole.pth"
+    for content in (NETWORKS["tiny"](), {"state_dict": {}, "hyper_parameters": torch.nn.ReLU()}):
+        torch.save(content, path)
+        refused(path, "a pickled object, such as a whole model", "state_dict()", "torch.export")
+
+
+def test_the_nearest_network_is_named_with_what_does_not_fit(tmp_path, weights):
+    path = tmp_path / "weights.pth"
+    changed = {f"encoder.{key}" if key.startswith("center") else key: value for key, value in weights.items()}
+    torch.save(changed, path)
+    moved = [key for key in changed if key not in weights]
+    number = len(changed) - len(moved)
+    refused(path, f"nearest is tiny, with {number} of its {len(weights)} names", *moved[:3])
+    torch.save({"a": torch.zeros(2)}, path)
+    refused(path, "no name of a tensor is one of theirs")

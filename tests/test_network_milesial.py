@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -182,9 +183,9 @@ def test_the_values_of_the_masks_tell_which_class_is_car(tmp_path, count_faults)
         with torch.inference_mode():
             found = load_model(path).network(images)
         torch.testing.assert_close(found, output[:, 1:] - output[:, :1], atol=1e-5, rtol=1e-5)
-    odd = ([0, 7], [1, 0], [0, 1, 2], [[0, 0, 0], [255, 255, 255]], [])
-    for values in odd:
-        torch.save(weights | {"mask_values": values}, path)
+    odd: tuple[list[Any], ...] = ([0, 7], [1, 0], [0, 1, 2], [[0, 0, 0], [255, 255, 255]], [])
+    for unclear in odd:
+        torch.save(weights | {"mask_values": unclear}, path)
         with pytest.raises(ModelError, match="car-class = 0 or 1"):
             load_model(path)
     with torch.inference_mode():

@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import make_predictor, predict_one, random_photo
 
+from carvana_batch.commands.models import command
 from carvana_batch.errors import ModelError
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.checkpoints import load_model
@@ -173,3 +175,16 @@ def test_what_cannot_be_used_is_refused(tmp_path, count_faults):
             load_model(weights, settings)
         assert word in str(caught.value)
     count_faults("a network of the user's own that does not fit is refused", len(faults) + 6)
+
+
+def test_show_tells_where_the_normalisation_is_from(tmp_path):
+    save(make("Unet", classes=2), tmp_path)
+    result = CliRunner().invoke(command, ["show", str(tmp_path)], catch_exceptions=False)
+    text = result.output
+    assert f"kind              segmentation_models_pytorch {smp.__version__}" in text
+    assert "network           smp:Unet, encoder resnet18" in text
+    origin = "ImageNet, for which the trained weights of resnet18 are"
+    assert f"mean              0.485 0.456 0.406 ({origin})" in text
+    assert "output            logits, 2 channels, car is number 1" in text
+    assert "stride            32 pixels" in text
+    assert "memory            " in text

@@ -12,13 +12,13 @@ from networks import WHOLE, make_predictor, predict_one, random_photo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carvana_batch.errors import ModelError, UsageError
+from carvana_batch.errors import CarvanaBatchError, ModelError, UsageError
 from carvana_batch.inference import planning
 from carvana_batch.inference.tiles import Tiling, describe_context
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.measuring import context_of
 from carvana_batch.network.model import MissingSettingsError
-from carvana_batch.network.wrapped import Output, wrap_module
+from carvana_batch.network.wrapped import Output, WrappedNetwork, wrap_module
 from carvana_batch.options import Options
 
 SETTINGS = ModelSettings(mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5))
@@ -228,8 +228,8 @@ def test_tiles_that_show_less_than_the_network_looks_at_are_warned_of_once():
     assert describe_context(None, 0) is None
 
 
-def not_finite(module: nn.Module) -> nn.Module:
-    nn.init.constant_(module.last.bias, math.nan)
+def not_finite(module: Hourglass) -> nn.Module:
+    nn.init.constant_(module.get_parameter("last.bias"), math.nan)
     return module
 
 
@@ -292,3 +292,51 @@ def test_what_is_missing_is_told():
     with pytest.raises(MissingSettingsError) as caught:
         wrap_module(Hourglass(), ModelSettings())
     assert caught.value.missing == ("mean", "deviation")
+
+
+class Limited(nn.Module):
+    """A logit of three times the red of a pixel, with memory for so many images and pixels of an image."""
+
+    def __init__(self, most_images: int, most_pixels: int) -> None:
+        super().__init__()
+        self.most_images, self.most_pixels = most_images, most_pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most_images or images.shape[2] * images.shape[3] > self.most_pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 3 * images[:, :1]
+
+
+def test_when_memory_runs_out_batches_and_tiles_become_smaller(count_faults):
+    model = wrap_module(Limited(2, 256 * 256), replace(SETTINGS, stride=4))
+    limited = replace(model, network=WrappedNetwork(Limited(2, 2000), 4))
+    predictor = make_predictor(limited, batch=4)
+    photos = [random_photo(70, 90, seed) for seed in range(5)]
+    masks = {result.photo.ref.key: result.mask.to_bool() for result in predictor.predict(photos)}
+    for photo in photos:
+        np.testing.assert_array_equal(masks[photo.ref.key], photo.pixels[:, :, 0] >= 128)
+    assert predictor.limits.batch <= 2
+    count_faults("a network of the user's own that does not fit is refused", 1)
+
+
+def test_tiles_of_the_only_size_do_not_become_smaller_when_memory_runs_out():
+    model = wrap_module(Pixelwise(48, 64), replace(SETTINGS, fixed_size=(64, 48)))
+    short = replace(model, network=WrappedNetwork(Limited(1, 1000), 1))
+    short.network.fixed_size = (48, 64)
+    predictor = make_predictor(short, Tiling((64, 48), 10**9, 24))
+    with pytest.raises(CarvanaBatchError, match="memory on cpu for the smallest tile, 64x48 pixels"):
+        list(predictor.predict([random_photo(100, 100)]))
+
+
+def test_what_is_not_finite_in_a_photo_is_no_mask():
+    class SometimesInfinite(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            is_white = images.amin(dim=(1, 2, 3), keepdim=True) > 0.9
+            return torch.where(is_white, torch.inf, images[:, :1])
+
+    model = wrap_module(SometimesInfinite(), replace(SETTINGS, stride=1))
+    photos = [random_photo(20, 24, seed) for seed in range(2)]
+    photos[1].pixels[:] = 255
+    first, second = make_predictor(model).predict(photos)
+    np.testing.assert_array_equal(first.mask.to_bool(), photos[0].pixels[:, :, 0] >= 128)
+    assert "not finite" in second.reason

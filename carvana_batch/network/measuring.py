@@ -83,7 +83,8 @@ def _logits_of_patch(network: AnySizeNetwork, side: int, shift: int) -> Tensor:
     start = (side - PATCH) // 2 - PATCH // 2 + shift
     inside = (..., slice(start, start + PATCH), slice(start, start + PATCH))
     canvas[inside] = noise(PATCH, PATCH)
-    return network(canvas)[inside].float()
+    logits: Tensor = network(canvas)[inside]
+    return logits.float()
 
 
 def _takes_odd_multiples(network: AnySizeNetwork, stride: int) -> bool:
@@ -152,4 +153,5 @@ def trial_values_per_pixel(network: AnySizeNetwork) -> float:
     finally:
         done.set()
         watcher.join()
-    return max(4.0, (peak - before) / images[0, 0].numel() / 4)
+    values: float = (peak - before) / images[0, 0].numel() / 4
+    return max(4.0, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError(f"{shown(path)}: not loaded, because {error}") from error
     except Exception as error:  # a damaged pickle raises anything, from IndexError to struct.error
         # The message of the error is not shown, because it explains how to load the file unsafely.
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported " in str(error):
+            raise ModelError(
+                f"{shown(path)}: not a plain checkpoint of tensors, but a pickled object, such as a whole"
+                " model; it is not loaded, as that would run code; save the network's state_dict(), or export"
+                " the network (torch.export, ONNX)"
+            ) from error
         raise ModelError(
             f"{shown(path)}: damaged, or not a plain checkpoint of tensors ({type(error).__name__}), so it is"
             f" not loaded; save the network's state_dict(), or export the network (torch.export, ONNX)"
@@ -164,9 +171,15 @@ def describe_misfit(weights: Mapping[str, Tensor], candidates: Mapping[str, Mapp
         weights: by name.
         candidates: names of networks -> their state dicts, whose tensors may lie on the meta device.
     """
-    scores = {name: len(weights.keys() & expected.keys()) for name, expected in candidates.items()}
-    name = max(scores, key=scores.__getitem__)
-    if not weights or not scores[name]:
+
+    def common(name: str) -> tuple[int, int]:
+        """Tensors of the same name and shape as in a network, and of the same name."""
+        names = weights.keys() & candidates[name].keys()
+        return sum(weights[key].shape == candidates[name][key].shape for key in names), len(names)
+
+    name = max(candidates, key=lambda name: (sum(common(name)), -len(candidates[name])))
+    _, same_names = common(name)
+    if not same_names:
         return "no name of a tensor is one of theirs"
     expected = candidates[name]
     odd = [f"{key} {tuple(value.shape)}" for key, value in weights.items() if key not in expected]
@@ -178,6 +191,6 @@ def describe_misfit(weights: Mapping[str, Tensor], candidates: Mapping[str, Mapp
     odd += [f"{key} missing" for key in expected if key not in weights]
     examples = "; ".join(map(shown, odd[:NAMED_TENSORS]))
     return (
-        f"nearest is {name}, with {scores[name]} of its {len(expected)} names; the first of"
+        f"nearest is {name}, with {same_names} of its {len(expected)} names; the first of"
         f" {len(odd)} that do not fit: {examples}"
     )

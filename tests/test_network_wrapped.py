@@ -15,6 +15,7 @@ from torch.nn import functional
 from carvana_batch.errors import CarvanaBatchError, ModelError, UsageError
 from carvana_batch.inference import planning
 from carvana_batch.inference.tiles import Tiling, describe_context
+from carvana_batch.main_memory import keep_freed_memory
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.measuring import context_of
 from carvana_batch.network.model import MissingSettingsError
@@ -204,6 +205,8 @@ def test_an_opaque_module_is_measured_by_a_trial_and_not_copied():
             return torch.from_numpy(big[:, :1] * 2)
 
     module = Session()
+    keep_freed_memory(True)  # as after a run
+    np.zeros((30, 512, 512, 4), np.float32).fill(1)
     model = wrap_module(module, SETTINGS, digest="of the file", opaque=True)
     assert model.network.module is module
     assert model.network.stride == 1

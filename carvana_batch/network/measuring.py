@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from carvana_batch.errors import ModelError
+from carvana_batch.main_memory import keep_freed_memory, trim_main_memory
 from carvana_batch.network.blocks import AnySizeNetwork
 
 TRIAL_SIDE = 128
@@ -136,6 +137,9 @@ def trial_values_per_pixel(network: AnySizeNetwork) -> float:
     images = noise(height + -height % network.unit, width + -width % network.unit)
     with torch.inference_mode():
         network(images[..., : network.unit, : network.unit] if network.fixed_size is None else images)
+    # Memory that is kept for reuse would be used again without being seen.
+    keep_freed_memory(False)
+    trim_main_memory()
     before = peak = process.memory_info().rss
     done = threading.Event()
 

@@ -77,8 +77,19 @@ ROOMS["training"] = GROUND_FLOOR | {
     "output",
     "scoring",
 }
-ROOMS["api"] = GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks"}
 ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review", "cloud"}
+ROOMS["api"] = GROUND_FLOOR | {
+    "commands",
+    "inputs",
+    "decode",
+    "network",
+    "inference",
+    "masks",
+    "submission",
+    "output",
+    "scoring",
+    "run",
+}
 """For each room, the rooms that it may import. All may import the package itself, which holds the version."""
 
 

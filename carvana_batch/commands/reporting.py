@@ -14,12 +14,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 
 from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.lines import fit, say
+from carvana_batch.commands.notebook_bar import NotebookBar, in_notebook
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.notes import SUMMARIES
 from carvana_batch.options import Options
@@ -29,6 +27,8 @@ from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from carvana_batch.output.report import RunReport
     from carvana_batch.run import Listener, Progress
 
@@ -47,16 +47,12 @@ class Screen:
     Args:
         quiet: print nothing but errors.
         to_stderr: print lines to stderr, so that stdout only holds JSON.
-
-    Attributes:
-        in_words: applied to each line; see :class:`Remote`.
+        in_words: puts a line into the words of the user; see :class:`Remote`, and Python's.
     """
 
-    def __init__(self, quiet: bool, to_stderr: bool = False) -> None:
-        self.quiet, self.to_stderr = quiet, to_stderr
-        self.in_words: Callable[[str], str] = str
+    def __init__(self, quiet: bool, to_stderr: bool = False, in_words: Callable[[str], str] = str) -> None:
+        self.quiet, self.to_stderr, self.in_words = quiet, to_stderr, in_words
         self._bar: RichProgress | None = None
-        self._task = TaskID(0)
         self._last_told = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -78,6 +74,10 @@ class Screen:
         else:
             say(line, err=self.to_stderr or line.startswith(WARNING))
 
+    def complain(self, line: str) -> None:
+        """Print a line to stderr, even if this is quiet."""
+        say(self.in_words(line), err=True)
+
     def restore_terminal(self) -> None:
         """Show the cursor, which the progress bar hides, before the process exits at once."""
         if self._bar is not None:
@@ -93,9 +93,12 @@ class Screen:
 class Reporter(Screen):
     """Prints the progress of a run of `predict`."""
 
-    def __init__(self, quiet: bool, to_stderr: bool) -> None:
-        super().__init__(quiet, to_stderr)
+    def __init__(
+        self, quiet: bool, to_stderr: bool, wording: Callable[[str], str] = lambda line: line
+    ) -> None:
+        super().__init__(quiet, to_stderr, wording)
         self._began = self._last_told
+        self._notebook: NotebookBar | None = None
 
     @property
     def listener(self) -> Listener:
@@ -107,9 +110,21 @@ class Reporter(Screen):
     def _start(self, line: str, progress: Progress) -> None:
         self.say(line)
         self._began = self._last_told = time.monotonic()
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet:
             return
-        self._bar = RichProgress(
+        if in_notebook():
+            self._notebook = NotebookBar(progress.total)
+        elif sys.stderr.isatty():
+            self._bar = self._start_bar(progress.total)
+
+    def _start_bar(self, total: int) -> RichProgress:
+        """Start a bar on the terminal, with a single task."""
+        # Where there is no bar, there is no need to wait for this import either.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        bar = RichProgress(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -120,8 +135,9 @@ class Reporter(Screen):
             expand=True,
             auto_refresh=False,  # a drawing thread could hold a lock while a worker is forked
         )
-        self._task = self._bar.add_task("", total=progress.total, rate="", failures="", nodes="")
-        self._bar.start()
+        bar.add_task("", total=total, rate="", failures="", nodes="")
+        bar.start()
+        return bar
 
     def _show(self, progress: Progress) -> None:
         finished = progress.finished
@@ -129,11 +145,16 @@ class Reporter(Screen):
         rate = finished / max(now - self._began, 1e-9)
         failures = f"{progress.failed:,} failed" if progress.failed else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=finished, rate=f"{rate:.1f}/s", failures=failures)
             if now - self._last_told >= SECONDS_BETWEEN_DRAWINGS:
-                self._bar.update(self._task, nodes=progress.describe_nodes())
+                self._bar.update(task, nodes=progress.describe_nodes())
                 self._last_told = now
                 self._bar.refresh()
+        elif self._notebook is not None:
+            if now - self._last_told >= SECONDS_BETWEEN_DRAWINGS or finished == progress.total:
+                self._last_told = now
+                self._notebook.update(finished, f"{rate:.1f}/s {failures}".rstrip())
         elif now - self._last_told >= SECONDS_BETWEEN_LINES:
             self._last_told = now
             left = timedelta(seconds=round((progress.total - finished) / rate))
@@ -181,20 +202,19 @@ def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -
     for warning in report.warnings:
         reporter.say(f"Warning: {warning}")
     for entry in report.failures[:NAMES_SHOWN]:
-        say(f"failed: {shown(entry.source)} ({entry.stage}): {shown(entry.reason)}", err=True)
+        reporter.complain(f"failed: {shown(entry.source)} ({entry.stage}): {shown(entry.reason)}")
     if len(report.failures) > NAMES_SHOWN:
-        say(
-            f"failed: {len(report.failures) - NAMES_SHOWN:,} more, all in {shown(out / 'report.csv')}",
-            err=True,
+        reporter.complain(
+            f"failed: {len(report.failures) - NAMES_SHOWN:,} more, all in {shown(out / 'report.csv')}"
         )
     for failure in report.undrawn[:NAMES_SHOWN]:
-        say(f"no extra files: {shown(failure.source)}: {shown(failure.reason)}", err=True)
+        reporter.complain(f"no extra files: {shown(failure.source)}: {shown(failure.reason)}")
     if len(report.undrawn) > NAMES_SHOWN:
-        say(f"no extra files: {len(report.undrawn) - NAMES_SHOWN:,} more", err=True)
+        reporter.complain(f"no extra files: {len(report.undrawn) - NAMES_SHOWN:,} more")
     for entry in report.without_truth[:NAMES_SHOWN]:
-        say(f"not scored: {shown(entry.key)}: {shown(entry.reason)}", err=True)
+        reporter.complain(f"not scored: {shown(entry.key)}: {shown(entry.reason)}")
     if len(report.without_truth) > NAMES_SHOWN:
-        say(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more", err=True)
+        reporter.complain(f"not scored: {len(report.without_truth) - NAMES_SHOWN:,} more")
     if report.kept:
         names = ", ".join(shown(f"{entry.key}.png") for entry in report.kept[:NAMES_SHOWN])
         more = ", ..." if len(report.kept) > NAMES_SHOWN else ""

@@ -17,7 +17,7 @@ from carvana_batch.commands.buckets import PathOrUrl, enter_mask_folder
 from carvana_batch.commands.command import Command
 from carvana_batch.commands.lines import say
 from carvana_batch.commands.parameters import MaskSize, car_value_option, ignore_value_option
-from carvana_batch.commands.score_report import describe, print_scores, report_empty_sides
+from carvana_batch.commands.score_report import describe, describe_empty_sides, print_scores
 from carvana_batch.errors import EXIT_SOME_FAILED, QualityGateError, UsageError
 from carvana_batch.files import check_target
 from carvana_batch.scoring.scores import (
@@ -175,7 +175,9 @@ def command(
         print_scores(scores, output)
         if page is not None:
             say(f"Page: {shown(page)}")
-    if report_empty_sides(scores, predicted, truth):
+    if lines := describe_empty_sides(scores, predicted, truth):
+        for line in lines:
+            say(f"Error: {line}", err=True)
         context.exit(EXIT_SOME_FAILED)
     if fail_under is not None:
         check_gate(scores, fail_under)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.lines import say
 from carvana_batch.scoring.scores import Average, Group, Scores, Summary, summarise
 from carvana_batch.text import shown
@@ -16,22 +17,22 @@ NAMES_SHOWN = 5
 GROUPS_SHOWN = 20
 
 
-def report_empty_sides(scores: Scores, predicted: Path, truth: Path) -> bool:
-    """Say on stderr if all masks of a side are empty, which is a mistake in reading or writing them."""
+def describe_empty_sides(scores: Scores, predicted: Path | BucketUrl, truth: Path | BucketUrl) -> list[str]:
+    """A line for each side all of whose masks are empty, which is a mistake in reading or writing them."""
     values = "check their values, of which the higher is car"
     sides = [
         ("predicted", predicted, values, [row.area_predicted for row in scores.rows]),
         ("true", truth, f"{values} (or --car-value)", [row.area_true for row in scores.rows]),
     ]
-    empty = [(side, path, advice) for side, path, advice, areas in sides if areas and not any(areas)]
-    for side, path, advice in empty:
-        if not path.is_dir():
-            advice = f"their rows in {shown(path)} are empty"
-        say(
-            f"Error: none of the {len(scores.rows):,} {side} masks that were compared has a car: {advice}.",
-            err=True,
-        )
-    return bool(empty)
+    lines = []
+    for side, path, advice, areas in sides:
+        if areas and not any(areas):
+            if isinstance(path, Path) and not path.is_dir():
+                advice = f"their rows in {shown(path)} are empty"
+            lines.append(
+                f"none of the {len(scores.rows):,} {side} masks that were compared has a car: {advice}."
+            )
+    return lines
 
 
 def print_empty(scores: Scores) -> None:

@@ -77,8 +77,8 @@ def command(
     """
     local = enter_mask_folder(context, masks)
     state = read_run_state(local.folder)
-    if state is not None:
-        warn_of_unfinished(masks, state)
+    for line in describe_unfinished(masks, state) if state is not None else ():
+        say(f"Warning: {line}", err=True)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Encoding", total=None)
         summary = write_submission(
@@ -92,12 +92,8 @@ def command(
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             reading=local.reading,
         )
-    if state is not None and sample is None and summary.rows < (expected := state.masked + len(state.kept)):
-        say(
-            f"Warning: {shown(masks)} has {expected - summary.rows:,} masks less than predict made. The"
-            " same predict command, run again, makes them once more.",
-            err=True,
-        )
+    for line in describe_lost(masks, state, summary.rows) if state is not None and sample is None else ():
+        say(f"Warning: {line}", err=True)
     all_empty = summary.empty == summary.rows
     lacking = [] if all_empty else what_is_lacking(summary, size)
     if as_json:
@@ -171,36 +167,42 @@ def list_empty(summary: SubmissionSummary) -> str:
     return f" ({', '.join(map(shown, summary.first_empty))}{more})"
 
 
-def warn_of_unfinished(folder: Path | BucketUrl, state: RunState) -> None:
-    """Warn on stderr if predict has not yet masked all photos of an out folder."""
+def describe_unfinished(folder: Path | BucketUrl, state: RunState) -> list[str]:
+    """What to warn of if predict has not yet masked all photos of an out folder."""
     name = shown(folder)
     facts = [f"Masks so far: {state.masked:,}"]
+    lines = []
     if state.left:
         facts.append(f"photos left: {state.left:,}")
     if state.shards and state.shards[0] < state.shards[1]:
         facts.append("shards begun: {} of {}".format(*state.shards))
     if state.running:
-        say(f"Warning: a run of predict is at work in {name}. {'; '.join(facts)}.", err=True)
+        lines.append(f"a run of predict is at work in {name}. {'; '.join(facts)}.")
     elif not state.finished:
-        say(
-            f"Warning: {name} is not finished. {'; '.join(facts)}. The same predict command, run again, does"
-            " the rest.",
-            err=True,
+        lines.append(
+            f"{name} is not finished. {'; '.join(facts)}. The same predict command, run again, does the rest."
         )
     if state.kept:
         names = ", ".join(shown(f"{key}.png") for key in state.kept[:NAMED])
         more = ", ..." if len(state.kept) > NAMED else ""
-        say(
-            f"Warning: masks in {name} that predict did not make: {len(state.kept):,} ({names}{more})."
-            " They are used as they are.",
-            err=True,
+        lines.append(
+            f"masks in {name} that predict did not make: {len(state.kept):,} ({names}{more})."
+            " They are used as they are."
         )
     if state.failed:
         report = folder / "report.csv"
-        where = f"; {shown(report)} names them" if report.exists() else ""
-        say(f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True)
         there = isinstance(report, BucketUrl) or report.exists()
         where = f"; {shown(report)} names them" if there else ""
-        click.echo(
-            f"Warning: photos that failed and have no mask in {name}: {state.failed:,}{where}.", err=True
-        )
+        lines.append(f"photos that failed and have no mask in {name}: {state.failed:,}{where}.")
+    return lines
+
+
+def describe_lost(folder: Path | BucketUrl, state: RunState, rows: int) -> list[str]:
+    """What to warn of if fewer masks are there than predict made."""
+    lost = state.masked + len(state.kept) - rows
+    if lost <= 0:
+        return []
+    return [
+        f"{shown(folder)} has {lost:,} masks less than predict made. The same predict command, run again,"
+        " makes them once more."
+    ]

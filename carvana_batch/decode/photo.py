@@ -22,7 +22,14 @@ from carvana_batch.decode.image_file import (
     without_metadata_warnings,
 )
 from carvana_batch.decode.jpeg import decode_jpeg
-from carvana_batch.decode.pixels import NOTES, ORIENTATION, PAGES, SIGNIFICANT_BITS, scale_to_eight_bits
+from carvana_batch.decode.pixels import (
+    NOTES,
+    ORIENTATION,
+    PAGES,
+    SIGNIFICANT_BITS,
+    check_size,
+    scale_to_eight_bits,
+)
 from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_by_libpng
 from carvana_batch.errors import ImageError
 from carvana_batch.notes import Note
@@ -114,6 +121,33 @@ def decode_image(
             pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
         reason = damage[0].removeprefix("is ").removeprefix("damaged: ") if damage else ""
         return DecodedImage(pixels, orientation, tuple(notes), reason)
+
+
+def from_pillow(
+    image: Image.Image, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT, apply_exif: bool = False
+) -> DecodedImage:
+    """The photo that a Pillow image holds, as :func:`decode_image` would give it.
+
+    Raises:
+        ImageError: the image has more pixels than ``pixel_limit``, or pixels of a kind that Pillow does not
+            scale to 8 bits; or it is the lazily read image of a damaged file.
+    """
+    try:
+        check_size(image.width, image.height, pixel_limit)
+        if image.mode.startswith("I;16"):  # only the file tells in how many of the bits they are
+            raise ImageError("has 16 bits a pixel; give the path of the file instead")
+        with damage_as_image_error():
+            image.load()
+        pixels = _to_rgb(image)
+    except ImageError as error:
+        raise ImageError(f"the image {error}") from error
+    orientation = find_orientation(image)
+    notes: tuple[Note, ...] = ()
+    if orientation != UPRIGHT:
+        notes = (Note.TURNED_WITH_MASK if apply_exif else Note.TURNED,)
+    if apply_exif:
+        pixels, orientation = np.ascontiguousarray(turn(pixels, orientation)), UPRIGHT
+    return DecodedImage(pixels, orientation, notes)
 
 
 def read_layout(path: Path, *, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Layout:

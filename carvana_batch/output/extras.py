@@ -100,9 +100,8 @@ def encode_panel(prediction: Prediction, _drawing: Drawing) -> bytes:
 
 def encode_cutout(prediction: Prediction, _drawing: Drawing) -> bytes:
     """A PNG of the photo with the mask as its alpha channel."""
-    alpha = prediction.mask.to_bool().astype(np.uint8) * 255
     buffer = io.BytesIO()
-    picture = Image.fromarray(np.dstack((prediction.photo.pixels, alpha)))
+    picture = Image.fromarray(draw_cutout(prediction.photo.pixels, prediction.mask.to_bool()))
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -160,6 +159,11 @@ def draw_overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[
     colour = np.array(OVERLAY_COLOUR, np.float32) * OVERLAY_STRENGTH
     tinted[mask] = (pixels[mask] * np.float32(1 - OVERLAY_STRENGTH) + colour).astype(np.uint8)
     return tinted
+
+
+def draw_cutout(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The photo (H, W, 3) uint8 with its mask, (H, W) bool, as the alpha channel: (H, W, 4) uint8."""
+    return np.dstack((pixels, mask.astype(np.uint8) * 255))
 
 
 def draw_panel(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.files import atomic_writer, read_error, table_cell, write_row
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.masks.counts import count
 from carvana_batch.text import shown
 from carvana_batch.values import Failure, PackedMask
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,7 @@ class Group:
 class Scores:
     """The result of comparing masks with the true ones, each part in the order of the ids.
 
+    It has the length of ``rows``, can be indexed, and is iterated over like them.
     Only ``rows`` enter the means: images that are ``missing``, ``extra`` or ``unusable`` are named but not
     scored.
 
@@ -176,6 +181,28 @@ class Scores:
     reader: Callable[[str], tuple[PackedMask, PackedMask]] | None = field(
         default=None, repr=False, compare=False
     )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Score:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self.rows)
+
+    def to_pandas(self) -> DataFrame:
+        """The rows as a table of pandas, an image a row, with the columns that were measured.
+
+        Raises:
+            CarvanaBatchError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise CarvanaBatchError("to_pandas() needs the package pandas: pip install pandas") from error
+        table = pandas.DataFrame([asdict(row) for row in self.rows], columns=list(COLUMNS))
+        return table[list(self.columns)].set_index("image")
 
     @property
     def complete(self) -> bool:

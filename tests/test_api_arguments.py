@@ -43,7 +43,7 @@ def test_all_options_of_predict_are_arguments_with_the_same_defaults():
     assert options.keys() - keywords.keys() - {"model"} == ONLY_ON_THE_COMMAND_LINE
     assert keywords.keys() - options.keys() == ONLY_IN_PYTHON
     keywords.pop("progress")
-    assert parse(predict.command, {}, keywords) == parse(predict.command, {}, {})
+    assert parse(predict.command, {}, keywords).params == parse(predict.command, {}, {}).params
 
 
 def test_those_of_score_and_submit_too():
@@ -138,7 +138,7 @@ def test_values_may_have_the_types_of_python():
             "verify": False,
             "batch": None,
         },
-    )
+    ).params
     assert values["source"] == Path("a b")
     assert values["out"] == Path("-")
     assert values["memory"] == 2_000_000_000
@@ -157,7 +157,7 @@ def test_values_may_have_the_types_of_python():
 
 @pytest.mark.parametrize("threshold", [1 / 3, 0.1 + 0.2, 5e-324, 1 - 2**-53])
 def test_numbers_keep_all_their_digits(threshold):
-    assert parse(predict.command, {}, {"threshold": threshold})["threshold"] == threshold
+    assert parse(predict.command, {}, {"threshold": threshold}).params["threshold"] == threshold
 
 
 @pytest.mark.parametrize(

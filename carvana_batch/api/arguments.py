@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from carvana_batch.commands.model_options import Triple
 from carvana_batch.commands.parameters import Colour, MaskSize, Shard
 from carvana_batch.errors import CarvanaBatchError, UsageError
 
@@ -41,7 +42,7 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 
 def parse(
     command: click.Command, positional: Mapping[str, object], keywords: Mapping[str, object]
-) -> dict[str, Any]:
+) -> click.Context:
     """Let the command line parse arguments.
 
     Args:
@@ -50,7 +51,7 @@ def parse(
         keywords: the others; None and () stand for options that are not given.
 
     Returns:
-        The values of all parameters of the command, by their names.
+        What the command would get; its ``params`` are the values of all parameters, by their names.
 
     Raises:
         UsageError: a value that the command line would refuse; the message names the keyword argument.
@@ -71,7 +72,7 @@ def parse(
             words.append(f"{name}={as_text(option, value)}")
     words += ["--", *(str(value) for value in positional.values())]
     try:
-        return command.make_context(command.name, words).params
+        return command.make_context(command.name, words)
     except click.BadParameter as error:
         keyword = "" if error.param is None else keyword_of(error.param)
         if keyword not in keywords:
@@ -93,6 +94,8 @@ def as_text(option: click.Option, value: object) -> str:
     if isinstance(value, os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, tuple | list):
+        if isinstance(option.type, Triple):
+            return ",".join(map(str, value))
         if isinstance(option.type, MaskSize):
             return "x".join(map(str, value))
         if isinstance(option.type, Shard):

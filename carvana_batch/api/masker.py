@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from carvana_batch.api.arguments import parse, python_wording, reword, with_option_texts
 from carvana_batch.api.masked_photo import MaskedPhoto
 from carvana_batch.api.photos import PhotoLike, as_photo
+from carvana_batch.commands.model_options import settings_of
 from carvana_batch.commands.notebook_bar import in_notebook
 from carvana_batch.commands.predict import (
     check_folder,
@@ -32,12 +34,11 @@ from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import Found, find_images
 from carvana_batch.masks.specks import clean as remove_specks
-from carvana_batch.network.checkpoints import Model, load_model
+from carvana_batch.network.checkpoints import load_model
+from carvana_batch.network.wrapped import wrap_module
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
-    DEFAULT_OVERLAP,
     DEFAULT_PIXEL_LIMIT,
-    DEFAULT_THRESHOLD,
 )
 from carvana_batch.output.report import RunReport
 from carvana_batch.run import Progress, run
@@ -70,6 +71,7 @@ class Masker:
     Args:
         model: bundled weights, a weights file, or the folder of a training run; ``auto`` has masks of the
             weights for photos of a studio checked, and if need be replaced, by those for photos of any kind.
+            Or a module of your own, (N, 3, h, w) to (N, 1, h, w), which needs ``mean`` and ``deviation``.
         {options}
 
     Attributes:
@@ -81,17 +83,23 @@ class Masker:
 
     def __init__(
         self,
-        model: str | Path = "auto",
+        model: str | Path | nn.Module = "auto",
         *,
+        network: str | None = None,
+        encoder: str | None = None,
+        mean: tuple[float, float, float] | str | None = None,
+        deviation: tuple[float, float, float] | str | None = None,
+        output: Literal["logits", "probability"] | None = None,
+        stride: int | None = None,
         device: str = "auto",
         precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto",
         memory: int | str | None = None,
         size: str | tuple[int, int] = "auto",
         tile: int | str | tuple[int, int] = "auto",
-        overlap: int = DEFAULT_OVERLAP,
+        overlap: int | None = None,
         batch: int | None = None,
         tta: Literal["none", "flip"] = "none",
-        threshold: float = DEFAULT_THRESHOLD,
+        threshold: float | None = None,
         clean: Literal["auto", "none"] = "auto",
         exif: Literal["ignore", "apply"] = "ignore",
         damaged: Literal["refuse", "accept"] = "refuse",
@@ -100,6 +108,13 @@ class Masker:
         decode_timeout: float = DEFAULT_DECODE_TIMEOUT,
     ) -> None:
         self._keywords: dict[str, object] = {
+            "model": None if isinstance(model, nn.Module) else str(model),
+            "network": network,
+            "encoder": encoder,
+            "mean": mean,
+            "deviation": deviation,
+            "output": output,
+            "stride": stride,
             "device": device,
             "precision": precision,
             "memory": memory,
@@ -116,12 +131,17 @@ class Masker:
             "workers": workers,
             "decode_timeout": decode_timeout,
         }
-        # Of what a run can make in addition, only the map is of use here; it has to be asked for.
-        self._options = replace(make_options(parse(command, {}, self._keywords)), extras=("prob",))
         with python_wording(command, **FILES):
-            self._model: Model = load_model(model)
+            context = parse(command, {}, self._keywords)
+            settings = settings_of(context.params)
+            # Of what a run can make in addition, only the map is of use here; it has to be asked for.
+            self._options = replace(make_options(context, settings), extras=("prob",))
+            if isinstance(model, nn.Module):
+                self._model = wrap_module(model, settings)
+            else:
+                self._model = load_model(model, settings)
             self._predictor, self.description = make_predictor(self._model, self._options)
-        self._name = str(model)
+        self._name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
         self._warned = 0
 
     def __repr__(self) -> str:
@@ -235,11 +255,12 @@ class Masker:
         }
         root = Path(out)
         with python_wording(command, **FILES):
-            values = parse(command, {"images": images, "out": out}, self._keywords | keywords)
-            options = make_options(values)
+            context = parse(command, {"images": images, "out": out}, self._keywords | keywords)
+            options = make_options(context, settings_of(context.params))
+            page = context.params["page"]
             found = find([Path(images)], root, None, follow_links)
             refs = found.refs[:limit]
-            lines = check_folder(refs, root, options, values["page"])
+            lines = check_folder(refs, root, options, page)
             reporter = make_reporter(progress)
             for line in lines:
                 reporter.say(line)
@@ -247,8 +268,8 @@ class Masker:
                 report = run(refs, root, self._model, options, reporter.listener, stop)
             if progress:
                 print_report(report, root, reporter)
-            if values["page"] is not None and report.stopped_by is None:
-                write_page_of_run(values["page"], root, reporter)
+            if page is not None and report.stopped_by is None:
+                write_page_of_run(page, root, reporter)
         return report
 
     def _predict(self, photos: Iterable[Photo | Failure]) -> Iterator[MaskedPhoto | Failure]:

@@ -54,7 +54,7 @@ def score(
     }
     names = {"PRED": "pred"}
     with python_wording(command, **names):
-        values = parse(command, {"pred": pred}, keywords)
+        values = parse(command, {"pred": pred}, keywords).params
         scores = compare_masks(
             values["predicted"],
             values["truth"],
@@ -113,7 +113,7 @@ def submit(
     names = {"MASKS": "masks"}
     folder = Path(masks)
     with python_wording(command, **names):
-        values = parse(command, {"masks": masks}, keywords)
+        values = parse(command, {"masks": masks}, keywords).params
         state = read_run_state(folder)
         summary = write_submission(
             folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -53,13 +53,21 @@ OPTIONS = (
 )
 
 
+NAMES = ("network", "encoder", "mean", "deviation", "output", "stride")
+
+
+def settings_of(values: Mapping[str, Any]) -> ModelSettings:
+    """The settings among the values of a command's parameters."""
+    return ModelSettings(**{name: values[name] for name in NAMES})
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add these options to a command, which gets them as ``model_settings``."""
 
     def wrapped(*arguments: Any, **values: Any) -> Any:
-        names = ("network", "encoder", "mean", "deviation", "output", "stride")
-        settings = ModelSettings(**{name: values.pop(name) for name in names})
-        return command(*arguments, model_settings=settings, **values)
+        settings = settings_of(values)
+        others = {name: value for name, value in values.items() if name not in NAMES}
+        return command(*arguments, model_settings=settings, **others)
 
     wrapped.__doc__ = command.__doc__
     wrapped.__name__ = command.__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -95,9 +96,14 @@ def command(
         print_plan(refs, out, mask_file, options, reporter, as_json, remote)
         return
 
-    # Importing torch takes seconds: only do it once the input is known to exist.
+    # Importing torch takes seconds: only do it once the input is known to exist. What it makes stays for
+    # good, so that looking for garbage there is a waste of time, now and in each process that decodes.
+    gc.disable()
     from carvana_batch.network.checkpoints import load_model
     from carvana_batch.run import run
+
+    gc.freeze()
+    gc.enable()
 
     engine = _ray_engine(reporter, model, address, actors, gpus) if engine_name == "ray" else None
     loaded = load_model(model, model_settings)

@@ -36,7 +36,6 @@ from carvana_batch.decode.jpeg_markers import unread_jpeg
 from carvana_batch.decode.jpeg_xl import decode_jpeg_xl
 from carvana_batch.decode.pixels import CUT_SHORT, PAGES, check_size
 from carvana_batch.decode.png_chunks import without_metadata
-from carvana_batch.decode.tiff import decode_tiff
 from carvana_batch.errors import DamageError, ImageError
 from carvana_batch.inputs.formats import HEAD_BYTES, format_of, unreadable_image
 from carvana_batch.text import shown
@@ -158,6 +157,8 @@ def read_header(
         )
     with damage_as_image_error():
         if image_format == "TIFF":
+            from carvana_batch.decode.tiff import decode_tiff  # tifffile takes long to import
+
             return decode_tiff(file, pixel_limit, on_damage)
         if image_format == "JPEGXL":
             return decode_jpeg_xl(file, pixel_limit)

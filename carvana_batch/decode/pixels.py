@@ -28,6 +28,9 @@ SIGNIFICANT_BITS = "significant bits"
 BITS = "bits"
 """Key in the ``info`` of an image from a TIFF: the bits of a value, unless it was scaled from more than 8."""
 
+DIFFERING_SAMPLES = "differing samples"
+"""Key in the ``info`` of an image from a TIFF: whether ignored samples differ."""
+
 LOSSY = "lossy"
 """Key in the ``info`` of an image that is decoded already: whether JPEG has changed its values."""
 

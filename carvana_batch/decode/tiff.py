@@ -19,6 +19,7 @@ from carvana_batch.decode.jpeg_markers import jpeg_size
 from carvana_batch.decode.pixels import (
     BITS,
     CUT_SHORT,
+    DIFFERING_SAMPLES,
     LOSSY,
     NOTES,
     ORIENTATION,
@@ -51,9 +52,6 @@ from carvana_batch.notes import Note
 
 # tifffile logs everything unusual in a file; all that matters here is whether it can be decoded.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-
-DIFFERING_SAMPLES = "differing samples"
-"""Key in the ``info`` of an image from a TIFF: whether ignored samples differ."""
 
 COMPRESSIONS = JPEG_IN_TIFF | {
     COMPRESSION.NONE,

@@ -10,7 +10,12 @@ import torch
 
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.inference.checked import CheckedPredictor
-from carvana_batch.inference.devices import describe_hardware, device_name, pick_device
+from carvana_batch.inference.devices import (
+    describe_hardware,
+    device_name,
+    pick_device,
+    single_thread_on_small_cpus,
+)
 from carvana_batch.inference.memory import OutOfMemoryGuard, memory_budget
 from carvana_batch.inference.precision import PRECISIONS, choose_precision, precision_name, why_not
 from carvana_batch.inference.predictor import AnyPredictor, Predictor
@@ -70,9 +75,11 @@ def _make_predictor(
     device = _choose_device(options, earlier)
     if earlier is not None and earlier.threads and device.type == "cpu":
         torch.set_num_threads(earlier.threads)
-    dtype, why = _choose_dtype(model, options, earlier, device)
     budget = memory_budget(device, options.memory)
-    pixel_bytes = _bytes_of_a_pixel(model, dtype)
+    # In small steps, in which several threads would wait for each other if the machine is busy otherwise.
+    with single_thread_on_small_cpus(device):
+        dtype, why = _choose_dtype(model, options, earlier, device)
+        pixel_bytes = _bytes_of_a_pixel(model, dtype)
     affordable = _affordable_pixels(model, pixel_bytes, budget)
     _refuse_too_large(options, model.network.stride, affordable, budget)
     if earlier is not None:

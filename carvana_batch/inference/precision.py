@@ -88,7 +88,7 @@ def speed_of_bfloat16(network: nn.Module, device: torch.device) -> float:
     better for some rounds.
     """
     fixed = network.fixed_size if isinstance(network, AnySizeNetwork) else None
-    images = torch.zeros((1, 3, *(fixed or (384, 384)))).to(memory_format=torch.channels_last)
+    images = torch.zeros((1, 3, *(fixed or (256, 256)))).to(memory_format=torch.channels_last)
     best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     inputs = {dtype: images.to(dtype) for dtype in best}
     networks = {dtype: prepare_network(network, device, dtype) for dtype in best}

@@ -10,7 +10,6 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import minimum_filter
 
 from carvana_batch.decode.image_file import (
     JPEG_FORMATS,
@@ -19,9 +18,8 @@ from carvana_batch.decode.image_file import (
     read_header,
 )
 from carvana_batch.decode.photo import find_orientation
-from carvana_batch.decode.pixels import BITS, LOSSY, PAGES, scale_to_eight_bits
+from carvana_batch.decode.pixels import BITS, DIFFERING_SAMPLES, LOSSY, PAGES, scale_to_eight_bits
 from carvana_batch.decode.png_chunks import BITS_OF_PNG, decode_values, without_metadata
-from carvana_batch.decode.tiff import DIFFERING_SAMPLES
 from carvana_batch.errors import ImageError
 from carvana_batch.masks.bands import find_band
 from carvana_batch.masks.png import decode_mask
@@ -216,6 +214,8 @@ def _restore_levels(grey: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.
     apart = (np.abs(grey.astype(np.int16) - low) > JPEG_NOISE_AT_EDGES) & (
         np.abs(grey.astype(np.int16) - high) > JPEG_NOISE_AT_EDGES
     )
+    from scipy.ndimage import minimum_filter  # which takes long, and few masks need it
+
     has_areas = bool(minimum_filter(apart, AREA, mode="constant").any())
     low, high = _restore_black_and_white(low, high)
     if has_areas or (

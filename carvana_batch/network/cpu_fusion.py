@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from carvana_batch.errors import ModelError
 from carvana_batch.network.blocks import AnySizeNetwork, Convolution, enlarge_twice
@@ -63,7 +63,16 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     for module, index, following in _neighbours(copied):
         convolution, norm = module[index], module[following]
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module[index], module[following] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            module[following] = nn.Identity()
     return copied
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy import ndimage
 
 from carvana_batch.colours import RGB
 from carvana_batch.output.shadow import contact_shadow
@@ -84,10 +83,12 @@ def _without_old_ground(
     car: NDArray[np.float32], mask: NDArray[np.bool_], alpha: NDArray[np.float32], reach: int
 ) -> NDArray[np.float32]:
     """The colours of the photo, at the edge of the car from the nearest pixel inside it within ``reach``."""
+    from scipy.ndimage import distance_transform_edt  # which takes long, and few runs need it
+
     inside = (_distance(mask) > INSIDE) & (alpha >= 1)
     if not inside.any():
         return car
-    distance, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
+    distance, nearest = distance_transform_edt(~inside, return_indices=True)
     mixed = ~inside & (alpha > 0) & (distance <= reach)
     colours = car.copy()
     colours[mixed] = car[nearest[0][mixed], nearest[1][mixed]]
@@ -96,9 +97,11 @@ def _without_old_ground(
 
 def _distance(flags: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The distance of each pixel from the nearest one that is not set; inf if all are."""
+    from scipy.ndimage import distance_transform_edt
+
     if flags.all():
         return np.full(flags.shape, np.inf)
-    return np.asarray(ndimage.distance_transform_edt(flags))
+    return np.asarray(distance_transform_edt(flags))
 
 
 def _fit_background(background: Background, size: tuple[int, int]) -> NDArray[np.uint8]:

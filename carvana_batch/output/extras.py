@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -76,6 +75,8 @@ def encode_extra(kind: str, prediction: Prediction, drawing: Drawing) -> Encoded
 
 def encode_probability(prediction: Prediction, drawing: Drawing) -> bytes:
     """A 16-bit TIFF of the probability map; see :func:`quantise_probability`."""
+    import tifffile  # which takes long, and is needed for nothing else than TIFF
+
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,

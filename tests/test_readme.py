@@ -40,11 +40,14 @@ def test_the_python_example_runs(
     (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
     (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "car.jpg")
     Image.fromarray(pixels).save(tmp_path / "photos" / "car.png")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"pixels": pixels}
+    names: dict[str, object] = {}
     exec(compile(example, "python.md", "exec"), names)
     mask = names["mask"]
     assert isinstance(mask, np.ndarray)
     assert (mask.shape, mask.dtype) == ((128, 192), np.bool_)
-    assert "Prediction" in capsys.readouterr().out
+    assert "<MaskedPhoto 'car', 192x128" in capsys.readouterr().out
+    assert (tmp_path / "cutout.png").exists()
+    assert (tmp_path / "out" / "_overlay" / "car.jpg").exists()

@@ -21,12 +21,9 @@ from carvana_batch.api.masked_photo import MaskedPhoto
 from carvana_batch.api.photos import PhotoLike, as_photo
 from carvana_batch.commands.model_options import settings_of
 from carvana_batch.commands.notebook_bar import in_notebook
-from carvana_batch.commands.predict import (
-    check_folder,
-    command,
-    make_options,
-    write_page_of_run,
-)
+from carvana_batch.commands.predict import check_folder, command, write_page_of_run
+from carvana_batch.commands.predict_input import find
+from carvana_batch.commands.predict_options import make_options
 from carvana_batch.commands.reporting import Reporter, print_report
 from carvana_batch.commands.signals import interrupt, stop_on_signals
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader

@@ -10,6 +10,7 @@ import carvana_batch.commands.score as score_command
 import carvana_batch.commands.submit as submit_command
 from carvana_batch.api.arguments import parse, python_wording, reword, with_option_texts
 from carvana_batch.api.masker import CarvanaBatchWarning
+from carvana_batch.commands.score_report import describe_empty_sides
 from carvana_batch.output.status import read_run_state
 from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.scoring.scores import Scores
@@ -65,7 +66,7 @@ def score(
             workers=values["workers"],
         )
     lines = [note.removeprefix("Warning: ") for note in scores.notes]
-    lines += score_command.describe_empty_sides(scores, values["predicted"], values["truth"])
+    lines += describe_empty_sides(scores, values["predicted"], values["truth"])
     left_out = {
         "true masks without a predicted one (missing)": scores.missing,
         "predicted masks without a true one (extra)": scores.extra,

@@ -93,10 +93,8 @@ class Screen:
 class Reporter(Screen):
     """Prints the progress of a run of `predict`."""
 
-    def __init__(
-        self, quiet: bool, to_stderr: bool, wording: Callable[[str], str] = lambda line: line
-    ) -> None:
-        super().__init__(quiet, to_stderr, wording)
+    def __init__(self, quiet: bool, to_stderr: bool, in_words: Callable[[str], str] = str) -> None:
+        super().__init__(quiet, to_stderr, in_words)
         self._began = self._last_told
         self._notebook: NotebookBar | None = None
 

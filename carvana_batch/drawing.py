@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from functools import partial
 from pathlib import Path
 
+from carvana_batch.archives.unpacking import Arrive
 from carvana_batch.colours import RGB
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import read_image
@@ -47,6 +48,7 @@ class ExtrasDrawer:
         entries: what the journal says of the photos, by key.
         kinds: the kinds of extra files that each photo lacks, by key.
         stop: when its signal is set, no more photos are read, and those in flight are finished.
+        arrive: waits for a photo of an archive; see :func:`unpack`.
 
     Attributes:
         warnings: one line for each restriction that was necessary.
@@ -60,6 +62,7 @@ class ExtrasDrawer:
         entries: Mapping[str, Entry],
         kinds: Mapping[str, tuple[str, ...]],
         stop: StopFlag,
+        arrive: Arrive | None = None,
     ) -> None:
         self.writer, self.entries, self.kinds, self.stop = writer, entries, kinds, stop
         workers = options.workers
@@ -69,7 +72,7 @@ class ExtrasDrawer:
         decode_options = DecodeOptions(
             options.pixel_limit, options.apply_exif, options.decode_timeout, accept_damage=True
         )
-        self._loader = PhotoLoader(photos, decode_options, workers)
+        self._loader = PhotoLoader(photos, decode_options, workers, arrive=arrive)
 
     @property
     def warnings(self) -> list[str]:

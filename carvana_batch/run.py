@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from carvana_batch.archives.archive import Archive
+from carvana_batch.archives.unpacking import Arrive, unpack
 from carvana_batch.colours import parse_colour
 from carvana_batch.drawing import ExtrasDrawer, read_background
 from carvana_batch.engines.contract import Engine, Job, Result
@@ -83,6 +85,7 @@ def run(
     stop: StopFlag | None = None,
     engine: Engine | None = None,
     remote: Remote = LOCAL,
+    archive: Archive | None = None,
 ) -> RunReport:
     """Mask the photos into the out folder ``root``, except those that an earlier run has masked.
 
@@ -95,6 +98,7 @@ def run(
         stop: when its signal is set, the run stops reading photos and finishes those in flight.
         engine: masks the photos; None for this process.
         remote: what to do about photos, or an out folder, that are elsewhere.
+        archive: what holds the photos; None if they are files of their own.
 
     Raises:
         CarvanaBatchError: two photos would write the same mask; the out folder cannot be used, is in use or
@@ -117,7 +121,8 @@ def run(
                 colour=None if colour is None else parse_colour(colour),
             )
             refuse_overwriting(refs, root, options)
-        this = Run(refs, out, model, options, truth, listener or Listener(), stop or StopFlag(), engine)
+        listener, stop = listener or Listener(), stop or StopFlag()
+        this = Run(refs, out, model, options, truth, listener, stop, engine, archive)
         this.prepare()
         this.process()
         this.draw()
@@ -176,7 +181,7 @@ class Run:
     """A run in an out folder that it holds; call :meth:`prepare`, :meth:`process` and :meth:`finish`.
 
     Args:
-        refs, model, options, listener, stop, engine: see :func:`run`.
+        refs, model, options, listener, stop, engine, archive: see :func:`run`.
         out: the out folder, entered.
         truth: the true masks by the ``pairing_name`` of their id, None if there are none to compare with.
 
@@ -194,9 +199,11 @@ class Run:
         listener: Listener,
         stop: StopFlag,
         engine: Engine,
+        archive: Archive | None,
     ) -> None:
         self.refs, self.out, self.model, self.options = refs, out, model, options
-        self.truth, self.listener, self.stop, self.engine = truth, listener, stop, engine
+        self.truth, self.listener, self.stop = truth, listener, stop
+        self.engine, self.archive = engine, archive
         self.background = read_background(options.background)
         self.own = take_shard(refs, *options.shard)
         self.todo = self.undrawn = self.own[:0]
@@ -262,9 +269,15 @@ class Run:
             return
         out, report, progress = self.out, self.report, Progress(total=len(self.undrawn))
         entries, writer = read_entries(out.paths.state), make_writer(self._job(), out)
-        drawer = ExtrasDrawer(self.undrawn, self.options, writer, entries, out.undrawn, self.stop)
+        warnings: list[str] = []
+
+        def draw(arrive: Arrive | None) -> Generator[Entry | Failure]:
+            drawer = ExtrasDrawer(self.undrawn, self.options, writer, entries, out.undrawn, self.stop, arrive)
+            yield from drawer.results()
+            warnings.extend(drawer.warnings)
+
         self.listener.on_start("Making extra files from photos and masks, without the network", progress)
-        with contextlib.closing(drawer.results()) as results:
+        with contextlib.closing(unpack(self.archive, self.undrawn, draw)) as results:
             for result in results:
                 if isinstance(result, Failure):
                     report.undrawn.append(result)
@@ -274,7 +287,7 @@ class Run:
                     progress.done += 1
                 self.listener.on_progress(progress)
         report.drawn = progress.done
-        report.warnings += drawer.warnings
+        report.warnings += warnings
         if progress.finished < progress.total:
             report.stopped_by = self.stop.signal
 
@@ -319,6 +332,7 @@ class Run:
             out.generation,
             self.background,
             out.remote.job,
+            self.archive,
         )
 
     def _commit(self, result: Result) -> None:

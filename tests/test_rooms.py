@@ -62,9 +62,12 @@ ROOMS = {
     "output": GROUND_FLOOR | {"inputs", "masks", "submission"},
     "scoring": GROUND_FLOOR | {"inputs", "decode", "masks", "submission", "pages"},
     "cloud": GROUND_FLOOR | {"inputs", "output"},
-    "engines": GROUND_FLOOR | {"inputs", "decode", "network", "inference", "masks", "output", "cloud"},
-    "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "engines"},
-    "run": GROUND_FLOOR | {"inputs", "network", "masks", "submission", "output", "engines", "drawing"},
+    "archives": GROUND_FLOOR | {"inputs", "output", "cloud"},
+    "engines": GROUND_FLOOR
+    | {"inputs", "decode", "network", "inference", "masks", "output", "cloud", "archives"},
+    "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "archives", "engines"},
+    "run": GROUND_FLOOR
+    | {"inputs", "network", "masks", "submission", "output", "archives", "engines", "drawing"},
 }
 ROOMS["review"] = GROUND_FLOOR | {"inputs", "decode", "masks", "output", "pages"}
 ROOMS["training"] = GROUND_FLOOR | {
@@ -77,7 +80,7 @@ ROOMS["training"] = GROUND_FLOOR | {
     "output",
     "scoring",
 }
-ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review", "cloud"}
+ROOMS["commands"] = ROOMS["training"] | {"demo", "engines", "run", "training", "review", "cloud", "archives"}
 ROOMS["api"] = GROUND_FLOOR | {
     "commands",
     "inputs",

@@ -17,7 +17,7 @@ from carvana_batch.commands.buckets import Place, enter_buckets
 from carvana_batch.commands.config import ConfigurableCommand
 from carvana_batch.commands.lines import command_line
 from carvana_batch.commands.mask_file import check_mask_file, folder_of_mask_file, is_mask_file
-from carvana_batch.commands.predict_input import STANDARD, find, split_paths, standard_input
+from carvana_batch.commands.predict_input import STANDARD, find, open_photos, split_paths, standard_input
 from carvana_batch.commands.predict_options import make_options, predict_parameters
 from carvana_batch.commands.reporting import WARNING, Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
@@ -72,16 +72,20 @@ def command(
     if as_json and given_out == STANDARD:
         raise UsageError("OUT - prints the mask, and --json the report. Leave one out.")
     reporter = Reporter(quiet=quiet, to_stderr=as_json or given_out == STANDARD)
+    archive = open_photos(context, sources, given_out, options.pixel_limit, engine_name)
+    if archive is not None:
+        sources = [archive.folder]
     places = enter_buckets(context, sources, given_out, reporter.say)
     out, remote = places.out, places.remote
-    reporter.in_words = remote.in_words
+    reporter.in_words = remote.in_words if archive is None else archive.in_words
     from_input = places.sources == [STANDARD]
     mask_file = is_mask_file(places.sources, out)
     if from_input:
         found = find([context.with_resource(standard_input(options.pixel_limit))], out, None, follow_links)
     else:
-        found = find(places.sources, out, files_from, follow_links)
-        options = replace(options, images=places.sources[0] if len(places.sources) == 1 else None)
+        found = find(places.sources, out, files_from, follow_links, archive)
+        if archive is None and len(places.sources) == 1:
+            options = replace(options, images=places.sources[0])
     refs = found.refs[:limit]
     if mask_file and page is not None:
         raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
@@ -113,7 +117,7 @@ def command(
     )
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
-        report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote)
+        report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote, archive)
     if from_input:
         report.failures = [replace(failure, source="standard input") for failure in report.failures]
     if as_json:

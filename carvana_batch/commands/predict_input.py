@@ -6,13 +6,21 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import click
+
+from carvana_batch.archives.archive import Archive, is_archive
+from carvana_batch.archives.unpacking import open_archive
 from carvana_batch.commands.buckets import Place
 from carvana_batch.errors import UsageError
 from carvana_batch.files import temporary_prefix, write_error
 from carvana_batch.inputs.decisions import is_decisions
 from carvana_batch.inputs.find import Found, find_images, find_photos, find_rejected, read_file_list
+from carvana_batch.inputs.formats import IMAGE_SUFFIXES
+from carvana_batch.output.journal import read_entries
+from carvana_batch.output.paths import OutPaths
 from carvana_batch.temporary_folder import temporary_folder
 from carvana_batch.text import shown
 
@@ -50,8 +58,45 @@ def split_paths(
     return sources, out
 
 
-def find(sources: list[Path], out: Path, files_from: str | None, follow_links: bool) -> Found:
+def open_photos(
+    context: click.Context, sources: list[Place], out: Place, pixel_limit: int, engine: str
+) -> Archive | None:
+    """Open the archive that IN is, until the command ends; None if it is none.
+
+    Raises:
+        UsageError: it cannot be used, or something does not go with it.
+    """
+    archive = next((each for each in sources if isinstance(each, Path) and is_archive(each)), None)
+    if archive is None:
+        return None
+    if len(sources) > 1:
+        raise UsageError(f"{shown(archive)} is an archive. Give either one archive, or photos only.")
+    if archive.is_dir():
+        raise UsageError(f"{shown(archive)} is a folder with the name of an archive. Rename it.")
+    if engine != "local":
+        raise UsageError(f"--engine {engine} does not read archives. Unpack {shown(archive)}.")
+    if not isinstance(out, Path):
+        raise UsageError(f"Masks of an archive do not go into a bucket. Unpack {shown(archive)}.")
+    if out == STANDARD or out.suffix.lower() in IMAGE_SUFFIXES:
+        raise UsageError(f"The masks of an archive need a folder as OUT, not {shown(out)}.")
+    return context.with_resource(open_archive(archive, most_bytes(pixel_limit)))
+
+
+def find(
+    sources: list[Path],
+    out: Path,
+    files_from: str | None,
+    follow_links: bool,
+    archive: Archive | None = None,
+) -> Found:
     """Find the photos of a run.
+
+    Args:
+        sources: IN; for an archive, the folder that stands for it.
+        out: OUT.
+        files_from: a list of photos, or the decisions of a review.
+        follow_links: see :func:`find_images`.
+        archive: the archive.
 
     Raises:
         UsageError: there are none, or some of the names do not fit together.
@@ -69,7 +114,27 @@ def find(sources: list[Path], out: Path, files_from: str | None, follow_links: b
         )
     if files_from is not None:
         return find_rejected(source, Path(files_from), follow_links=follow_links, exclude=out)
-    return find_images(source, follow_links=follow_links, exclude=out)
+    found = find_images(source, follow_links=follow_links, exclude=out)
+    if archive is None:
+        return found
+    _refuse_another_archive(found, out, archive)
+    return replace(found, ignored={**found.ignored, **archive.ignored})
+
+
+def _refuse_another_archive(found: Found, out: Path, archive: Archive) -> None:
+    """Raise UsageError if OUT has masks of photos of these names, and what these are in is still there."""
+    entries = read_entries(OutPaths(out).state)
+    for ref in found.refs:
+        entry, source = entries.get(ref.key), archive.in_words(ref.path_text)
+        if entry is None or not entry.masked or entry.source == source:
+            continue
+        member = ref.path.relative_to(archive.folder).as_posix()
+        other = Path(entry.source.removesuffix(f"/{member}"))
+        if other.exists() and not other.samefile(archive.path):
+            raise UsageError(
+                f"{shown(OutPaths(out).mask(ref.key))} is the mask of {shown(entry.source)}, and would be"
+                f" replaced by that of {shown(source)}. Choose another OUT."
+            )
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class Screen:
     Args:
         quiet: print nothing but errors.
         to_stderr: print lines to stderr, so that stdout only holds JSON.
-        in_words: puts a line into the words of the user; see :class:`Remote`, and Python's.
+        in_words: puts a line into the words of the user, such as the paths of temporary files.
     """
 
     def __init__(self, quiet: bool, to_stderr: bool = False, in_words: Callable[[str], str] = str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from carvana_batch.archives.archive import Archive
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.options import Choice, Options
@@ -42,6 +43,7 @@ class Job:
         generation: of the lines that the run adds to the journal; see :class:`Entry`.
         background: the new ground that ``options.background`` names, read; None if there is none.
         remote: which of photos and out folder are elsewhere; None if all are local.
+        archive: what holds the photos; None if they are files of their own.
     """
 
     digest: str
@@ -52,6 +54,7 @@ class Job:
     generation: int
     background: Background | None = field(default=None, repr=False)
     remote: RemoteJob | None = None
+    archive: Archive | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 
 from carvana_batch import __version__
-from carvana_batch.cloud.carrying import Arrive, Carrier
+from carvana_batch.archives.unpacking import Arrive, unpack
+from carvana_batch.cloud.carrying import Carrier
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, Result, Summary
@@ -110,10 +111,12 @@ class LocalWorker:
         return Hello(self._present_choice(), self.model.digest, versions, device)
 
     def run(self, photos: Sequence[ImageRef]) -> Generator[Result]:
-        return self._mask(photos) if self.carrier is None else self.carrier.carry(photos, self._mask)
+        if self.carrier is not None:
+            return self.carrier.carry(photos, self._mask)
+        return unpack(self.job.archive, photos, partial(self._mask, photos))
 
-    def _mask(self, photos: Sequence[ImageRef], arrive: Arrive | None = None) -> Generator[Result]:
-        """Mask photos, after ``arrive`` has seen to it that they are on this machine."""
+    def _mask(self, photos: Sequence[ImageRef], arrive: Arrive | None) -> Generator[Result]:
+        """Mask photos, each after ``arrive`` has seen to it that it is on this machine."""
         start = time.perf_counter()
         options = self.job.options
         decode_options = DecodeOptions(

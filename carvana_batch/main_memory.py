@@ -7,7 +7,7 @@ import ctypes
 import platform
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -148,8 +148,33 @@ def limit_new_memory(new_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
+_earlier_peak = 0
+
+
+def memory_growth(work: Callable[[], object]) -> int:
+    """Return by how many bytes the main memory of this process grew while it did something.
+
+    Linux is told to measure the peak anew. Elsewhere, only growth beyond the peak so far is seen.
+    """
+    global _earlier_peak
+    # Memory that is kept for reuse would be used again without being seen.
+    keep_freed_memory(False)
+    trim_main_memory()
+    _earlier_peak = peak_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _measured_peak()
+    work()
+    return _measured_peak() - before
+
+
 def peak_memory() -> int:
-    """Return the most main memory that this process has held so far, in bytes.
+    """Return the most main memory that this process has held so far, in bytes."""
+    return max(_earlier_peak, _measured_peak())
+
+
+def _measured_peak() -> int:
+    """The peak since the system began to measure it.
 
     On Linux this is read from /proc, because ru_maxrss there includes memory of the parent process.
     """

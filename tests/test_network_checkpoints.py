@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -407,3 +408,11 @@ def test_the_nearest_network_is_named_with_what_does_not_fit(tmp_path, weights):
     refused(path, f"nearest is tiny, with {number} of its {len(weights)} names", *moved[:3])
     torch.save({"a": torch.zeros(2)}, path)
     refused(path, "no name of a tensor is one of theirs")
+
+
+def test_what_to_install_for_networks_of_smp_is_told(tmp_path, weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    (tmp_path / "config.json").write_text('{"_model_class": "Unet", "encoder_name": "resnet18"}')
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"pip install 'carvana-batch\[smp\]'"):
+        load_model(tmp_path)

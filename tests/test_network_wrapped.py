@@ -15,7 +15,7 @@ from torch.nn import functional
 from carvana_batch.errors import CarvanaBatchError, ModelError, UsageError
 from carvana_batch.inference import planning
 from carvana_batch.inference.tiles import Tiling, describe_context
-from carvana_batch.main_memory import keep_freed_memory
+from carvana_batch.main_memory import keep_freed_memory, peak_memory
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.measuring import context_of
 from carvana_batch.network.model import MissingSettingsError
@@ -207,8 +207,10 @@ def test_an_opaque_module_is_measured_by_a_trial_and_not_copied():
     module = Session()
     keep_freed_memory(True)  # as after a run
     np.zeros((30, 512, 512, 4), np.float32).fill(1)
+    before = peak_memory()
     model = wrap_module(module, SETTINGS, digest="of the file", opaque=True)
     assert model.network.module is module
+    assert peak_memory() >= before
     assert model.network.stride == 1
     assert 60 < model.network.values_per_pixel < 300  # 90 of the array and some of a copy
     predictor, line = planning.make_predictor(model, Options(device="cpu"))
@@ -246,6 +248,15 @@ class Failing(nn.Module):
         raise KeyError("no such thing\x1b[31m")
 
 
+class Padded(Hourglass):
+    """Takes sides of any length, though tiles must start on multiples of its stride all the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        padded = functional.pad(images, (0, -width % 8, 0, -height % 8))
+        return super().forward(padded)[..., :height, :width]
+
+
 class Placed(Hourglass):
     """Adds to each logit what depends on its place."""
 
@@ -273,6 +284,8 @@ REFUSED = (
     (lambda: Pixelwise(64, 64), {}, "fixed-size"),
     (lambda: Pixelwise(64, 64), {"fixed_size": (32, 32)}, "of 32x32 pixels"),
     (Placed, {}, "do not move along with the image"),
+    (lambda: Hourglass(3), {"stride": 4}, "odd multiples of its stride 4"),
+    (lambda: Padded(3), {"stride": 4}, "with an image that is moved by its stride 4"),
     (lambda: Changed(Hourglass(), torch.sigmoid), {}, "--output probability or --output logits"),
     (Hourglass, {"output": "probability"}, "so it is no probability"),
     (Hourglass, {"mean": None}, "--mean R,G,B"),
@@ -343,3 +356,19 @@ def test_what_is_not_finite_in_a_photo_is_no_mask():
     first, second = make_predictor(model).predict(photos)
     np.testing.assert_array_equal(first.mask.to_bool(), photos[0].pixels[:, :, 0] >= 128)
     assert "not finite" in second.reason
+
+
+def test_the_stride_of_a_network_that_takes_any_size_is_measured():
+    assert wrap_module(Padded(3), SETTINGS).network.stride == 8
+
+
+def test_code_that_fails_in_a_run_ends_it_with_one_line():
+    class Fails(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[3] > 600:
+                raise KeyError("wide")
+            return images[:, :1]
+
+    predictor = make_predictor(wrap_module(Fails(), replace(SETTINGS, stride=1)))
+    with pytest.raises(ModelError, match="Fails: its code fails on tiles, 1 of 601x20 pixels"):
+        list(predictor.predict([random_photo(20, 600), random_photo(20, 601)]))

@@ -14,7 +14,7 @@ from carvana_batch.inference.memory import OutOfMemoryGuard, is_out_of_memory, r
 from carvana_batch.inference.runner import NetworkRunner
 from carvana_batch.network.blocks import AnySizeNetwork
 from carvana_batch.network.cpu_fusion import prepare_network
-from carvana_batch.text import cut_short
+from carvana_batch.text import cut_short, shown
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -68,10 +68,11 @@ def why_not(network: AnySizeNetwork, device: torch.device, dtype: torch.dtype) -
     try:
         with torch.inference_mode():
             prepare_network(network, device, dtype)(images)
-    except RuntimeError as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"its network fails in another: {cut_short(str(error).splitlines()[0])}"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"its network fails in another: {shown(cut_short(reason))}"
     return None
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carvana_batch.errors import ModelError
 from carvana_batch.inference.canvas import Canvas, Window
 from carvana_batch.inference.devices import single_thread_on_small_cpus
-from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard
+from carvana_batch.inference.memory import FreedMemory, OutOfMemoryGuard, is_out_of_memory
 from carvana_batch.inference.network_input import NetworkInput
 from carvana_batch.inference.recovery import Limits
 from carvana_batch.inference.resizing import InputSize, resize_photo
@@ -23,6 +24,7 @@ from carvana_batch.network.cpu_fusion import prepare_network
 from carvana_batch.network.model import Model
 from carvana_batch.options import DEFAULT_THRESHOLD, NetworkSize
 from carvana_batch.orientation import inverse, turn
+from carvana_batch.text import cut_short, shown
 from carvana_batch.values import ImageRef, PackedMask, Photo, Prediction
 
 
@@ -96,15 +98,33 @@ class NetworkRunner:
 
     def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (N, 1, h, w) float32 of normalised (N, 3, h, w) images, and if they are finite."""
-        logits = self._network(images).float()
+        logits = self._logits(images)
         probabilities = torch.sigmoid(logits)
         # A sum is finite only if every summand is; it takes one number per tile instead of a map.
         finite = torch.isfinite(logits.sum(dim=(1, 2, 3)))
         if self.options.flip:
-            mirrored = self._network(images.flip(3)).float().flip(3)
+            mirrored = self._logits(images.flip(3)).flip(3)
             probabilities = (probabilities + torch.sigmoid(mirrored)) / 2
             finite = finite & torch.isfinite(mirrored.sum(dim=(1, 2, 3)))
         return probabilities, finite
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits (N, 1, h, w) float32.
+
+        Raises:
+            ModelError: the code of a network that is not ours fails.
+        """
+        try:
+            logits: Tensor = self._network(images)
+            return logits.float()
+        except Exception as error:
+            if not self.model.network.is_foreign or is_out_of_memory(error) or isinstance(error, ModelError):
+                raise
+            size = f"{len(images)} of {images.shape[3]}x{images.shape[2]} pixels in {images.dtype}"
+            raise ModelError(
+                f"{self.model.name}: its code fails on tiles, {size} ({type(error).__name__}:"
+                f" {shown(cut_short(str(error), 300))})"
+            ) from error
 
     def download(self, canvas: Canvas) -> Download:
         """Threshold the map of a photo and start to download its packed mask; see :meth:`read`."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 
-import psutil
 import torch
 from torch import Tensor
 
 from carvana_batch.errors import ModelError
-from carvana_batch.main_memory import keep_freed_memory, trim_main_memory
+from carvana_batch.main_memory import memory_growth
 from carvana_batch.network.blocks import AnySizeNetwork
 
 TRIAL_SIDE = 128
@@ -57,19 +55,11 @@ def measure_stride(network: AnySizeNetwork) -> int:
         ModelError: there is none up to 64.
     """
     for side in SIDES:
-        first = _logits_of_patch(network, side, 0)
-        extent = float(first.max() - first.min())
-        if extent == 0:
-            return 1
-
-        def difference(shift: int, side: int = side, first: Tensor = first, extent: float = extent) -> float:
-            return float((_logits_of_patch(network, side, shift) - first).abs().max()) / extent
-
-        leak = difference(STRIDES[-1])
-        if leak > MOST_LEAK:
+        shifted = _Shifted(network, side)
+        if shifted.leak > MOST_LEAK:
             continue
         for stride in STRIDES:
-            if _takes_odd_multiples(network, stride) and difference(stride) <= max(SAME, 2 * leak):
+            if _takes_odd_multiples(network, stride) and shifted.moves_along(stride):
                 return stride
     raise ModelError(
         f"its logits do not move along with the image, by no power of 2 up to {STRIDES[-1]} pixels, as those"
@@ -77,6 +67,51 @@ def measure_stride(network: AnySizeNetwork) -> int:
         " of the product of its down-sampling factors), or, for a network of images of one size, fixed-size ="
         ' "WIDTHxHEIGHT" in model.toml'
     )
+
+
+@torch.inference_mode()
+def check_stride(network: AnySizeNetwork) -> None:
+    """Check the declared stride of a network, as far as that is possible in a small image.
+
+    Raises:
+        ModelError: it does not take images of odd multiples of it, or its logits do not move along.
+    """
+    stride = network.stride
+    if not _takes_odd_multiples(network, stride):
+        raise ModelError(
+            f"fails on images whose sides are odd multiples of its stride {stride}; give a larger one"
+        )
+    if STRIDES[-1] % stride:
+        return
+    shifted = _Shifted(network, SIDES[0])
+    if shifted.leak <= MOST_LEAK and not shifted.moves_along(stride):
+        raise ModelError(
+            f"its logits do not move along with an image that is moved by its stride {stride}, but with one"
+            f" that is moved by {STRIDES[-1]}; give a larger stride, or leave it out to have it measured"
+        )
+
+
+class _Shifted:
+    """How logits of a patch of noise change when it is moved within a grey image.
+
+    Attributes:
+        leak: difference for the largest stride: what the border of the image contributes.
+    """
+
+    def __init__(self, network: AnySizeNetwork, side: int) -> None:
+        self.network, self.side = network, side
+        self._first = _logits_of_patch(network, side, 0)
+        self._extent = float(self._first.max() - self._first.min())
+        self.leak = self._difference(STRIDES[-1])
+
+    def moves_along(self, shift: int) -> bool:
+        """Whether the logits are those of the patch where it was, as far as can be told."""
+        return self._difference(shift) <= max(SAME, 2 * self.leak)
+
+    def _difference(self, shift: int) -> float:
+        """The largest change of a logit, relative to the range of all; 0 for constant ones."""
+        change = float((_logits_of_patch(self.network, self.side, shift) - self._first).abs().max())
+        return change / self._extent if self._extent else change
 
 
 def _logits_of_patch(network: AnySizeNetwork, side: int, shift: int) -> Tensor:
@@ -133,29 +168,8 @@ def trial_values_per_pixel(network: AnySizeNetwork) -> float:
     knows nothing. A pixel of input and of output is the least.
     """
     height, width = network.fixed_size or (LARGEST_CONTEXT, LARGEST_CONTEXT)
-    process = psutil.Process()
     images = noise(height + -height % network.unit, width + -width % network.unit)
     with torch.inference_mode():
         network(images[..., : network.unit, : network.unit] if network.fixed_size is None else images)
-    # Memory that is kept for reuse would be used again without being seen.
-    keep_freed_memory(False)
-    trim_main_memory()
-    before = peak = process.memory_info().rss
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        with torch.inference_mode():
-            network(images)
-            peak = max(peak, process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    values: float = (peak - before) / images[0, 0].numel() / 4
-    return max(4.0, values)
+        grown = memory_growth(lambda: network(images))
+    return max(4.0, grown / images[0, 0].numel() / 4)

@@ -18,7 +18,7 @@ from carvana_batch.network.blocks import AnySizeNetwork
 from carvana_batch.network.model import MissingSettingsError, Model, weights_digest
 from carvana_batch.text import cut_short, shown
 
-Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
 
 ROUNDING = 1e-3
 """How far probabilities of a network may lie outside of [0, 1]."""
@@ -225,6 +225,8 @@ def _try_and_measure(
         if settings.stride is None:
             network.stride = _measured(measuring.measure_stride, network)
             network.unit = unit or network.stride
+        else:
+            _measured(measuring.check_stride, network)
     else:
         network.unit = 1
     if opaque:
@@ -248,7 +250,7 @@ def _run(module: nn.Module, images: Tensor) -> object:
         ) from error
 
 
-def _measured(measure: Callable[[AnySizeNetwork], Number], network: AnySizeNetwork) -> Number:
+def _measured(measure: Callable[[AnySizeNetwork], Result], network: AnySizeNetwork) -> Result:
     """What a measurement gives; errors of the network become ModelError."""
     try:
         return measure(network)

@@ -372,3 +372,20 @@ def test_code_that_fails_in_a_run_ends_it_with_one_line():
     predictor = make_predictor(wrap_module(Fails(), replace(SETTINGS, stride=1)))
     with pytest.raises(ModelError, match="Fails: its code fails on tiles, 1 of 601x20 pixels"):
         list(predictor.predict([random_photo(20, 600), random_photo(20, 601)]))
+
+
+@pytest.mark.parametrize("fault", [KeyError("wide"), torch.OutOfMemoryError("CUDA out of memory.")], ids=repr)
+def test_a_context_that_cannot_be_measured_is_told(fault):
+    class Fails(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[3] > 256:
+                raise fault
+            return images[:, :1]
+
+    predictor = make_predictor(wrap_module(Fails(), replace(SETTINGS, stride=1)), Tiling((32, 32), 10**9, 8))
+    if isinstance(fault, KeyError):
+        with pytest.raises(ModelError, match="say how far it looks: context = N"):
+            list(predictor.predict([random_photo(40, 60)]))
+    else:
+        predict_one(predictor, random_photo(40, 60))
+        assert predictor.warnings == ["not enough memory to measure how far the network looks beyond a tile"]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.errors import CarvanaBatchError, ModelError
 from carvana_batch.inference.canvas import Window
-from carvana_batch.inference.memory import OutOfMemoryGuard, release_unused_memory
+from carvana_batch.inference.memory import OutOfMemoryGuard, is_out_of_memory, release_unused_memory
 from carvana_batch.inference.network_input import as_rgb_pixels
 from carvana_batch.inference.pool import TilePool
 from carvana_batch.inference.precision import check_precision
@@ -21,6 +21,7 @@ from carvana_batch.inference.tiles import TilePlan, describe_context
 from carvana_batch.inference.transfer import works_ahead
 from carvana_batch.network.measuring import context_of
 from carvana_batch.network.model import Model
+from carvana_batch.text import cut_short, shown
 from carvana_batch.values import Failure, ImageRef, Photo, Prediction
 
 
@@ -171,9 +172,18 @@ class Predictor(AnyPredictor):
         if plan.tile_count == 1 or self._context_checked:
             return
         self._context_checked = True
-        with OutOfMemoryGuard():
-            line = describe_context(context_of(self.model.network), self.limits.tiling.overlap)
-            self.warnings += [line] if line else []
+        try:
+            context = context_of(self.model.network)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.warnings.append("not enough memory to measure how far the network looks beyond a tile")
+                return
+            raise ModelError(
+                f"{self.model.name}: its code fails on images of some hundred pixels ({type(error).__name__}:"
+                f" {shown(cut_short(str(error), 300))}); say how far it looks: context = N in model.toml"
+            ) from error
+        line = describe_context(context, self.limits.tiling.overlap)
+        self.warnings += [line] if line else []
 
     def _has_to_wait(self, pool: TilePool, photo: Photo) -> bool:
         """Whether the photo has to wait until those on the device are finished.

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from exported_files import Known, known_logits, save_program, write_graph
+from helpers import results_in
 from networks import make_small_network
+from PIL import Image
 
 from carvana_batch.demo import draw_photo
 from carvana_batch.errors import ModelError
@@ -196,3 +198,40 @@ def test_a_wrong_suffix_is_an_error_that_helps(
         load_model(path, SETTINGS)
     assert "\n" not in str(caught.value)
     count_faults("exported files of others are run or refused", 1)
+
+
+def test_predict_masks_with_an_onnx_file_and_goes_on(tmp_path: Path, zygote) -> None:
+    """In the process of the run, beside those that decode; a second run recognises the model."""
+    here = tmp_path / "here"
+    for number in range(3):
+        (here / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(40, 60 + number)).save(here / "images" / f"{number}.png")
+    write_graph(here / "a.onnx")
+    (here / "model.toml").write_text("mean = [0.5, 0.4, 0.3]\ndeviation = [0.2, 0.25, 0.5]\n")
+    command = ["predict", "images", "out", "--model", "a.onnx", "--clean", "none", "--workers", "2"]
+    finished = zygote.run(here, *command)
+    assert finished.code == 0, finished
+    for number in range(3):
+        mask = np.asarray(Image.open(here / "out" / f"{number}.png"))
+        assert (mask.astype(bool) != known_mask(noise(40, 60 + number))).sum() <= 1
+    before = results_in(here / "out")
+    again = zygote.run(here, *command)
+    assert again.code == 0, again
+    assert results_in(here / "out") == before
+    write_graph(here / "a.onnx", [("Conv",), ("Sigmoid",)])
+    other = zygote.run(here, *command)
+    assert (other.code, other.stderr.count("\n")) == (2, 1), other
+    assert "model" in other.stderr
+
+
+def test_predict_refuses_a_damaged_onnx_file_with_one_line(tmp_path: Path, zygote) -> None:
+    here = tmp_path / "here"
+    (here / "images").mkdir(parents=True)
+    Image.fromarray(noise(40, 60)).save(here / "images" / "a.png")
+    content = write_graph(here / "a.onnx").read_bytes()
+    (here / "a.onnx").write_bytes(content[: len(content) // 2])
+    finished = zygote.run(here, "predict", "images", "out", "--model", "a.onnx")
+    assert (finished.code, finished.stdout) == (1, ""), finished
+    assert finished.stderr.startswith("Error: a.onnx: ")
+    assert finished.stderr.count("\n") == 1
+    assert not (here / "out").exists()

@@ -16,6 +16,8 @@ from carvana_batch.commands.models import command
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model, save_model
+from carvana_batch.network.exported.onnx_graph import load_onnx
+from carvana_batch.network.exported.program import load_exported_program
 from carvana_batch.network.exported.writing import write_model
 from carvana_batch.network.model import Model
 
@@ -78,7 +80,9 @@ def test_a_file_is_for_images_of_any_size(tmp_path: Path, suffix: str) -> None:
 def test_the_metadata_say_what_masks_depend_on(tmp_path: Path) -> None:
     model = Model("test", Redness().eval(), MEAN, DEVIATION, "a digest", size=(480, 320), scale=1000)
     write_model(model, tmp_path / "a.onnx", photo(), "outside")
-    assert metadata(tmp_path / "a.onnx") == {
+    entries = metadata(tmp_path / "a.onnx")
+    assert len(entries.pop("checksum")) == 64
+    assert entries == {
         "format": "carvana-batch export 1",
         "network": "test",
         "normalisation": "outside",
@@ -119,6 +123,22 @@ def test_a_file_that_gives_something_else_does_not_appear(tmp_path: Path, suffix
     assert path.read_bytes() == b"what was there before"
     assert list(tmp_path.iterdir()) == [path]
     count_faults("an export gives what the network gives, or does not appear", 1)
+
+
+@pytest.mark.parametrize(("suffix", "load"), [(".onnx", load_onnx), (".pt2", load_exported_program)])
+def test_a_changed_byte_is_noticed(tmp_path: Path, suffix: str, load, count_faults) -> None:
+    """Weights that are only a little wrong would give masks that are."""
+    path = tmp_path / f"a{suffix}"
+    write_model(make_model(make_small_network()), path, photo())
+    whole = path.read_bytes()
+    load(path)
+    # Zip files have bytes that mean nothing: those of weights are at the beginning.
+    positions = range(100, len(whole) if suffix == ".onnx" else 5000, len(whole) // 50)
+    for position in positions:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        with pytest.raises(ModelError, match=r"damaged|cannot load"):
+            load(path)
+    count_faults("exported files of others are run or refused", len(positions))
 
 
 def test_without_the_packages_one_line_says_what_to_install(tmp_path: Path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from carvana_batch.errors import ModelError
+from carvana_batch.main_memory import free_main_memory, limit_new_memory
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.exported.header import ExportHeader
 from carvana_batch.network.exported.network import ExportedNetwork
@@ -16,6 +17,9 @@ from carvana_batch.text import shown
 
 OF_OTHERS = ("threshold", "overlap")
 """Settings that no file contradicts."""
+
+LEAST_MEMORY = 2**30
+"""Bytes that loading may take even if less is free: libraries reserve more than they use."""
 
 
 def as_model(path: Path, exported: ExportedNetwork, settings: ModelSettings, kind: str) -> Model:
@@ -31,8 +35,18 @@ def as_model(path: Path, exported: ExportedNetwork, settings: ModelSettings, kin
         MissingSettingsError: mean, deviation or the meaning of the output was not said.
         ModelError: the settings contradict the file; or see :func:`wrap_module`.
     """
-    if exported.header is not None:
-        return _of_our_own(path, exported, exported.header, settings, kind)
+    try:
+        # A damaged graph can ask for any amount; the system would kill the process.
+        with limit_new_memory(max(free_main_memory(), LEAST_MEMORY)):
+            if exported.header is not None:
+                return _of_our_own(path, exported, exported.header, settings, kind)
+            return _of_others(path, exported, settings, kind)
+    except MemoryError as error:
+        raise ModelError(f"{shown(path)}: takes more memory than is free, even for small images") from error
+
+
+def _of_others(path: Path, exported: ExportedNetwork, settings: ModelSettings, kind: str) -> Model:
+    """The model of a file that another program has exported: it is tried and measured."""
     said = ModelSettings(
         output=exported.output,
         fixed_size=None if exported.size is None else (exported.size[1], exported.size[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from pathlib import Path
@@ -28,6 +29,9 @@ SILENT = 4
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 """Parts of the messages of ONNX Runtime when memory runs out."""
+
+CHECKSUM_BYTES = 78
+"""Of the entry that :func:`with_checksum` appends."""
 
 PROBABILITIES = {"Sigmoid", "Softmax", "HardSigmoid"}
 """Operators whose results are in [0, 1]."""
@@ -82,14 +86,31 @@ def load_onnx(path: Path) -> ExportedNetwork:
         proto = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ModelError(f"{shown(path)}: damaged, or not an ONNX file; export it again") from error
+    entries = {str(entry.key): str(entry.value) for entry in proto.metadata_props}
+    if "checksum" in entries and with_checksum(content[:-CHECKSUM_BYTES]) != content:
+        raise ModelError(
+            f"{shown(path)}: its content does not match the checksum in its metadata; it is damaged. If"
+            " another program has changed it on purpose, remove the entry checksum of its metadata"
+        )
     _refuse_external_weights(path, proto)
     try:
         network = OnnxNetwork(content)
+        output = _kind_of_output(proto.graph)
     except ModelError as error:
         raise ModelError(f"{shown(path)}: {error}") from error
-    header = read_header(path, {entry.key: entry.value for entry in proto.metadata_props})
-    output = _kind_of_output(proto.graph) if header is None else "probability"
-    return ExportedNetwork(network, digest, header, network.shape.size, output)
+    except (TypeError, ValueError) as error:  # names that are not UTF-8, among others
+        raise ModelError(f"{shown(path)}: damaged ({type(error).__name__}); export it again") from error
+    header = read_header(path, entries)
+    return ExportedNetwork(network, digest, header, network.shape.size, "probability" if header else output)
+
+
+def with_checksum(content: bytes) -> bytes:
+    """An ONNX file with a last entry ``checksum`` of its metadata: the SHA-256 of what is before."""
+    from onnx import ModelProto
+
+    entry = ModelProto()
+    entry.metadata_props.add(key="checksum", value=hashlib.sha256(content).hexdigest())
+    return content + bytes(entry.SerializeToString())  # to append a message is to merge it
 
 
 def _refuse_external_weights(path: Path, proto: ModelProto) -> None:
@@ -206,8 +227,8 @@ def _open(content: bytes, device: torch.device) -> InferenceSession:
     wanted = {"cuda": ["CUDAExecutionProvider"], "cpu": ["OpenVINOExecutionProvider"]}.get(device.type, [])
     there = onnxruntime.get_available_providers()
     providers = [name for name in (*wanted, "CPUExecutionProvider") if name in there]
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=providers)
+    try:  # without fallback, which prints what is raised as well
+        return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # the errors of ONNX Runtime have no other common class
         raise ModelError(f"ONNX Runtime cannot load it: {_first_line(error)}") from error
 

@@ -20,7 +20,7 @@ from carvana_batch.files import atomic_writer
 from carvana_batch.network import AUTO_WEIGHTS
 from carvana_batch.network.cpu_fusion import fold_batch_norm
 from carvana_batch.network.exported.header import INPUT_NAME, OUTPUT_NAME, ExportHeader, Normalisation
-from carvana_batch.network.exported.onnx_graph import load_onnx, need_packages
+from carvana_batch.network.exported.onnx_graph import load_onnx, need_packages, with_checksum
 from carvana_batch.network.exported.program import HEADER_FILE, load_exported_program
 from carvana_batch.network.model import Model
 from carvana_batch.text import cut_short, shown
@@ -182,7 +182,7 @@ def _as_onnx(program: ExportedProgram, header: ExportHeader) -> bytes:
         node.doc_string = ""
     for key, value in header.to_strings().items():
         proto.metadata_props.add(key=key, value=value)
-    return bytes(proto.SerializeToString())
+    return with_checksum(proto.SerializeToString())
 
 
 @contextlib.contextmanager

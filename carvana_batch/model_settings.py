@@ -38,7 +38,6 @@ class ModelSettings:
         stride: windows that start on multiples of it, in pixels, see the same grid.
         context: how many pixels away the logit of a pixel depends on others.
         fixed_size: (width, height) in pixels, if the network takes images of this size only.
-        input: name of the input of an exported graph.
     """
 
     network: str | None = None
@@ -54,7 +53,6 @@ class ModelSettings:
     stride: int | None = None
     context: int | None = None
     fixed_size: tuple[int, int] | None = None
-    input: str | None = None
 
     def over(self, others: ModelSettings) -> ModelSettings:
         """These settings, and those of ``others`` where these say nothing."""
@@ -164,7 +162,6 @@ READERS: dict[str, Callable[[object], Any]] = {
     "stride": _read_whole(1, 4096),
     "context": _read_whole(0, 99_999),
     "fixed_size": _read_size,
-    "input": _read_text,
 }
 """For each setting, what makes its value of that in a TOML file."""
 

@@ -184,7 +184,7 @@ def wrap_module(
 
 def settings_digest(digest: str, network: AnySizeNetwork, settings: ModelSettings) -> str:
     """The digest of a network, and of everything besides that its masks depend on."""
-    values: list[object] = [settings.mean, settings.deviation, settings.size, settings.input]
+    values: list[object] = [settings.mean, settings.deviation, settings.size]
     values += [network.stride, network.unit, network.fixed_size]
     if isinstance(network, WrappedNetwork):
         values.append(tuple(map(int, asdict(network.output).values())))

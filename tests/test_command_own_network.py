@@ -29,6 +29,12 @@ class Red(torch.nn.Module):
     def forward(self, images):
         return self.gain * images[:, :1]
 
+class Narrow(Red):
+    def forward(self, images):
+        if images.shape[3] > 256:
+            raise KeyError("wide")
+        return super().forward(images)
+
 class Sure(Red):
     def forward(self, images):
         return torch.sigmoid(super().forward(images))
@@ -147,6 +153,8 @@ def test_show_tells_what_is_known_and_what_is_missing():
     assert "sha256" not in text
     text = run("models", "show", "auto", "--network", "red_network:Sure", *NORMALISED)
     assert "missing: output" in text
+    with pytest.raises(ModelError, match="say how far it looks"):
+        run("models", "show", "auto", "--network", "red_network:Narrow", *NORMALISED, "--stride", "1")
     text = run("models", "show", "red.pth", "--network", "red_network:Red", *NORMALISED, "--stride", "8")
     assert "missing" not in text
     assert "mean              0.5 0.5 0.5 (the options)" in text

@@ -13,10 +13,10 @@ import click
 from carvana_batch.commands.command import Group
 from carvana_batch.commands.completion import complete_model
 from carvana_batch.commands.model_options import model_options
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.files import check_target
 from carvana_batch.model_settings import ModelSettings
-from carvana_batch.text import counted, shown
+from carvana_batch.text import counted, cut_short, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -242,7 +242,13 @@ def _print_measured(model: Model, missing: Mapping[str, str]) -> None:
     else:
         origin = _describe_origin(model, "stride")
         _print_entry("stride", counted(network.stride, "pixel") + origin)
-    context = context_of(network)
+    try:
+        context = context_of(network)
+    except Exception as error:  # code of others raises anything
+        raise ModelError(
+            f"{model.name}: fails on images of some hundred pixels ({type(error).__name__}:"
+            f" {shown(cut_short(str(error)))}); say how far it looks: context = N in model.toml"
+        ) from error
     if context is not None:
         needed = (
             "" if math.isinf(context) else f"; --overlap {math.ceil(context / SEEN_OF_OVERLAP)} shows all"

@@ -84,3 +84,15 @@ def test_odd_values_name_the_argument():
         carvana_batch.Masker(Linear(), mean=(0, 0, 0), deviation=(1, 1))
     with pytest.raises(carvana_batch.CarvanaBatchError, match='give model="FILE" as well'):
         carvana_batch.Masker(mean=MEAN)
+
+
+def test_settings_of_other_models_that_are_here_by_chance_do_not_count(tmp_path, monkeypatch):
+    pixels = draw_photo(3, 5, SMALL)[0]
+    expected = make_masker(Linear()).mask(pixels)
+    bundled = carvana_batch.Masker("segunet-s", device="cpu", precision="fp32").mask(pixels)
+    (tmp_path / "model.toml").write_text("threshold = 0.99\n")
+    (tmp_path / "auto.toml").write_text("threshold = 0.99\n")
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(make_masker(Linear()).mask(pixels), expected)
+    again = carvana_batch.Masker("segunet-s", device="cpu", precision="fp32").mask(pixels)
+    np.testing.assert_array_equal(again, bundled)

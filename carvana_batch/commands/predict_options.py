@@ -24,7 +24,7 @@ from carvana_batch.commands.parameters import (
     ignore_value_option,
 )
 from carvana_batch.errors import UsageError
-from carvana_batch.model_settings import ModelSettings, settings_beside
+from carvana_batch.model_settings import NO_SETTINGS, ModelSettings, settings_beside
 from carvana_batch.options import (
     DEFAULT_DECODE_TIMEOUT,
     DEFAULT_OVERLAP,
@@ -303,7 +303,8 @@ def make_options(context: click.Context, model_settings: ModelSettings) -> Optio
     background = values["background"]
     if values["shadow"] and background is None:
         raise UsageError("--shadow is for the pictures of --background. Give that as well.")
-    beside, _ = settings_beside(Path(values["model"]))
+    weights = Path(values["model"])  # or a name, which settings that lie here by chance do not concern
+    beside = settings_beside(weights)[0] if weights.exists() else NO_SETTINGS
     for name in ("overlap", "threshold"):
         if is_default(context, name) and getattr(beside, name) is not None:
             values = values | {name: getattr(beside, name)}

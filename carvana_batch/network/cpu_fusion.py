@@ -62,7 +62,9 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     copied = copy.deepcopy(network).float().eval()
     for module, index, following in _neighbours(copied):
         convolution, norm = module[index], module[following]
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if norm.running_mean is not None and norm.running_var is not None:
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,

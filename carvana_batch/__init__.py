@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from carvana_batch.garbage import search_for_garbage_paused
+
 if TYPE_CHECKING:
     from carvana_batch.api.masked_photo import MaskedPhoto
     from carvana_batch.api.masker import CarvanaBatchWarning, Masker
@@ -45,7 +47,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import what needs torch only on demand, so that ``carvana-batch --help`` stays fast."""
     if name in _HOMES:
-        return getattr(importlib.import_module(f"carvana_batch.{_HOMES[name]}"), name)
+        with search_for_garbage_paused():
+            return getattr(importlib.import_module(f"carvana_batch.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

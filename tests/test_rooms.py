@@ -24,6 +24,7 @@ GROUND_FLOOR = {
     "colours",
     "errors",
     "files",
+    "garbage",
     "main_memory",
     "model_settings",
     "notes",
@@ -39,6 +40,7 @@ GROUND_FLOOR = {
 ROOMS = {
     "colours": set(),
     "errors": set(),
+    "garbage": set(),
     "main_memory": set(),
     "settings_file": {"errors", "text"},
     "stopping": set(),

@@ -28,6 +28,7 @@ from carvana_batch.commands.reporting import Reporter, print_report
 from carvana_batch.commands.signals import interrupt, stop_on_signals
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.garbage import search_for_garbage_paused
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import Found, find_images
 from carvana_batch.masks.specks import clean as remove_specks
@@ -128,7 +129,7 @@ class Masker:
             "workers": workers,
             "decode_timeout": decode_timeout,
         }
-        with python_wording(command, **FILES):
+        with python_wording(command, **FILES), search_for_garbage_paused():
             context = parse(command, {}, self._keywords)
             settings = settings_of(context.params)
             # Of what a run can make in addition, only the map is of use here; it has to be asked for.

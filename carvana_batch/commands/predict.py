@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from carvana_batch.commands.predict_options import make_options, predict_paramet
 from carvana_batch.commands.reporting import WARNING, Reporter, print_plan, print_report
 from carvana_batch.commands.signals import stop_on_signals
 from carvana_batch.errors import UsageError
+from carvana_batch.garbage import search_for_garbage_paused
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST, Options
 from carvana_batch.text import counted, shown
@@ -100,17 +100,13 @@ def command(
         print_plan(refs, out, mask_file, options, reporter, as_json, remote)
         return
 
-    # Importing torch takes seconds: only do it once the input is known to exist. What it makes stays for
-    # good, so that looking for garbage there is a waste of time, now and in each process that decodes.
-    gc.disable()
-    from carvana_batch.network.checkpoints import load_model
-    from carvana_batch.run import run
+    # Importing torch takes seconds: only do it once the input is known to exist.
+    with search_for_garbage_paused():
+        from carvana_batch.network.checkpoints import load_model
+        from carvana_batch.run import run
 
-    gc.freeze()
-    gc.enable()
-
-    engine = _ray_engine(reporter, model, address, actors, gpus) if engine_name == "ray" else None
-    loaded = load_model(model, model_settings)
+        engine = _ray_engine(reporter, model, address, actors, gpus) if engine_name == "ray" else None
+        loaded = load_model(model, model_settings)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
     folder = (
         folder_of_mask_file(refs[0], out, options.overwrite) if mask_file else contextlib.nullcontext(out)

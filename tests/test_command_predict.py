@@ -427,7 +427,7 @@ def test_options_reach_the_run(monkeypatch):
 
     monkeypatch.setattr("carvana_batch.run.run", record)
     monkeypatch.setattr(
-        "carvana_batch.network.checkpoints.load_model", lambda name: SimpleNamespace(name=name)
+        "carvana_batch.network.checkpoints.load_model", lambda name, _settings: SimpleNamespace(name=name)
     )
     arguments = (
         "--model m --device cpu --precision bf16 --memory 1GB --size 96x64 --tile 64x32 --overlap 8 --batch 3"

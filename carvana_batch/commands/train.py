@@ -27,6 +27,7 @@ from carvana_batch.errors import UsageError
 from carvana_batch.options import PRECISION_NAMES
 from carvana_batch.text import shown
 from carvana_batch.training.settings import (
+    CACHE_NAMES,
     LOSS_NAMES,
     OPTIMIZER_NAMES,
     PRESETS,
@@ -134,6 +135,11 @@ AT_LEAST_ZERO = Finite(min=0)
     "crop-share", SHARE, "Part of the steps that see crops rather than whole photos, if --crop is given."
 )
 @_setting("epochs", POSITIVE, "Times that every photo is seen; may be a fraction.")
+@_setting(
+    "minutes",
+    POSITIVE,
+    "End after so many minutes at the latest, and then measure; the learning rate falls in time.",
+)
 @_setting("batch", COUNT, "Photos a step, over all passes and processes.")
 @_setting("accumulate", COUNT, "Passes that the photos of a step are split into, to save memory.")
 @_setting("lr", POSITIVE, "Highest learning rate.")
@@ -204,6 +210,12 @@ AT_LEAST_ZERO = Finite(min=0)
     click.Choice(PRECISION_NAMES),
     "Number format; auto is fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
 )
+@_setting(
+    "cache",
+    click.Choice(CACHE_NAMES),
+    "Where decoded photos are kept: in main memory, if they are reduced and fit; or all of them on the"
+    " device, which then augments them as well.",
+)
 @_setting("validate-every", COUNT, "Epochs between two validations.")
 @_setting(
     "patience", click.IntRange(min=0), "End after so many validations without a better Dice; 0 for never."
@@ -224,6 +236,12 @@ AT_LEAST_ZERO = Finite(min=0)
     show_default=True,
     help="Processes that read and augment photos.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the network first, which takes a minute or more; then steps are faster on a GPU.",
+)
 @click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.pass_context
@@ -238,6 +256,7 @@ def command(
     augment: str,
     device: str,
     workers: int,
+    compiled: bool,
     tensorboard: bool,
     quiet: bool,
     **values: Any,
@@ -277,6 +296,7 @@ def command(
             resume=resume,
             dry_run=dry_run,
             workers=workers,
+            compiled=compiled,
             tensorboard=tensorboard,
             listener=reporter.listener,
             stop=stop,
@@ -288,6 +308,10 @@ def command(
         reporter.say(f"Saved after step {outcome.step:,} of {outcome.steps:,}.")
         reporter.say(f"To go on:\n{command_line(_resume_command())}")
         context.exit(128 + outcome.stopped_by)
+    if outcome.is_time_up:
+        reporter.say(
+            f"Ended after step {outcome.step:,} of {outcome.steps:,}: {settings.minutes:g} minutes are over."
+        )
     if outcome.stopped_early:
         reporter.say(
             f"Ended after step {outcome.step:,} of {outcome.steps:,}: no better Dice for"

@@ -1,10 +1,15 @@
-"""Random degradation of an image: light, shadow, blur, noise and compression. Masks do not change."""
+"""Random degradation of an image: light, shadow, blur, noise and compression. Masks do not change.
+
+Functions that draw a change are apart from those that apply it, because other ones apply it to
+images on a device: those of ``device_degradation``, which draw in the same way.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +27,34 @@ SHADOW_REDUCTION = 4
 """Shadows are soft, so they are drawn this many times smaller."""
 
 
-def degrade(image: Image.Image, limits: AugmentationLimits, generator: np.random.Generator) -> Image.Image:
-    """Change an RGB image at random, in the order in which light, lens, sensor and file change a photo."""
+Picture = TypeVar("Picture")
+
+Change = Callable[[Picture, float, np.random.Generator], Picture]
+"""Called as ``change(image, limit, generator)``."""
+
+Levels = list[int]
+"""The new level of each level of the R, G and B channel, 3 * 256 of them."""
+
+Shifts = list[tuple[int, int]]
+"""Whole numbers of pixels (x, y), at most 256 of them; the mean of so shifted images is a blurred one."""
+
+
+def degrade(
+    image: Picture,
+    limits: AugmentationLimits,
+    generator: np.random.Generator,
+    changes: Mapping[str, Change[Picture]],
+) -> Picture:
+    """Change an image at random, in the order in which light, lens, sensor and file change a photo.
+
+    Args:
+        image: what ``changes`` take.
+        limits: how far each change may go.
+        generator: source of all random numbers.
+        changes: :data:`CHANGES`, or the same for images of another kind.
+    """
     active = [
-        (change, getattr(limits, name)) for name, change in CHANGES.items() if getattr(limits, name) > 0
+        (change, getattr(limits, name)) for name, change in changes.items() if getattr(limits, name) > 0
     ]
     if not active or generator.random() >= limits.degrade_share:
         return image
@@ -35,9 +64,16 @@ def degrade(image: Image.Image, limits: AugmentationLimits, generator: np.random
     return image
 
 
-def add_shadow(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
-    """Darken a random polygon with soft edges by at most ``limit``, 0 to 1."""
-    size = max(1, image.width // SHADOW_REDUCTION), max(1, image.height // SHADOW_REDUCTION)
+def draw_shadow(
+    size: tuple[int, int], limit: float, generator: np.random.Generator
+) -> tuple[float, Image.Image]:
+    """Draw a random polygon with soft edges that darkens by at most ``limit``, 0 to 1.
+
+    Returns:
+        By how much it darkens, and an L image of less than ``size`` (width, height): 0 in the shadow, 255
+        outside.
+    """
+    size = max(1, size[0] // SHADOW_REDUCTION), max(1, size[1] // SHADOW_REDUCTION)
     depth, softness = generator.random() * limit, 1 + generator.random() * 0.05 * max(size)
     centre = generator.random(2)
     angles = np.sort(generator.random(int(generator.integers(3, 7)))) * 2 * math.pi
@@ -45,94 +81,143 @@ def add_shadow(image: Image.Image, limit: float, generator: np.random.Generator)
     corners = centre + distances[:, None] * np.c_[np.cos(angles), np.sin(angles)]
     light = Image.new("L", size, 255)
     ImageDraw.Draw(light).polygon([tuple(corner) for corner in (corners * size).tolist()], fill=0)
-    light = light.filter(ImageFilter.GaussianBlur(softness)).resize(image.size, Image.Resampling.BILINEAR)
+    return depth, light.filter(ImageFilter.GaussianBlur(softness))
+
+
+def add_shadow(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
+    """Darken a random polygon with soft edges by at most ``limit``, 0 to 1."""
+    depth, light = draw_shadow(image.size, limit, generator)
+    light = light.resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image, image.point(lambda level: round(level * (1 - depth))), light)
 
 
-def darken(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
-    """Multiply by a factor from 1 - ``limit`` to 1."""
+def draw_darker(limit: float, generator: np.random.Generator) -> Levels:
+    """Draw a factor from 1 - ``limit`` to 1."""
     factor = math.exp(generator.random() * math.log(1 - limit))
-    return image.point(lambda level: round(level * factor))
+    return [round(level * factor) for level in range(256)] * 3
 
 
-def bend_tones(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
-    """Apply a gamma from 1 / (1 + ``limit``) to 1 + ``limit``."""
+def draw_gamma(limit: float, generator: np.random.Generator) -> Levels:
+    """Draw a gamma from 1 / (1 + ``limit``) to 1 + ``limit``."""
     gamma = math.exp(generator.uniform(-1, 1) * math.log1p(limit))
-    return image.point(lambda level: round(255 * (level / 255) ** gamma))
+    return [round(255 * (level / 255) ** gamma) for level in range(256)] * 3
 
 
-def tint(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
-    """Multiply each channel by its own factor from 1 / (1 + ``limit``) to 1 + ``limit``."""
+def draw_tint(limit: float, generator: np.random.Generator) -> Levels:
+    """Draw a factor for each channel from 1 / (1 + ``limit``) to 1 + ``limit``."""
     factors = np.exp(generator.uniform(-1, 1, 3) * math.log1p(limit))
     table = (np.arange(256) * factors[:, None]).round().clip(0, 255)
-    return image.point(table.astype(int).ravel().tolist())
+    levels: Levels = table.astype(int).ravel().tolist()
+    return levels
+
+
+def draw_defocus(limit: float, generator: np.random.Generator) -> tuple[float, Shifts | None]:
+    """Draw a radius of at most ``limit`` pixels, and the shifts of half of the images: those within a disc.
+
+    The other half has None, for a Gaussian blur.
+    """
+    radius = generator.random() * limit
+    if generator.random() < 0.5:
+        return radius, None
+    reach = math.ceil(radius)
+    grid = range(-reach, reach + 1)
+    return radius, [(x, y) for y in grid for x in grid if x * x + y * y <= radius * radius]
 
 
 def defocus(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
     """Blur with a radius of at most ``limit`` pixels: half of the images as a disc, half as a Gaussian."""
-    radius = generator.random() * limit
-    if generator.random() < 0.5:
+    radius, shifts = draw_defocus(limit, generator)
+    if shifts is None:
         return image.filter(ImageFilter.GaussianBlur(radius))
-    reach = math.ceil(radius)
-    grid = range(-reach, reach + 1)
-    return _average_of_shifts(image, [(x, y) for y in grid for x in grid if x * x + y * y <= radius * radius])
+    return _average_of_shifts(image, shifts)
+
+
+def draw_motion(limit: float, generator: np.random.Generator) -> Shifts:
+    """Draw the shifts along a line of a random direction, at most ``limit`` pixels long."""
+    length, angle = generator.random() * limit, generator.random() * math.pi
+    steps = np.linspace(-length / 2, length / 2, math.ceil(length) + 1)
+    return sorted({(round(step * math.cos(angle)), round(step * math.sin(angle))) for step in steps.tolist()})
 
 
 def blur_motion(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
     """Blur along a line of a random direction, at most ``limit`` pixels long."""
-    length, angle = generator.random() * limit, generator.random() * math.pi
-    steps = np.linspace(-length / 2, length / 2, math.ceil(length) + 1)
-    shifts = {(round(step * math.cos(angle)), round(step * math.sin(angle))) for step in steps.tolist()}
-    return _average_of_shifts(image, sorted(shifts))
+    return _average_of_shifts(image, draw_motion(limit, generator))
+
+
+def draw_resolution(
+    size: tuple[int, int], limit: float, generator: np.random.Generator
+) -> tuple[tuple[int, int], Image.Resampling]:
+    """Draw a size reduced by a factor of at most 1 + ``limit``, and how it is enlarged again."""
+    factor = math.exp(generator.random() * math.log1p(limit))
+    small = max(1, round(size[0] / factor)), max(1, round(size[1] / factor))
+    filters = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+    return small, filters[int(generator.integers(len(filters)))]
 
 
 def lose_resolution(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
     """Reduce by a factor of at most 1 + ``limit``, and enlarge again."""
-    factor = math.exp(generator.random() * math.log1p(limit))
-    small = max(1, round(image.width / factor)), max(1, round(image.height / factor))
-    filters = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-    enlarging = filters[int(generator.integers(len(filters)))]
+    small, enlarging = draw_resolution(image.size, limit, generator)
     return image.resize(small, Image.Resampling.BOX).resize(image.size, enlarging)
 
 
-def add_noise(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
-    """Add Gaussian noise with a standard deviation of at most ``limit`` levels.
+def draw_noise(
+    size: tuple[int, int], limit: float, generator: np.random.Generator
+) -> tuple[float, float, tuple[int, int]]:
+    """Draw Gaussian noise.
 
-    The share of coloured noise and the size of its grains are random; half of the images have grains of a
-    single pixel.
+    The size of its grains is random; half of the images have grains of a single pixel.
+
+    Returns:
+        The standard deviation of its coloured part and of its grey part, in levels, which together have one
+        of at most ``limit``; and the size (width, height) in grains of an image of ``size``.
     """
     deviation, coloured = generator.random() * limit, generator.random()
     grain = 1.0 if generator.random() < 0.5 else generator.uniform(1, COARSEST_GRAIN)
-    size = max(1, round(image.width / grain)), max(1, round(image.height / grain))
-    noise = generator.standard_normal((size[1], size[0], 3), np.float32)
-    noise *= np.float32(deviation * math.sqrt(coloured))
-    grey = generator.standard_normal((size[1], size[0], 1), np.float32)
-    noise += grey * np.float32(deviation * math.sqrt(1 - coloured))
-    if size != image.size:
+    grains = max(1, round(size[0] / grain)), max(1, round(size[1] / grain))
+    return deviation * math.sqrt(coloured), deviation * math.sqrt(1 - coloured), grains
+
+
+def add_noise(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
+    """Add Gaussian noise with a standard deviation of at most ``limit`` levels."""
+    coloured, grey, (width, height) = draw_noise(image.size, limit, generator)
+    noise = generator.standard_normal((height, width, 3), np.float32)
+    noise *= np.float32(coloured)
+    noise += generator.standard_normal((height, width, 1), np.float32) * np.float32(grey)
+    if (width, height) != image.size:
         noise = _enlarge(noise, image.size)
     noise += np.asarray(image)
     return Image.fromarray(np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8))
 
 
+def draw_quality(limit: float, generator: np.random.Generator) -> int:
+    """Draw the quality of a JPEG file from 100 - ``limit`` to 100."""
+    return round(100 - generator.random() * limit)
+
+
 def compress(image: Image.Image, limit: float, generator: np.random.Generator) -> Image.Image:
     """Compress as JPEG with a quality from 100 - ``limit`` to 100."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=round(100 - generator.random() * limit))
+    image.save(file, "JPEG", quality=draw_quality(limit, generator))
     return Image.open(file).convert("RGB")
 
 
-CHANGES: dict[str, Callable[[Image.Image, float, np.random.Generator], Image.Image]] = {
+def _point(draw: Callable[[float, np.random.Generator], Levels]) -> Change[Image.Image]:
+    """The change that gives each level the new one that ``draw`` has drawn."""
+    return lambda image, limit, generator: image.point(draw(limit, generator))
+
+
+CHANGES: dict[str, Change[Image.Image]] = {
     "shadow": add_shadow,
-    "darken": darken,
-    "gamma": bend_tones,
-    "tint": tint,
+    "darken": _point(draw_darker),
+    "gamma": _point(draw_gamma),
+    "tint": _point(draw_tint),
     "blur": defocus,
     "motion": blur_motion,
     "resample": lose_resolution,
     "noise": add_noise,
     "jpeg": compress,
 }
-"""The name of each limit -> the change, called as ``change(image, limit, generator)``."""
+"""The name of each limit -> the change of an RGB image."""
 
 
 def _average_of_shifts(image: Image.Image, shifts: list[tuple[int, int]]) -> Image.Image:

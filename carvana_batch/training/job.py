@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from carvana_batch.stopping import StopFlag
 from carvana_batch.text import shown
 from carvana_batch.training.accepted import is_out_folder
 from carvana_batch.training.curves import plot_curves
+from carvana_batch.training.device_samples import DIFFERENT_SIZES
 from carvana_batch.training.listener import Outcome, TrainingListener
 from carvana_batch.training.loop import Training
 from carvana_batch.training.pairs import (
@@ -37,7 +39,7 @@ from carvana_batch.training.run_folder import RunFolder
 from carvana_batch.training.samples import draw_batches, make_samples
 from carvana_batch.training.settings import TrainingSettings
 from carvana_batch.training.split import find_split
-from carvana_batch.training.starting import check_batch, check_cars, load_initial
+from carvana_batch.training.starting import check_batch, check_cache, check_cars, load_initial
 from carvana_batch.training.tensorboard import TensorBoardLog, import_writer
 from carvana_batch.training.validation import predict_pairs, read_true
 
@@ -67,6 +69,8 @@ def check_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], setting
                 raise UsageError(
                     f"--crop {crop[0]}x{crop[1]} is larger than {name}, {width}x{height}. Use a smaller one."
                 )
+    if len(found) > 1 and settings.cache == "device":
+        raise UsageError(f"--cache device: {DIFFERENT_SIZES}")
     if len(found) > 1 and (crop is None or settings.crop_share < 1) and settings.batch > 1:
         (first, one), (second, other) = list(found.items())[:2]
         raise UsageError(
@@ -84,6 +88,7 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     workers: int = 1,
+    compiled: bool = False,
     tensorboard: bool = False,
     listener: TrainingListener | None = None,
     stop: StopFlag | None = None,
@@ -98,6 +103,7 @@ def train(
         resume: resume the run in ``root``.
         dry_run: only check data and settings, and write ``samples.jpg`` and ``split.json``.
         workers: number of processes that read and augment photos.
+        compiled: compile the network.
         tensorboard: also write event files for TensorBoard.
         listener: callbacks for progress.
         stop: when its signal is set, the run saves its state and ends.
@@ -110,7 +116,7 @@ def train(
             or lies among the photos, the loss is not finite, or memory ran out.
         KeyboardInterrupt: a signal came while the photos were checked.
     """
-    stop = stop or StopFlag()
+    started_at, stop = time.monotonic(), stop or StopFlag()
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(device))
         listener = listener if listener is not None and processes.first else TrainingListener()
@@ -123,7 +129,7 @@ def train(
                 check_temporary_folder()
                 check_run_folder(root, data, settings)
                 stack.enter_context(run)
-                _prepare(data, run, settings, resume, dry_run, processes, listener, stop)
+                _prepare(data, run, settings, device, resume, dry_run, processes, listener, stop)
             except CarvanaBatchError as error:
                 problem = error
         problem = processes.share(problem)  # the other processes wait for the checks
@@ -144,6 +150,8 @@ def train(
             listener=listener,
             stop=stop,
             workers=workers,
+            compiled=compiled,
+            started_at=started_at,
         )
         log: TensorBoardLog | None = None
         if tensorboard and processes.first:
@@ -200,6 +208,7 @@ def _prepare(
     data: Path,
     run: RunFolder,
     settings: TrainingSettings,
+    device: torch.device,
     resume: bool,
     dry_run: bool,
     processes: Processes,
@@ -214,6 +223,7 @@ def _prepare(
             raise KeyboardInterrupt  # there is no work yet that has to be finished first
 
     check_batch(settings, processes.count)
+    check_cache(settings, device)
     split = find_split(data, settings)
     run.check(settings, split.describe(), resume)
     listener.on_say(split.summarise())

@@ -37,6 +37,7 @@ class Outcome:
         best: the best validation.
         stopped_by: number of the signal that stopped the run, or None.
         pictures: names of the pictures of the results that were drawn.
+        is_time_up: whether the run ended because its minutes were over.
     """
 
     step: int
@@ -44,8 +45,9 @@ class Outcome:
     best: Summary | None
     stopped_by: int | None = None
     pictures: tuple[str, ...] = ()
+    is_time_up: bool = False
 
     @property
     def stopped_early(self) -> bool:
         """Whether the run ended early because validation no longer improved."""
-        return self.stopped_by is None and self.step < self.steps
+        return self.stopped_by is None and self.step < self.steps and not self.is_time_up

@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from carvana_batch.errors import UsageError
 from carvana_batch.network.checkpoints import save_model
 from carvana_batch.scoring.scores import Score, Summary, summarise, write_scores
 from carvana_batch.stopping import StopFlag
+from carvana_batch.training.device_samples import DeviceSamples
 from carvana_batch.training.listener import Outcome, TrainingListener
-from carvana_batch.training.optimisation import learning_rate_at
 from carvana_batch.training.pairs import Pair
-from carvana_batch.training.passes import passes_of_steps
+from carvana_batch.training.passes import Pass, passes_of_steps
 from carvana_batch.training.processes import Processes
 from carvana_batch.training.run_folder import RunFolder
-from carvana_batch.training.samples import make_samples
+from carvana_batch.training.samples import Samples, make_samples
 from carvana_batch.training.settings import TrainingSettings, describe_settings
 from carvana_batch.training.starting import check_batch, start_from_checkpoint, start_model, start_precision
 from carvana_batch.training.state import TrainingState
@@ -54,6 +54,8 @@ class Training:
         listener: callbacks for progress.
         stop: when its signal is set, the run saves its state and ends.
         workers: number of processes that read and augment photos.
+        compiled: compile the network.
+        started_at: when the run was started or resumed, by ``time.monotonic``; by default now.
 
     Attributes:
         state: what steps change.
@@ -76,7 +78,10 @@ class Training:
         listener: TrainingListener | None = None,
         stop: StopFlag | None = None,
         workers: int = 1,
+        compiled: bool = False,
+        started_at: float | None = None,
     ) -> None:
+        self._started_at = time.monotonic() if started_at is None else started_at
         self.pairs, self.val, self.run, self.settings, self.device = pairs, val, run, settings, device
         self.processes = processes or Processes()
         self.listener = listener or TrainingListener()
@@ -94,8 +99,15 @@ class Training:
             model, precision = start_from_checkpoint(checkpoint, settings)
             self.state = TrainingState(model, precision, settings, device)
             self.state.restore(checkpoint)
-        self.step_runner = StepRunner(self.state, self.steps, pairs, run, settings, device, self.processes)
-        self.samples = make_samples(pairs, settings)
+        self.step_runner = StepRunner(
+            self.state, self.steps, pairs, run, settings, device, self.processes, compiled
+        )
+        self._earlier_seconds = self.state.seconds
+        self.samples: Samples | DeviceSamples
+        if settings.cache == "device":
+            self.samples = DeviceSamples(pairs, settings, device)
+        else:
+            self.samples = make_samples(pairs, settings)
 
     def run_to_end(self) -> Outcome:
         """Train from the current step to the last one, with the validations in between.
@@ -105,24 +117,13 @@ class Training:
                 kept.
         """
         state, listener = self.state, self.listener
-        self.samples.keep_in_memory(
-            self.processes.local_count, lambda done, total: listener.on_work("reading", done, total)
-        )
+        if not self._is_over():
+            self._read_photos()
         # A validation is still due if a signal came before or during it.
         stopping = self._is_validation_due() and not self._validate()
         seconds, first_step, saved_at = 0.0, state.step, time.monotonic()
         steps = range(first_step, self.steps)
-        with contextlib.closing(
-            passes_of_steps(
-                self.samples,
-                self.settings,
-                steps,
-                self.processes,
-                self.device,
-                self.workers,
-                listener.on_say,
-            )
-        ) as passes:
+        with contextlib.closing(self._passes(steps)) as passes:
             while not (self._is_over() or stopping):
                 started_at = time.monotonic()
                 loss, stopping = self._agree(self.step_runner.take_step(next(passes)))
@@ -140,7 +141,32 @@ class Training:
                     stopping = not self._validate()
         self.step_runner.freed_memory.give_back()
         stopped_by = (self.stop.signal or signal.SIGTERM) if stopping else None
-        return Outcome(state.step, self.steps, state.best, stopped_by)
+        time_up = stopped_by is None and self._is_time_up() and state.step < self.steps
+        return Outcome(state.step, self.steps, state.best, stopped_by, is_time_up=time_up)
+
+    def _read_photos(self) -> None:
+        """Keep the photos in memory, if they are to stay there."""
+
+        def report(done: int, total: int) -> None:
+            self.listener.on_work("reading", done, total)
+
+        if isinstance(self.samples, DeviceSamples):
+            self.samples.load(self.processes.local_count, report)
+        else:
+            self.samples.keep_in_memory(self.processes.local_count, report)
+
+    def _passes(self, steps: range) -> Generator[list[Pass]]:
+        if isinstance(self.samples, DeviceSamples):
+            return self.samples.passes_of_steps(steps, self.processes)
+        return passes_of_steps(
+            self.samples,
+            self.settings,
+            steps,
+            self.processes,
+            self.device,
+            self.workers,
+            self.listener.on_say,
+        )
 
     def describe(self) -> str:
         """Describe the run in one line for the user."""
@@ -151,6 +177,8 @@ class Training:
             f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {settings.batch}",
             f"{self.device} in {self.state.precision}",
         ]
+        if settings.minutes is not None:
+            words.append(f"{settings.minutes:g} minutes at most")
         if self.processes.count > 1:
             words.append(f"{self.processes.count} processes")
         if self._is_over():
@@ -163,12 +191,15 @@ class Training:
         return step * self.settings.batch / len(self.pairs)
 
     def _is_validation_due(self) -> bool:
-        """Whether a validation is due: after every ``validate_every`` epochs and after the last step."""
+        """Whether a validation is due: after every ``validate_every`` epochs and after the last step.
+
+        The last one may also be that at which the time was up.
+        """
         if self.state.validated == self.state.step:
             return False
         every = self.settings.validate_every
         crossed = self._epochs(self.state.step) // every > self._epochs(self.state.step - 1) // every
-        return crossed or self.state.step == self.steps
+        return crossed or self.state.step == self.steps or (self._is_time_up() and self.state.step > 0)
 
     @property
     def log_interval(self) -> int:
@@ -176,9 +207,13 @@ class Training:
         return min(MAX_LOG_INTERVAL, max(1, self.steps // 100))
 
     def _is_over(self) -> bool:
-        return (
-            self.state.step >= self.steps or 0 < self.settings.patience <= self.state.validations_since_best
-        )
+        patience = self.settings.patience
+        no_better = 0 < patience <= self.state.validations_since_best
+        return self.state.step >= self.steps or no_better or self._is_time_up()
+
+    def _is_time_up(self) -> bool:
+        minutes = self.settings.minutes
+        return minutes is not None and self.state.seconds >= 60 * minutes
 
     def _validate(self) -> bool:
         """Validate the averaged weights, write them, and keep the best ones so far.
@@ -241,14 +276,19 @@ class Training:
             self._write_weights(self.run.last, None)
 
     def _agree(self, loss: float) -> tuple[float, bool]:
-        """Return the mean loss of all processes, and whether any of them received a signal."""
-        parts = self.processes.gather((loss, self.stop.signal is not None))
-        return sum(loss for loss, _ in parts) / len(parts), any(stopped for _, stopped in parts)
+        """Return the mean loss of all processes, and whether any of them received a signal.
+
+        Also note the time that the run has taken, by the clock of the first process.
+        """
+        seconds = self._earlier_seconds + time.monotonic() - self._started_at
+        parts = self.processes.gather((loss, self.stop.signal is not None, seconds))
+        self.state.seconds = parts[0][2]
+        return sum(part[0] for part in parts) / len(parts), any(part[1] for part in parts)
 
     def _log_loss(self, rate: float) -> None:
         loss = float(np.mean(self.state.losses))
         self.state.losses = []
-        learning_rate = learning_rate_at(self.state.step - 1, self.steps, self.settings)
+        learning_rate = self.step_runner.learning_rate_at(self.state.step - 1)
         self._log({"loss": loss, "learning_rate": learning_rate, "samples_per_second": rate})
 
     def _log(self, values: dict[str, Any]) -> None:

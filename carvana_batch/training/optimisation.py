@@ -25,7 +25,7 @@ def make_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.opti
     return kind(groups, lr=settings.lr)
 
 
-def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
+def learning_rate_at(step: int, steps: int, settings: TrainingSettings, share: float = 0.0) -> float:
     """Return the learning rate of a step.
 
     It rises linearly during the warm-up, which takes at most a tenth of all steps. Then it falls according to
@@ -35,11 +35,13 @@ def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float
         step: the step, counted from 0.
         steps: number of steps of the whole run.
         settings: settings of the run.
+        share: of its time that has passed, if it ends after some minutes; counts if it is more than that of
+            the steps.
     """
     warm_up = min(settings.warm_up, steps // 10)
     if step < warm_up:
         return settings.lr * (step + 1) / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
+    progress = min(1.0, max(share, (step - warm_up) / max(1, steps - warm_up)))
     if settings.schedule == "constant":
         return settings.lr
     remaining = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

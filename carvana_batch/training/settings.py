@@ -13,6 +13,7 @@ from carvana_batch.settings_file import read_settings_file
 LOSS_NAMES = ("bce+dice", "bce", "dice", "boundary")
 OPTIMIZER_NAMES = ("adamw", "adam")
 SCHEDULE_NAMES = ("cosine", "linear", "constant")
+CACHE_NAMES = ("main", "device")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TrainingSettings:
 
     ``size`` and ``crop`` are (width, height) in pixels. With a ``size`` of None, photos keep their own size;
     with a ``crop`` of None, they are not cropped. ``ema`` is the decay per step of the moving average of the
-    weights.
+    weights. With ``minutes`` of None, only ``epochs`` ends the run. ``cache`` says whose memory keeps photos.
     """
 
     model: str = "segunet-s"
@@ -116,6 +117,7 @@ class TrainingSettings:
     crop: tuple[int, int] | None = None
     crop_share: float = 1.0
     epochs: float = 30.0
+    minutes: float | None = None
     batch: int = 4
     accumulate: int = 1
     lr: float = 1e-3
@@ -129,6 +131,7 @@ class TrainingSettings:
     patience: int = 0
     validate_every: int = 1
     precision: str = "auto"
+    cache: str = "main"
     seed: int = 0
     backgrounds: str | None = None
     augmentation: AugmentationLimits = field(default_factory=AugmentationLimits)

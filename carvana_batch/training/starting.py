@@ -71,6 +71,20 @@ def check_batch(settings: TrainingSettings, processes: int) -> None:
         )
 
 
+def check_cache(settings: TrainingSettings, device: torch.device) -> None:
+    """Check that samples can be made where photos are kept.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if settings.cache == "main":
+        return
+    if settings.backgrounds is not None:
+        raise UsageError("--cache device puts no cars over --backgrounds. Leave one of them out.")
+    if device.type == "mps":
+        raise UsageError("--cache device needs a CUDA device, or the CPU. Leave it out on mps.")
+
+
 def load_initial(settings: TrainingSettings) -> Model:
     """Load the model ``settings.init``.
 

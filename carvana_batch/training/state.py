@@ -33,6 +33,7 @@ class TrainingState:
         scaler: scales the gradients in fp16 and does nothing otherwise.
         average: the moving average of the weights, which is validated and written.
         step: number of steps taken.
+        seconds: that the run has taken so far, those of earlier processes of it included.
         validated: the step after which the weights were last validated, 0 before the first validation.
         validations_since_best: number of validations since the best one.
         best: the best validation so far.
@@ -49,6 +50,7 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average = WeightAverage(self.network, settings.ema)
         self.step = self.validated = self.validations_since_best = 0
+        self.seconds = 0.0
         self.best: Summary | None = None
         self.worst: list[str] = []
         self.losses: list[float] = []
@@ -89,6 +91,7 @@ class TrainingState:
             "notes": self.model.notes,
             "precision": self.precision,
             "step": self.step,
+            "seconds": self.seconds,
             "validated": self.validated,
             "validations_since_best": self.validations_since_best,
             "best": None if self.best is None else asdict(self.best),
@@ -108,6 +111,7 @@ class TrainingState:
             self.scaler.load_state_dict(checkpoint["scaler"])
             self.average.load(checkpoint["average"])
             self.step, self.validated = checkpoint["step"], checkpoint["validated"]
+            self.seconds = checkpoint.get("seconds", 0.0)  # version 0.2.0 did not record it
             self.validations_since_best = checkpoint["validations_since_best"]
             self.best = None if checkpoint["best"] is None else Summary(**checkpoint["best"])
             self.worst, self.losses = list(checkpoint["worst"]), list(checkpoint["losses"])

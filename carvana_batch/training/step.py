@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class StepRunner:
         settings: settings of the run.
         device: where the network runs.
         processes: the processes of the run, over which gradients are averaged.
+        compiled: compile the network.
 
     Attributes:
         freed_memory: main memory that is kept for reuse between passes.
@@ -52,11 +54,18 @@ class StepRunner:
         settings: TrainingSettings,
         device: torch.device,
         processes: Processes,
+        compiled: bool = False,
     ) -> None:
         self.state, self.steps, self.pairs, self.run = state, steps, pairs, run
         self.settings, self.device, self.processes = settings, device, processes
         self.freed_memory = FreedMemory(device)
-        self.wrapped = processes.wrap(state.network, device)
+        network = cast(nn.Module, torch.compile(state.network)) if compiled else state.network
+        self.wrapped = processes.wrap(network, device)
+        # Made once, because copying them to a device waits for it.
+        self._mean, self._deviation = (
+            255 * torch.tensor(values, device=device).view(1, 3, 1, 1)
+            for values in (state.model.mean, state.model.deviation)
+        )
 
     def take_step(self, passes: Sequence[Pass]) -> float:
         """Take one step of the optimizer.
@@ -73,7 +82,7 @@ class StepRunner:
         """
         state = self.state
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, self.steps, self.settings)
+            group["lr"] = self.learning_rate_at(state.step)
         state.optimizer.zero_grad()
         try:
             total = self._accumulate_gradients(passes)
@@ -103,6 +112,12 @@ class StepRunner:
         state.step += 1
         return total / len(passes)
 
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, if it were taken now."""
+        minutes = self.settings.minutes
+        share = 0.0 if minutes is None else self.state.seconds / (60 * minutes)
+        return learning_rate_at(step, self.steps, self.settings, share)
+
     def _accumulate_gradients(self, passes: Sequence[Pass]) -> float:
         """Run the passes forward and backward and return the sum of their losses."""
         total = 0.0
@@ -131,10 +146,8 @@ class StepRunner:
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Normalise (N, 3, h, w) uint8 to float32."""
-        model = self.state.model
-        mean = torch.tensor(model.mean, device=self.device).view(1, 3, 1, 1) * 255
-        deviation = torch.tensor(model.deviation, device=self.device).view(1, 3, 1, 1) * 255
-        return ((images.float() - mean) / deviation).contiguous(memory_format=torch.channels_last)
+        normalised = (images.float() - self._mean) / self._deviation
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def _not_finite(self, what: str, passes: Sequence[Pass]) -> CarvanaBatchError:
         ids = ", ".join(shown(self.pairs[draw.index].id) for one in passes for draw in one.draws)

@@ -88,6 +88,8 @@ def test_parameter_counts():
     assert count_parameters("unet") == 31_043_521
     assert count_parameters("segunet-s") == segunet_parameters((16, 32, 64, 96, 128, 160), 160, 1, 2)
     assert count_parameters("segunet-s") == pytest.approx(2.46e6, rel=0.001)
+    assert count_parameters("segunet-m") == segunet_parameters((24, 48, 96, 128, 176, 224), 224, 1, 2)
+    assert 2 * count_parameters("segunet-m") < 10e6  # bytes in half precision
     widths = (8, 24, 64, 128, 256, 512, 768)
     assert count_parameters("segunet") == segunet_parameters(widths, 768, 3, 1)
 

@@ -131,7 +131,7 @@ def release_unused_memory(device: torch.device) -> None:
     """Return the memory that torch or the C library keeps for later tensors."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; missing in torch 2.6
+        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; missing in torch 2.6 to 2.11
             torch.accelerator.empty_host_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()

@@ -11,6 +11,9 @@ from carvana_batch.network.unet import UNet
 
 NETWORKS: dict[str, Callable[[], AnySizeNetwork]] = {
     "segunet-s": lambda: SegUNet((16, 32, 64, 96, 128, 160), center=160, decoder_convolutions=1, unshuffle=2),
+    "segunet-m": lambda: SegUNet(
+        (24, 48, 96, 128, 176, 224), center=224, decoder_convolutions=1, unshuffle=2
+    ),
     "segunet": lambda: SegUNet((8, 24, 64, 128, 256, 512, 768), center=768, decoder_convolutions=3),
     "unet": lambda: UNet((64, 128, 256, 512), bottleneck=1024),
 }

@@ -29,8 +29,8 @@ RECIPE = ROOT / "recipes" / "segunet-s-gpu.toml"
 
 MINUTES = 8.0
 
-RESERVE = 0.12
-"""Part of the time that is left for measuring the weights and drawing pictures after the last step."""
+RESERVE, LEAST_RESERVE = 0.12, 8.0
+"""Part of the time, and seconds, that are left for measuring the weights and drawing after the last step."""
 
 GRACE_SECONDS = 20
 """How long training may take at most to save after SIGTERM."""
@@ -98,7 +98,8 @@ def train(arguments: argparse.Namespace, run: Path, options: list[str], seconds:
     command = [sys.executable, "-m", "carvana_batch", "train", str(arguments.data), str(run)]
     command += ["--config", str(arguments.out / "recipe.toml"), "--model", arguments.model]
     command += ["--val", str(arguments.out / "val"), "--device", arguments.device]
-    command += ["--minutes", f"{max(0.01, seconds * (1 - RESERVE) / 60):.3f}", *options]
+    reserve = max(RESERVE * seconds, LEAST_RESERVE)
+    command += ["--minutes", f"{max(0.01, (seconds - reserve) / 60):.3f}", *options]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     log = arguments.out / f"{run.name}.log"
     print(f"{run.name}: {seconds / 60:.1f} minutes are left", flush=True)
@@ -106,7 +107,7 @@ def train(arguments: argparse.Namespace, run: Path, options: list[str], seconds:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": path}
         )
-        grace = min(GRACE_SECONDS, seconds * RESERVE / 2)
+        grace = min(GRACE_SECONDS, reserve / 2)
         for number, patience in ((signal.SIGTERM, seconds - grace), (signal.SIGKILL, grace)):
             try:
                 process.wait(max(0.5, patience))

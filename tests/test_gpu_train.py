@@ -37,7 +37,7 @@ def test_training_ends_in_time_with_weights(tmp_path):
         path.rename(path.with_name(f"other-{path.name}"))
     ended = start(
         "gpu_train.py",
-        *(tmp_path / "out", data, "--val", val, "--val-photos", 4, "--minutes", 0.25, "--batch", 2),
+        *(tmp_path / "out", data, "--val", val, "--val-photos", 4, "--minutes", 0.3, "--batch", 2),
         *("--device", "cpu", "--size", "128x64", "--precision", "fp32"),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

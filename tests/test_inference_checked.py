@@ -101,6 +101,35 @@ def test_where_they_disagree_the_mask_is_that_of_the_second(orientation, keep_pr
         np.testing.assert_array_equal(result.probability > 0.5, result.mask.to_bool())
 
 
+def test_photos_that_are_reduced_ahead_get_the_same_masks(monkeypatch):
+    """As on a device that works asynchronously; with photos of the same key, and one that failed."""
+    masks = [rectangle(100, 400 + step, 300, 900) for step in (0, 10, 200)]
+    photos = [photo_of(CAR, mask, orientation) for mask in masks for orientation in (1, 6)]
+    stream = [*photos, photos[0], Failure("a", "decode", "broken"), *photos[::-1]]
+    expected = list(checked_by(Greenness()).predict(stream))
+    calls = []
+    reduce_photo = carvana_batch.inference.checked.reduce_photo
+
+    def reduce_and_note(photo):
+        calls.append(photo)
+        return reduce_photo(photo)
+
+    monkeypatch.setattr(carvana_batch.inference.checked, "works_ahead", lambda device: True)
+    monkeypatch.setattr(carvana_batch.inference.checked, "reduce_photo", reduce_and_note)
+    predictor = checked_by(Greenness())
+    for result, other in zip(predictor.predict(stream), expected, strict=True):
+        if isinstance(other, Failure):
+            assert result == other
+            continue
+        assert result.photo.notes == other.photo.notes
+        assert result.doubt == other.doubt
+        np.testing.assert_array_equal(result.mask.rows, other.mask.rows)
+    assert len(calls) == 13
+    abandoned = predictor.predict(iter(photos))
+    next(abandoned)
+    abandoned.close()
+
+
 def test_the_second_network_looks_closer_at_small_cars():
     """Stripes of three pixels are lost when the whole photo is reduced to half its size, and seen closer."""
     small = rectangle(300, 400, 500, 700)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +20,7 @@ from carvana_batch.inference.recovery import too_large_photo
 from carvana_batch.inference.resizing import MOST_ENLARGEMENT, resize_photo, resize_probability
 from carvana_batch.inference.runner import make_prediction
 from carvana_batch.inference.thresholding import threshold_and_pack
+from carvana_batch.inference.transfer import works_ahead
 from carvana_batch.masks.counts import count
 from carvana_batch.masks.specks import clean
 from carvana_batch.notes import Note
@@ -48,6 +51,10 @@ SMALLEST_MARGIN = 8
 """Pixels of the reduced photo by which the box is widened at least."""
 
 
+REDUCING_THREADS = 4
+"""Threads that reduce photos for the first look beside a device that works asynchronously."""
+
+
 class CheckedPredictor(AnyPredictor):
     """Masks photos with one network, and checks each mask with a second one that sees the photo reduced.
 
@@ -67,15 +74,38 @@ class CheckedPredictor(AnyPredictor):
     ) -> None:
         self.first, self.second = first, second
         self.threshold, self.keep_probability = threshold, keep_probability
+        self._reduced: dict[str, tuple[Photo, Future[NDArray[np.uint8]]]] = {}
         second.runner.freed_memory = FreedMemory(second.device, is_in_charge=False)
         self.device, self.limits = first.device, first.limits
         self.warnings = second.warnings = first.warnings
 
     def predict(self, photos: Iterable[Photo | Failure]) -> Generator[Prediction | Failure]:
-        """Mask a stream of photos; see :meth:`Predictor.predict`."""
-        for result in self.first.predict(photos):
-            self.limits = self.first.limits
-            yield result if isinstance(result, Failure) else self._check(result)
+        """Mask a stream of photos; see :meth:`Predictor.predict`.
+
+        On a device that works asynchronously, threads reduce the photos for the first look, so that this one
+        always has work for the device.
+        """
+        with contextlib.ExitStack() as stack:
+            if works_ahead(self.device):
+                pool = stack.enter_context(ThreadPoolExecutor(REDUCING_THREADS))
+                photos = self._reduce_ahead(photos, pool)
+            for result in self.first.predict(photos):
+                self.limits = self.first.limits
+                if isinstance(result, Failure):
+                    self._reduced.pop(result.id, None)
+                    yield result
+                else:
+                    yield self._check(result)
+
+    def _reduce_ahead(
+        self, photos: Iterable[Photo | Failure], pool: ThreadPoolExecutor
+    ) -> Iterator[Photo | Failure]:
+        """Pass the photos on, and have them reduced in the meantime."""
+        self._reduced.clear()  # of a stream that was abandoned
+        for photo in photos:
+            if isinstance(photo, Photo):
+                self._reduced[photo.ref.key] = photo, pool.submit(reduce_photo, photo)
+            yield photo
 
     def _check(self, prediction: Prediction) -> Prediction | Failure:
         """Compare and choose, twice if memory runs out; the photo has failed if it does so again."""
@@ -92,7 +122,12 @@ class CheckedPredictor(AnyPredictor):
         """Choose between the masks of the two networks, and estimate the doubt of the chosen one."""
         photo = prediction.photo
         upright = turn(photo.pixels, photo.orientation)
-        reduced = self._look(photo, upright, FIRST_LOOK)
+        source, ahead = self._reduced.pop(photo.ref.key, (None, None))
+        if ahead is None or source is not photo:  # a second try, or another photo of the same key
+            pixels = reduce_for_look(upright, FIRST_LOOK)
+        else:
+            pixels = ahead.result()
+        reduced = self._look(photo, pixels)
         if reduced is None:
             return replace(prediction, doubt=1.0)
         disagreement = self._disagreement(prediction, reduced)
@@ -107,17 +142,11 @@ class CheckedPredictor(AnyPredictor):
         sampled = PackedMask.from_bool(sample(upright, *reduced.shape))
         return 1 - count(sampled, PackedMask.from_bool(reduced > self.threshold)).dice
 
-    def _look(self, photo: Photo, upright: NDArray[np.uint8], short_side: int) -> NDArray[np.float32] | None:
-        """The map of the second network of an upright photo or of a part of it, (h, w) float32 in [0, 1].
+    def _look(self, photo: Photo, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """The map of the second network of what :func:`reduce_for_look` gives, (h, w) float32 in [0, 1].
 
         None if it has none, because memory does not suffice or its output is not finite.
         """
-        height, width = upright.shape[:2]
-        longest = MOST_ELONGATED * short_side
-        factor = min(short_side / min(height, width), longest / max(height, width), MOST_ENLARGEMENT)
-        # Of few sizes, because freed memory would be fragmented by many.
-        size = [SIZE_STEP * max(1, round(factor * side / SIZE_STEP)) for side in (height, width)]
-        pixels = np.ascontiguousarray(resize_photo(upright, *size))
         try:
             (result,) = self.second.predict([Photo(photo.ref, pixels)])
         except CarvanaBatchError:  # not even its smallest tile fits, while those of the first network do
@@ -139,7 +168,7 @@ class CheckedPredictor(AnyPredictor):
         """
         height, width = upright.shape[:2]
         box = find_box(clean(PackedMask.from_bool(reduced > self.threshold)), height, width)
-        closer = self._look(photo, upright[box], CLOSER_LOOK)
+        closer = self._look(photo, reduce_for_look(upright[box], CLOSER_LOOK))
         if closer is None:
             probability = resize_probability(torch.from_numpy(reduced), height, width)
         else:
@@ -149,6 +178,21 @@ class CheckedPredictor(AnyPredictor):
         packed, sums = threshold_and_pack(probability, self.threshold)
         noted = replace(photo, notes=(*photo.notes, Note.SECOND_NETWORK))
         return make_prediction(noted, packed, sums, probability if self.keep_probability else None)
+
+
+def reduce_photo(photo: Photo) -> NDArray[np.uint8]:
+    """A photo as the second network sees it first."""
+    return reduce_for_look(turn(photo.pixels, photo.orientation), FIRST_LOOK)
+
+
+def reduce_for_look(upright: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """Reduce an upright photo or a part of it, (H, W, 3), so that its short side has about so many pixels."""
+    height, width = upright.shape[:2]
+    longest = MOST_ELONGATED * short_side
+    factor = min(short_side / min(height, width), longest / max(height, width), MOST_ENLARGEMENT)
+    # Of few sizes, because freed memory would be fragmented by many.
+    size = [SIZE_STEP * max(1, round(factor * side / SIZE_STEP)) for side in (height, width)]
+    return np.ascontiguousarray(resize_photo(upright, *size))
 
 
 def sample(mask: PackedMask, height: int, width: int) -> NDArray[np.bool_]:

@@ -23,15 +23,14 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from measuring import alternate, describe_machine, summarise, summarise_ratios
+from measuring import alternate, copy_photos, describe_machine, summarise, summarise_ratios
 
 from carvana_batch import __version__
-from carvana_batch.demo import write_photos
 from carvana_batch.engines.contract import Account, Hello, Job, Result
 from carvana_batch.engines.crew import Crew, Ended, Event, Greeted, Loaded, Returned, Task
 from carvana_batch.engines.dispatch import Dispatcher
 from carvana_batch.engines.ray import Place, RayCrew
-from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.inputs.find import find_images
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.network.checkpoints import load_model
@@ -76,29 +75,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            photos = arguments.photos or draw_photos(folder / "drawn")
-            copy_photos(photos, folder / "in", arguments.count)
+            copy_photos(arguments.photos, folder, arguments.count)
             measure_ways(folder, arguments.count, arguments.turns)
             measure_rows(folder, arguments.rows)
         except CarvanaBatchError as error:
             parser.error(str(error))
     return 0
-
-
-def draw_photos(folder: Path) -> Path:
-    write_photos(folder)
-    return folder / "images" if (folder / "images").is_dir() else folder
-
-
-def copy_photos(photos: Path, target: Path, count: int) -> None:
-    """Copy photos until there are so many; some more than once if there are not enough."""
-    refs = find_images(photos).refs
-    if not refs:
-        raise UsageError(f"no photos in {photos}")
-    target.mkdir()
-    for number in range(count):
-        source = refs[number % len(refs)].path
-        shutil.copy(source, target / f"{number:06}{source.suffix}")
 
 
 def measure_ways(folder: Path, count: int, turns: int) -> None:

@@ -2,11 +2,16 @@
 
 import os
 import platform
+import shutil
 from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
+
+from carvana_batch.demo import write_photos
+from carvana_batch.errors import UsageError
+from carvana_batch.inputs.find import find_images
 
 Item = TypeVar("Item")
 
@@ -46,3 +51,26 @@ def summarise(values: Sequence[float]) -> str:
 def summarise_ratios(values: Sequence[float], others: Sequence[float]) -> str:
     """Format the ratios of the values of each turn like :func:`summarise`."""
     return summarise([value / other for value, other in zip(values, others, strict=True)])
+
+
+def copy_photos(photos: Path | None, folder: Path, count: int) -> None:
+    """Copy photos to folder/in until there are so many; some more than once if there are not enough.
+
+    Args:
+        photos: a folder; for None, some are drawn.
+        folder: an empty folder.
+        count: number of copies.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if photos is None:
+        write_photos(folder / "drawn")
+        photos = folder / "drawn" / "images"
+    refs = find_images(photos).refs
+    if not refs:
+        raise UsageError(f"no photos in {photos}")
+    (folder / "in").mkdir()
+    for number in range(count):
+        source = refs[number % len(refs)].path
+        shutil.copy(source, folder / "in" / f"{number:06}{source.suffix}")

@@ -5,7 +5,6 @@
 #       --build-arg TORCH_INDEX=https://pypi.org/simple .                         # for NVIDIA GPUs
 ARG BASE=python:3.12-slim
 FROM ${BASE}
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # Images without Python get that of their distribution. wget is what KubeRay's probes call.
 # hadolint ignore=DL3008

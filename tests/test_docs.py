@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -169,29 +169,52 @@ def test_boxes_of_a_floor_do_not_overlap() -> None:
     assert placed[2] == 500
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture
+def build_site(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """Build the site as ``scripts/docs`` does, from links to the documents in a folder of its own."""
     pytest.importorskip("material", reason="needs the extra docs: scripts/docs")
+    (tmp_path / "docs").mkdir()
     for name in IN_SITE:
-        (tmp_path / "docs").mkdir(exist_ok=True)
         (tmp_path / "docs" / name).symlink_to(CHECKOUT / name)
     config = (CHECKOUT / "mkdocs.yml").read_text(encoding="utf-8")
     (tmp_path / "mkdocs.yml").write_text(config.replace("build/docs", "docs").replace("build/site", "site"))
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict"]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
-    )
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+
+    def build() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return build
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(
+    build_site: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    result = build_site()
     assert result.returncode == 0, result.stderr
-    pages = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
-    assert {
-        "index.html",
-        "BENCHMARKS.html",
-        "docs/reference/options.html",
-        "docs/decisions/index.html",
-    } <= pages
+    site = tmp_path / "site"
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    expected = {"index.html", "BENCHMARKS.html", "docs/reference/options.html", "docs/decisions/index.html"}
+    assert expected <= pages
     for page in pages:
-        text = (tmp_path / "site" / page).read_text(encoding="utf-8")
+        text = (site / page).read_text(encoding="utf-8")
         # Nothing is fetched from other servers.
         assert (
             re.findall(r'(?:<script[^>]* src|<link[^>]* href|<img[^>]* src)="(?:https?:)?//[^"]*', text) == []
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "link", ["docs/nowhere.md", "recipes/nothing.toml", "docs/formats.md#nothing", "setup.cfg"]
+)
+def test_a_dead_link_is_an_error(
+    link: str, build_site: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    changelog = tmp_path / "docs" / "CHANGELOG.md"
+    changelog.unlink()
+    changelog.write_text(f"# Changelog\n\n[dead]({link})\n")
+    result = build_site()
+    assert result.returncode != 0
+    assert link.partition("#")[0] in result.stderr

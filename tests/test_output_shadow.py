@@ -49,7 +49,7 @@ def test_the_hull_is_that_of_another_implementation(seed):
     vertices = {tuple(points[index]) for index in ConvexHull(points).vertices}
     hull = _hull_below(columns, rows)
     assert set(hull) <= vertices
-    ground = np.interp(columns, *zip(*hull, strict=True))
+    ground = np.interp(columns, [x for x, _ in hull], [y for _, y in hull])
     assert (rows <= ground + 1e-9).all()
 
 

@@ -7,19 +7,21 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from carvana_batch.archives.archive import Archive
 from carvana_batch.cloud.fetching import AHEAD, Prefetcher
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.output.journal import Entry
-from carvana_batch.output.writer import Written
 from carvana_batch.temporary_folder import temporary_folder
 from carvana_batch.values import Failure, ImageRef
 
+if TYPE_CHECKING:  # it imports what takes a while, and help need not wait
+    from carvana_batch.output.writer import Written
+
 PREFIX = "carvana-batch-archive-"
 
-Result = TypeVar("Result", bound=Entry | Failure | Written)
+Result = TypeVar("Result", bound="Entry | Failure | Written")
 
 Arrive = Callable[[int], object]
 """Waits until the photo with an index is unpacked."""

@@ -40,6 +40,7 @@ def age_lock(server, seconds):
     server.objects[key] = server.objects[key]._replace(time=time.time() - seconds)
 
 
+@pytest.mark.long
 def test_of_eight_that_race_one_wins_each_of_twenty_times(server):
     for number in range(20):
         barrier = threading.Barrier(8)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,10 +16,10 @@ from helpers import results_in, wait_for, write_photo
 
 obstore = pytest.importorskip("obstore", reason="needs the extra cloud")
 
-from carvana_batch.cloud.lock import BucketLock, put_if
-from carvana_batch.cloud.urls import BucketUrl, open_store
-from carvana_batch.commands import group
-from carvana_batch.errors import FolderInUseError
+from carvana_batch.cloud.lock import BucketLock, put_if  # noqa: E402
+from carvana_batch.cloud.urls import BucketUrl, open_store  # noqa: E402
+from carvana_batch.commands import group  # noqa: E402
+from carvana_batch.errors import FolderInUseError  # noqa: E402
 
 PROGRAM = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
 
@@ -60,21 +59,27 @@ class Weed:
         ports = {"master": self.master, "volume": self.volume, "filer": self.filer, "s3": self.port}
         command = [PROGRAM, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         command += [f"-{name}.port={port}" for name, port in ports.items()]
+        command += ["-s3.port.iceberg=0"]
         command += ["-master.volumeSizeLimitMB=16", "-volume.max=20", "-volume.minFreeSpace=0"]
-        log = (self.folder / "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        log.close()
-        wait_for(self._answers)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(self._answers)
+        except TimeoutError:
+            self.kill()
+            raise
 
     def _answers(self):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/photos", method="PUT")
+        """Whether a request is served that only whoever has the key may make; makes the bucket."""
+        make = [PROGRAM, "shell", f"-master=127.0.0.1:{self.master}"]
+        subprocess.run(
+            make, input=b"s3.bucket.create -name photos", capture_output=True, timeout=20, check=False
+        )
         try:
-            with urllib.request.urlopen(request, timeout=5):
-                return True
-        except urllib.error.HTTPError as error:
-            return error.code == 409  # the bucket is there already
-        except OSError:
+            put_if(obstore.store.S3Store("photos", retry_config={"max_retries": 0}), "made", b"", None)
+        except (obstore.exceptions.BaseError, OSError):
             return False
+        return True
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -87,8 +92,8 @@ def weed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{weed.port}")
         patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_ACCESS_KEY_ID", "any")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        patch.setenv("AWS_ACCESS_KEY_ID", "the-key-of-the-server")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "the-key-of-the-server")
         patch.setenv("AWS_REGION", "us-east-1")
         weed.start()
         yield weed
@@ -96,7 +101,7 @@ def weed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, weed):
+def photos(tmp_path_factory, weed):  # noqa: ARG001 (the client finds it)
     folder = tmp_path_factory.mktemp("photos") / "in"
     store = open_store(BucketUrl.parse("s3://photos/in"))
     for number in range(PHOTOS):

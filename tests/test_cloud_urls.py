@@ -60,6 +60,20 @@ def test_errors_are_described_in_a_line_without_signatures():
     assert said == "Error performing GET https://host/in/a.jpg in 3ms - Server returned 500"
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_each_scheme_has_a_client(monkeypatch, scheme):
+    pytest.importorskip("obstore", reason="needs the extra cloud")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    assert open_store(BucketUrl.parse(f"{scheme}://photos/in")).prefix == "in"
+
+
+def test_what_the_client_lacks_is_said_in_a_line(monkeypatch):
+    pytest.importorskip("obstore", reason="needs the extra cloud")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(UsageError, match=r"az://photos/in cannot be opened: .*Account must be specified"):
+        open_store(BucketUrl.parse("az://photos/in"))
+
+
 def test_without_the_library_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match=r"pip install 'carvana-batch\[cloud\]'"):

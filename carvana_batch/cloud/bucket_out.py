@@ -32,6 +32,9 @@ ROWS = 200
 SECONDS = 5.0
 """Time after which they are, even if they are fewer."""
 
+MOST_ROWS = 2000
+"""Lines that may be waiting while a segment is written; with more of them, the run waits."""
+
 THREADS = 16
 
 
@@ -70,7 +73,8 @@ class BucketOut:
         self._lock = BucketLock(url, LOCK_NAME, self.run, lease, say)
         self._segments = Segments(url / JOURNAL_NAME, url, self.run)
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        self._ended = threading.Event()
+        self._due = threading.Event()  # a segment, or the end
+        self._ended = False
         self._error: CarvanaBatchError | None = None
         self._waiting_since: float | None = None  # the oldest line that no segment has
 
@@ -97,7 +101,8 @@ class BucketOut:
         """Write the rest of the journal, and give the folder up."""
         if not self.hold:
             return
-        self._ended.set()
+        self._ended = True
+        self._due.set()
         self._keeper.join()
         try:
             self.check()
@@ -130,10 +135,13 @@ class BucketOut:
             self.sizes[self._name(paths.mask(entry.key))] = entry.mask_bytes
             for extra in entry.extras:
                 self.sizes[self._name(paths.extra(extra.kind, entry.key))] = extra.size
-        if self._segments.add(entry_line(entry)) >= ROWS:
-            self._flush()
-        elif self._waiting_since is None:
+        waiting = self._segments.add(entry_line(entry))
+        if self._waiting_since is None:
             self._waiting_since = time.monotonic()
+        if waiting >= MOST_ROWS:
+            self._flush()
+        elif waiting >= ROWS:
+            self._due.set()
 
     def put(self, path: Path) -> None:
         """Put a file of the local folder, whatever the bucket has in its place.
@@ -217,12 +225,16 @@ class BucketOut:
     def _keep(self) -> None:
         """Give signs of life, and write lines of the journal that have waited for long."""
         beaten = time.monotonic()
-        while not self._ended.wait(min(1.0, self._beat_seconds)):
+        while not self._ended:
+            due = self._due.wait(min(1.0, self._beat_seconds)) and not self._ended
+            if due:
+                self._due.clear()
             try:
                 if time.monotonic() - beaten >= self._beat_seconds:
                     self._lock.beat()
                     beaten = time.monotonic()
-                if self._waiting_since is not None and time.monotonic() - self._waiting_since >= SECONDS:
+                since = self._waiting_since
+                if due or (since is not None and time.monotonic() - since >= SECONDS):
                     self._flush()
             except CarvanaBatchError as error:
                 self._error = error

@@ -154,7 +154,12 @@ def test_the_lock():
     first.acquire()
     first.beat()
     stop = threading.Event()
-    beating = threading.Thread(target=lambda: [first.beat() for _ in iter(lambda: stop.wait(0.2), True)])
+
+    def beat():
+        while not stop.wait(0.2):
+            first.beat()
+
+    beating = threading.Thread(target=beat)
     beating.start()
     with pytest.raises(FolderInUseError):
         second.acquire()

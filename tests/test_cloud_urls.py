@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from carvana_batch.cloud.urls import BucketUrl, describe, is_url, open_store
+from carvana_batch.commands import group
 from carvana_batch.errors import UsageError
 
 
@@ -58,6 +59,17 @@ def test_errors_are_described_in_a_line_without_signatures():
     )
     said = describe(error)
     assert said == "Error performing GET https://host/in/a.jpg in 3ms - Server returned 500"
+
+
+@pytest.mark.parametrize("command", ["review", "verify", "decode", "train"])
+def test_other_commands_say_that_they_read_no_urls(command):
+    with pytest.raises(UsageError, match=f"{command} does not read s3:// URLs. Give a local copy"):
+        group.main([command, "s3://photos/out"], standalone_mode=False)
+
+
+def test_true_masks_of_predict_are_local(tmp_path):
+    with pytest.raises(UsageError, match="--gt has to be a local folder"):
+        group.main(["predict", str(tmp_path), "out", "--gt", "s3://photos/truth"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])

@@ -420,8 +420,8 @@ def test_option_values_are_converted(option, text, value):
 def test_options_reach_the_run(monkeypatch):
     calls = []
 
-    def record(refs, root, model, options, listener, stop, engine, archive):
-        del listener, stop, engine, archive
+    def record(refs, root, model, options, listener, stop, engine, remote, archive):
+        del listener, stop, engine, remote, archive
         calls.append((len(refs), root, model, options))
         raise ModelError("recorded")
 

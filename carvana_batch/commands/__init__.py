@@ -10,6 +10,7 @@ import sys
 import click
 
 from carvana_batch import __version__
+from carvana_batch.cloud.urls import is_url
 from carvana_batch.commands.lines import say
 from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
 from carvana_batch.errors import (
@@ -17,6 +18,7 @@ from carvana_batch.errors import (
     TOO_MANY_FILES,
     TOO_MANY_PROCESSES,
     CarvanaBatchError,
+    UsageError,
     is_out_of_threads,
 )
 from carvana_batch.text import shown
@@ -35,6 +37,10 @@ COMMANDS = {
 }
 
 
+WITH_BUCKETS = {"predict", "submit", "score"}
+"""The commands whose folders may be URLs."""
+
+
 class LazyGroup(click.Group):
     """Imports the module of a command only when that command runs, so that --help stays fast."""
 
@@ -51,6 +57,13 @@ class LazyGroup(click.Group):
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, which would suggest only commands that are loaded already."""
+        name, *rest = arguments
+        urls = [each for each in rest if is_url(each)]
+        if name in COMMANDS and name not in WITH_BUCKETS and urls:
+            raise UsageError(
+                f"{name} does not read {urls[0].partition('://')[0]}:// URLs. Give a local copy; predict,"
+                " submit and score do read them (docs/buckets.md)."
+            )
         try:
             return super().resolve_command(context, arguments)
         except click.NoSuchCommand as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from carvana_batch.cloud.urls import BucketUrl, is_url
+from carvana_batch.cloud.urls import SCHEMES, BucketUrl, is_url
 from carvana_batch.errors import UsageError
 from carvana_batch.output.remote import LOCAL, Remote
 
@@ -62,12 +62,16 @@ def enter_buckets(
     Raises:
         CarvanaBatchError: an option does not go with a URL; or see :func:`enter_places`.
     """
+    options = context.params
+    if options["truth"] is not None and str(options["truth"]).partition(":")[0] in SCHEMES:
+        raise UsageError(
+            "--gt has to be a local folder here: `carvana-batch score` reads true masks by a URL."
+        )
     local = [source for source in sources if isinstance(source, Path)]
     if len(local) == len(sources) and isinstance(out, Path):
         return LocalPlaces(local, out)
     if len(sources) > 1:
         raise UsageError("Several photos and a URL do not go together. Give one folder as IN.")
-    options = context.params
     _refuse(options, ("truth",), "--gt", "compare the masks with `carvana-batch score` once they are done")
     _refuse(options, ("page",), "--html", "copy photos and masks to this machine for `carvana-batch review`")
     if isinstance(out, BucketUrl):

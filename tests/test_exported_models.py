@@ -12,17 +12,19 @@ import pytest
 import torch
 from exported_files import Known, known_logits, save_program, write_graph
 from helpers import results_in
-from networks import make_small_network
+from networks import make_model, make_small_network
 from PIL import Image
 
 from carvana_batch.demo import draw_photo
-from carvana_batch.errors import ModelError
+from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network import NETWORKS
 from carvana_batch.network.checkpoints import load_model, save_model
 from carvana_batch.network.exported.writing import write_model
 from carvana_batch.network.model import MissingSettingsError, Model
+from carvana_batch.network.sources.milesial import MilesialUNet
+from carvana_batch.network.wrapped import wrap_module
 from carvana_batch.options import Options
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -125,6 +127,22 @@ def test_masks_of_trusted_torchscript_are_those_computed_by_hand(tmp_path: Path)
         load_model(path, SETTINGS)
     settings = ModelSettings("torchscript").over(SETTINGS)
     assert (mask_of(load_model(path, settings), noise(70, 90)) != known_mask(noise(70, 90))).sum() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("kind", ["milesial", "wrapped"])
+def test_networks_of_others_can_be_exported_as_well(tmp_path: Path, kind: str, suffix: str) -> None:
+    torch.manual_seed(1)
+    if kind == "milesial":
+        original = make_model(MilesialUNet(4, classes=2, bilinear=True, bias=False), MEAN, DEVIATION)
+    else:
+        original = wrap_module(Known(), SETTINGS)
+    path = tmp_path / f"a{suffix}"
+    write_model(original, path, torch.from_numpy(noise(48, 64)))
+    pixels = noise(75, 51)
+    assert (mask_of(load_model(path), pixels) != mask_of(original, pixels)).sum() <= 2
+    with pytest.raises(UsageError, match="has been exported already"):
+        write_model(load_model(path), tmp_path / f"b{suffix}", torch.from_numpy(noise(48, 64)))
 
 
 def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ OPTIONS = (
         "--network",
         metavar="NAME",
         help="Network of the weights, if they do not say it: a name of `carvana-batch models`, milesial,"
-        " smp:Unet, or package.module:factory, which runs your own code.",
+        " smp:Unet, package.module:factory, which runs your own code, or torchscript, which runs the program"
+        " in the file.",
     ),
     click.option("--encoder", metavar="NAME", help="Encoder of --network smp:NAME, such as resnet34."),
     click.option(

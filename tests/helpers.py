@@ -176,11 +176,11 @@ class Zygote:
 
 
 class Terminal:
-    """A pseudo-terminal of 80 columns: what a process printed there, and keys to press."""
+    """A pseudo-terminal: what a process printed there, and keys to press."""
 
-    def __init__(self):
+    def __init__(self, columns=80):
         self.keys, self.screen = os.openpty()
-        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.name = os.ttyname(self.screen)
         self._bytes = b""
 

@@ -454,7 +454,7 @@ def test_bad_photos_of_any_name_are_reported(zygote, names, tmp_path, on_termina
             (here / path).touch()
         predict = ("predict", images, "out", "--precision", "fp32", "--workers", "0")
         if on_terminal:
-            with Terminal() as terminal:
+            with Terminal(columns=1000) as terminal:  # so that no line is broken
                 process = zygote.start(here, *predict, tty=terminal.name)
                 wait_for(lambda: (terminal.printed, process.poll())[1], lambda code: code is not None)  # noqa: B023
                 printed = terminal.printed.replace("\r\n", "\n")

@@ -130,7 +130,7 @@ def test_masks_of_trusted_torchscript_are_those_computed_by_hand(tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("kind", ["milesial", "wrapped"])
+@pytest.mark.parametrize("kind", [pytest.param("milesial", marks=pytest.mark.long), "wrapped"])
 def test_networks_of_others_can_be_exported_as_well(tmp_path: Path, kind: str, suffix: str) -> None:
     torch.manual_seed(1)
     if kind == "milesial":

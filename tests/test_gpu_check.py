@@ -40,6 +40,7 @@ def test_parts_that_crash_hang_or_fail_cost_no_other(tmp_path):
     assert status["peers"] == "not run: no time was left"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_masks_of_the_same_device_do_not_differ(tmp_path):
     code, results = check(tmp_path / "out", "--only", "masks", "profile", "training", "distributed")

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import carvana_batch
-from carvana_batch.api.arguments import options_of, parse, reword
+from carvana_batch.api.arguments import given, options_of, parse, reword
 from carvana_batch.commands import predict, score, submit
 from carvana_batch.errors import UsageError
 
 PACKAGE = Path(carvana_batch.__file__).parent
 ONLY_ON_THE_COMMAND_LINE = {
+    "out",  # the second argument
+    "config",
     "files_from",
     "engine",
     "address",
@@ -49,7 +51,7 @@ def test_all_options_of_predict_are_arguments_with_the_same_defaults():
 def test_those_of_score_and_submit_too():
     gone = {"output", "json", "html", "pictures", "fail_under"}
     assert options_of(score.command).keys() - {"gt", *gone} == keywords_of(carvana_batch.score).keys()
-    assert options_of(submit.command).keys() - {"output"} == keywords_of(carvana_batch.submit).keys()
+    assert options_of(submit.command).keys() - {"output", "json"} == keywords_of(carvana_batch.submit).keys()
     assert inspect.signature(carvana_batch.submit).parameters["output"].default == "submission.csv.gz"
 
 
@@ -139,8 +141,7 @@ def test_values_may_have_the_types_of_python():
             "batch": None,
         },
     ).params
-    assert values["source"] == Path("a b")
-    assert values["out"] == Path("-")
+    assert values["paths"] == (Path("a b"), Path("-"))
     assert values["memory"] == 2_000_000_000
     assert values["size"] == (640, 480)
     assert values["tile"] == (512, 512)
@@ -197,3 +198,14 @@ def test_no_option_of_predict_is_left_in_any_message():
     for text in texts:
         left = re.sub(r"`[^`]*`?", "", reword(text, predict.command))
         assert not spellings & set(re.findall(r"--[a-z][a-z-]*", left)), text
+
+
+def test_given_are_arguments_that_are_not_the_defaults():
+    def function(a="x", b=1, c=None, d=()):
+        pass
+
+    assert given(function, {"a": "x", "b": 1, "c": None, "d": ()}) == {}
+    others = {"a": "y", "b": True, "c": 0, "d": []}  # True == 1
+    assert given(function, others) == others
+    array = np.zeros(2)
+    assert given(function, {"a": array}) == {"a": array}

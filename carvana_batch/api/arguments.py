@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from carvana_batch.commands import command as commands
+from carvana_batch.commands.command import keyword_of
 from carvana_batch.commands.model_options import Triple
 from carvana_batch.commands.parameters import Colour, MaskSize, Shard
 from carvana_batch.errors import CarvanaBatchError, UsageError
@@ -30,20 +32,26 @@ PLACEHOLDER = re.compile(r"[A-Z0-9]*[A-Z]{3,}|N|[A-Z0-9]+x[A-Z0-9]+|i/n")
 """What stands for a value in messages, such as WIDTHxHEIGHT."""
 
 
-def keyword_of(option: click.Parameter) -> str:
-    """The keyword argument that stands for an option: ``pixel_limit`` for ``--pixel-limit``."""
-    return max(option.opts, key=len).lstrip("-").replace("-", "_")
-
-
 def options_of(command: click.Command) -> dict[str, click.Option]:
     """The options of a command by their keyword argument."""
-    return {keyword_of(each): each for each in command.params if isinstance(each, click.Option)}
+    return {keyword_of(each): each for each in commands.options_of(command)}
+
+
+def given(function: Callable[..., Any], keywords: Mapping[str, object]) -> dict[str, object]:
+    """Those of the keyword arguments of a function that are not its defaults."""
+    parameters = inspect.signature(function).parameters
+
+    def is_default(keyword: str, value: object) -> bool:
+        default = parameters[keyword].default
+        return type(value) is type(default) and bool(value == default)
+
+    return {keyword: value for keyword, value in keywords.items() if not is_default(keyword, value)}
 
 
 def parse(
     command: click.Command, positional: Mapping[str, object], keywords: Mapping[str, object]
 ) -> click.Context:
-    """Let the command line parse arguments.
+    """Let the command line parse arguments; variables of the environment are not followed.
 
     Args:
         command: the command that has these options.
@@ -51,7 +59,8 @@ def parse(
         keywords: the others; None and () stand for options that are not given.
 
     Returns:
-        What the command would get; its ``params`` are the values of all parameters, by their names.
+        What the command would get; its ``params`` are the values of all parameters, by their names. What is
+        entered by it stays so until a with block around it ends.
 
     Raises:
         UsageError: a value that the command line would refuse; the message names the keyword argument.
@@ -72,7 +81,7 @@ def parse(
             words.append(f"{name}={as_text(option, value)}")
     words += ["--", *(str(value) for value in positional.values())]
     try:
-        return command.make_context(command.name, words)
+        return command.make_context(command.name, words, **commands.HELP_OPTIONS)
     except click.BadParameter as error:
         keyword = "" if error.param is None else keyword_of(error.param)
         if keyword not in keywords:

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from carvana_batch.api.arguments import parse, python_wording, reword, with_option_texts
+from carvana_batch.api.arguments import given, parse, python_wording, reword, with_option_texts
 from carvana_batch.api.masked_photo import MaskedPhoto
 from carvana_batch.api.photos import PhotoLike, as_photo
 from carvana_batch.commands.model_options import settings_of
 from carvana_batch.commands.notebook_bar import in_notebook
-from carvana_batch.commands.predict import check_folder, command, write_page_of_run
-from carvana_batch.commands.predict_input import find
+from carvana_batch.commands.predict import command, prepare, write_page_of_run
+from carvana_batch.commands.predict_input import STANDARD, is_local
 from carvana_batch.commands.predict_options import make_options
 from carvana_batch.commands.reporting import Reporter, print_report
 from carvana_batch.commands.signals import interrupt, stop_on_signals
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
-from carvana_batch.errors import CarvanaBatchError
+from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.garbage import search_for_garbage_paused
 from carvana_batch.inference.planning import make_predictor
 from carvana_batch.inputs.find import Found, find_images
@@ -41,6 +41,7 @@ from carvana_batch.options import (
 from carvana_batch.output.report import RunReport
 from carvana_batch.run import Progress, run
 from carvana_batch.stopping import StopFlag
+from carvana_batch.text import shown
 from carvana_batch.values import Failure, Photo, Prediction
 
 FILES = {"IN": "images", "OUT": "out"}
@@ -105,8 +106,7 @@ class Masker:
         workers: int | None = None,
         decode_timeout: float = DEFAULT_DECODE_TIMEOUT,
     ) -> None:
-        self._keywords: dict[str, object] = {
-            "model": None if isinstance(model, nn.Module) else str(model),
+        keywords = {
             "network": network,
             "encoder": encoder,
             "mean": mean,
@@ -129,6 +129,9 @@ class Masker:
             "workers": workers,
             "decode_timeout": decode_timeout,
         }
+        self._keywords = given(Masker, keywords)
+        if not isinstance(model, nn.Module):
+            self._keywords |= given(Masker, {"model": str(model)})
         with python_wording(command, **FILES), search_for_garbage_paused():
             context = parse(command, {}, self._keywords)
             settings = settings_of(context.params)
@@ -178,7 +181,7 @@ class Masker:
         """Mask the photos of a folder, or a single one, and write nothing.
 
         Args:
-            images: the folder, or the photo.
+            images: the folder, or the photo; :meth:`predict_folder` also reads archives and buckets.
             follow_links: follow links to folders and links that lead out of the folder.
             limit: mask only the first so many photos.
             progress: show how far it is.
@@ -188,11 +191,14 @@ class Masker:
             :class:`Failure` with the reason, in the order of their names if all have the same size.
 
         Raises:
-            UsageError: the folder cannot be read or holds no photos.
+            UsageError: the folder cannot be read or holds no photos, or is an archive or a URL.
         """
-        parse(command, {}, {"follow_links": follow_links, "limit": limit})
+        keywords = {"follow_links": follow_links, "limit": limit}
         with python_wording(command, **FILES):
-            found = find_images(Path(images), follow_links=follow_links)
+            (source,) = parse(command, {"images": images}, keywords).params["paths"]
+            if not is_local(source):
+                raise UsageError(f"{shown(source)}: only predict_folder() reads archives and buckets.")
+            found = find_images(source, follow_links=follow_links)
         return MaskedFolder(self, found, limit, progress)
 
     @with_option_texts(command, **FILES)
@@ -206,6 +212,7 @@ class Masker:
         save: str | Sequence[str] = (),
         colour: str | tuple[int, int, int] | None = None,
         background: str | Path | tuple[int, int, int] | None = None,
+        shadow: bool = False,
         mask_bits: Literal[1, 8] = 1,
         rle: str | Path | None = None,
         html: str | Path | None = None,
@@ -223,8 +230,8 @@ class Masker:
         stopping the cell) finishes the photos in flight and returns; a second one raises KeyboardInterrupt.
 
         Args:
-            images: the folder, or a single photo.
-            out: the folder of the masks.
+            images: the folder, a single photo, an archive, or the URL of a folder in a bucket.
+            out: the folder of the masks, or the URL of one.
             {options}
             progress: print what the command line prints, and show how far it is.
 
@@ -241,6 +248,7 @@ class Masker:
             "save": save,
             "colour": colour,
             "background": background,
+            "shadow": shadow,
             "mask_bits": mask_bits,
             "rle": rle,
             "html": html,
@@ -251,23 +259,35 @@ class Masker:
             "overwrite": overwrite,
             "verify": verify,
         }
-        root = Path(out)
-        with python_wording(command, **FILES):
-            context = parse(command, {"images": images, "out": out}, self._keywords | keywords)
+        positional = {"images": images, "out": out}
+        with (
+            python_wording(command, **FILES),
+            parse(command, positional, self._keywords | given(Masker.predict_folder, keywords)) as context,
+        ):
+            source, given_out = context.params["paths"]
+            if STANDARD in (source, given_out):
+                raise UsageError("- is no folder here: give an image to predict(), which returns its mask.")
             options = make_options(context, settings_of(context.params))
-            page = context.params["page"]
-            found = find([Path(images)], root, None, follow_links)
-            refs = found.refs[:limit]
-            lines = check_folder(refs, root, options, page)
             reporter = make_reporter(progress)
-            for line in lines:
-                reporter.say(line)
+            request = prepare(context, [source], given_out, options, reporter)
+            if request.is_mask_file:
+                raise UsageError(f"OUT has to be a folder, and {shown(request.out)} is the name of a file.")
             with stop_on_interrupt(reporter) as stop, reporter:
-                report = run(refs, root, self._model, options, reporter.listener, stop)
+                report = run(
+                    request.refs,
+                    request.out,
+                    self._model,
+                    request.options,
+                    reporter.listener,
+                    stop,
+                    remote=request.remote,
+                    archive=request.archive,
+                )
             if progress:
-                print_report(report, root, reporter)
+                print_report(report, given_out, reporter)
+            page = context.params["page"]
             if page is not None and report.stopped_by is None:
-                write_page_of_run(page, root, reporter)
+                write_page_of_run(page, request.out, reporter)
         return report
 
     def _predict(self, photos: Iterable[Photo | Failure]) -> Iterator[MaskedPhoto | Failure]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carvana_batch.decode.photo import DecodedImage, decode_image, from_pillow
+from carvana_batch.errors import ImageError
 from carvana_batch.options import Options
+from carvana_batch.text import shown
 from carvana_batch.values import ImageRef, Photo
 
 WANTED = (
@@ -35,6 +37,10 @@ def as_photo(image: PhotoLike, options: Options) -> Photo:
         ImageError: a file or a Pillow image that cannot be used.
     """
     if isinstance(image, str | os.PathLike):
+        if "://" in os.fspath(image):
+            raise ImageError(
+                f"{shown(image)}: URLs are not fetched. Give a file, or an image made of its bytes."
+            )
         path = Path(image)
         decoded = decode_image(
             path,

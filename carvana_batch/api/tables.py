@@ -10,9 +10,9 @@ import carvana_batch.commands.score as score_command
 import carvana_batch.commands.submit as submit_command
 from carvana_batch.api.arguments import parse, python_wording, reword, with_option_texts
 from carvana_batch.api.masker import CarvanaBatchWarning
+from carvana_batch.commands.buckets import enter_mask_folder
 from carvana_batch.commands.score_report import describe_empty_sides
 from carvana_batch.output.status import read_run_state
-from carvana_batch.scoring.compare import compare_masks
 from carvana_batch.scoring.scores import Scores
 from carvana_batch.submission.table import SubmissionSummary
 from carvana_batch.submission.write import write_submission
@@ -32,7 +32,8 @@ def score(
     """Compare masks with the true ones, as ``carvana-batch score`` does; nothing is written.
 
     Args:
-        pred: the folder that ``predict_folder`` wrote, or run-length rows.
+        pred: the folder that ``predict_folder`` wrote, or run-length rows. This and ``gt`` may also be the
+            URL of a folder in a bucket.
         gt: the true masks: a folder, or run-length rows (.csv, .csv.gz, .zip).
         {options}
 
@@ -54,19 +55,12 @@ def score(
         "workers": workers,
     }
     names = {"PRED": "pred"}
-    with python_wording(command, **names):
-        values = parse(command, {"pred": pred}, keywords).params
-        scores = compare_masks(
-            values["predicted"],
-            values["truth"],
-            photos=values["photos"],
-            size=values["size"],
-            car_values=values["car_values"],
-            ignored_values=values["ignored_values"],
-            workers=values["workers"],
-        )
-    lines = [note.removeprefix("Warning: ") for note in scores.notes]
-    lines += describe_empty_sides(scores, values["predicted"], values["truth"])
+    with python_wording(command, **names), parse(command, {"pred": pred}, keywords) as context:
+        values = context.params
+        predicted, truth = (enter_mask_folder(context, values[side]) for side in ("predicted", "truth"))
+        scores = score_command.compare(predicted, truth, values)
+        lines = [note.removeprefix("Warning: ") for note in scores.notes]
+        lines += describe_empty_sides(scores, predicted.folder, truth.folder)
     left_out = {
         "true masks without a predicted one (missing)": scores.missing,
         "predicted masks without a true one (extra)": scores.extra,
@@ -91,7 +85,7 @@ def submit(
     """Turn the masks of a folder into the competition's CSV, as ``carvana-batch submit`` does.
 
     Args:
-        masks: the folder that ``predict_folder`` wrote.
+        masks: the folder that ``predict_folder`` wrote, or the URL of one in a bucket.
         output: the file to write; its name ends in .csv, .csv.gz or .zip.
         {options}
 
@@ -112,20 +106,22 @@ def submit(
         "workers": workers,
     }
     names = {"MASKS": "masks"}
-    folder = Path(masks)
-    with python_wording(command, **names):
-        values = parse(command, {"masks": masks}, keywords).params
-        state = read_run_state(folder)
+    with python_wording(command, **names), parse(command, {"masks": masks}, keywords) as context:
+        values = context.params
+        folder = values["masks"]
+        local = enter_mask_folder(context, folder)
+        state = read_run_state(local.folder)
         summary = write_submission(
-            folder,
+            local.folder,
             values["output"],
             values["size"],
             sample=values["sample"],
             car_values=values["car_values"],
             workers=values["workers"],
             advice="" if state is None else submit_command.DAMAGED_ADVICE,
+            reading=local.reading,
         )
-    lines = [summary.doubt] if summary.doubt else []
+    lines = [local.in_words(summary.doubt)] if summary.doubt else []
     if state is not None:
         lines += submit_command.describe_unfinished(folder, state)
         lines += submit_command.describe_lost(folder, state, summary.rows) if sample is None else []

@@ -11,6 +11,7 @@ import click
 
 from carvana_batch import __version__
 from carvana_batch.cloud.urls import is_url
+from carvana_batch.commands.command import HELP_OPTIONS
 from carvana_batch.commands.lines import say
 from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
 from carvana_batch.errors import (
@@ -74,7 +75,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=HELP_OPTIONS)
 @click.version_option(__version__, "-V", "--version", prog_name="carvana-batch")
 def group() -> None:
     """Mask cars in very large folders of photographs at full resolution.

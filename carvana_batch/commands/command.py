@@ -14,6 +14,9 @@ from carvana_batch.errors import UsageError
 
 VARIABLE_PREFIX = "CARVANA_BATCH"
 
+HELP_OPTIONS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+"""Settings of the first context in which a command is used; click keeps its option --help from then on."""
+
 _GIVEN = f"{__name__}.given"
 
 CONFIG = f"{__name__}.config"
@@ -24,12 +27,13 @@ class Command(click.Command):
     """A command whose options can be set by the environment, which is said whenever it is the case.
 
     ``CARVANA_BATCH_PREDICT_MASK_BITS`` is the variable of ``predict --mask-bits``. Options on the command
-    line win. Several values of an option are separated by spaces; 1 and 0 switch on and off.
+    line win. Several values of an option are separated by spaces; 1 and 0 switch on and off. Python, which
+    uses a command without the group that it belongs to, follows no variables.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for option in options_of(self):
-            option.envvar = variable_of(ctx, option)
+            option.envvar = None if ctx.parent is None else variable_of(ctx, option)
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_GIVEN] = dict(given)
         try:
@@ -77,9 +81,14 @@ def options_of(command: click.Command) -> list[click.Option]:
     return [one for one in command.params if isinstance(one, click.Option) and one.expose_value]
 
 
-def option_name(option: click.Option) -> str:
+def option_name(option: click.Parameter) -> str:
     """The name of an option without its dashes, such as ``mask-bits``; the long one, if there are two."""
     return max(option.opts, key=len).removeprefix("--")
+
+
+def keyword_of(option: click.Parameter) -> str:
+    """The name of an option in files and in Python, such as ``mask_bits``."""
+    return option_name(option).replace("-", "_")
 
 
 def variable_of(context: click.Context, option: click.Option) -> str:
@@ -101,7 +110,7 @@ def given_values(context: click.Context) -> dict[str, Any]:
         if source is ParameterSource.COMMANDLINE:
             found[option_name(option)] = context.meta[_GIVEN][option.name]
         elif source is ParameterSource.DEFAULT_MAP:
-            found[option_name(option)] = context.meta[CONFIG][option_name(option).replace("-", "_")]
+            found[option_name(option)] = context.meta[CONFIG][keyword_of(option)]
         elif source is ParameterSource.ENVIRONMENT:
             found[option_name(option)] = os.environ[str(option.envvar)]
     return found

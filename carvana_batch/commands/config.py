@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from carvana_batch.commands.command import CONFIG, Command, option_name, options_of
+from carvana_batch.commands.command import CONFIG, Command, keyword_of, option_name, options_of
 from carvana_batch.errors import UsageError
 from carvana_batch.settings_file import read_settings_file
 from carvana_batch.text import shown
@@ -22,7 +22,7 @@ class ConfigurableCommand(Command):
         path = ctx.params.pop("config")
         if path is None or ctx.resilient_parsing:
             return rest
-        known = [option_name(option).replace("-", "_") for option in options_of(self)]
+        known = [keyword_of(option) for option in options_of(self)]
         known.remove("config")
         ctx.meta[CONFIG] = content = read_settings_file(path, known)
         parsed = parse_config(ctx, content, path)
@@ -53,11 +53,10 @@ def parse_config(context: click.Context, given: dict[str, Any], path: Path) -> d
     """
     parsed = {}
     for option in options_of(context.command):
-        key = option_name(option)
-        name = str(option.name)
-        if (field := key.replace("-", "_")) not in given or is_given(context, name):
+        key, keyword, name = option_name(option), keyword_of(option), str(option.name)
+        if keyword not in given or is_given(context, name):
             continue
-        value = given[field]
+        value = given[keyword]
         if isinstance(value, dict) or isinstance(value, list) != option.multiple:
             raise UsageError(f"{shown(path)}: {key}: {value!r} is not a value for it.")
         if isinstance(value, bool) != option.is_flag:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,37 @@ from carvana_batch.errors import UsageError
 from carvana_batch.garbage import search_for_garbage_paused
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.options import REVIEW_SAMPLE, REVIEW_WORST, Options
+from carvana_batch.output.remote import Remote
 from carvana_batch.text import counted, shown
 from carvana_batch.values import ImageRef
 
 if TYPE_CHECKING:
+    from carvana_batch.archives.archive import Archive
     from carvana_batch.engines.contract import Engine
     from carvana_batch.network.model import Model
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is to do, once its photos are found.
+
+    Attributes:
+        refs: the photos.
+        out: the local out folder; or the file of the mask of a single photo.
+        is_mask_file: which of these ``out`` is.
+        from_input: the photo is the standard input.
+        options: of the run.
+        remote: what to do about photos or masks in buckets.
+        archive: what holds the photos; None if they are files of their own.
+    """
+
+    refs: Sequence[ImageRef]
+    out: Path
+    is_mask_file: bool
+    from_input: bool
+    options: Options
+    remote: Remote
+    archive: Archive | None
 
 
 @click.command(cls=ConfigurableCommand)
@@ -41,11 +66,9 @@ def command(
     paths: tuple[Place, ...],
     out: Place | None,
     files_from: str | None,
-    follow_links: bool,
     model: str,
     model_settings: ModelSettings,
     page: Path | None,
-    limit: int | None,
     engine_name: str,
     address: str | None,
     actors: int | None,
@@ -74,32 +97,10 @@ def command(
     if as_json and given_out == STANDARD:
         raise UsageError("OUT - prints the mask, and --json the report. Leave one out.")
     reporter = Reporter(quiet=quiet, to_stderr=as_json or given_out == STANDARD)
-    archive = open_photos(context, sources, given_out, options.pixel_limit, engine_name)
-    if archive is not None:
-        sources = [archive.folder]
-    places = enter_buckets(context, sources, given_out, reporter.say)
-    out, remote = places.out, places.remote
-    reporter.in_words = remote.in_words if archive is None else archive.in_words
-    from_input = places.sources == [STANDARD]
-    mask_file = is_mask_file(places.sources, out)
-    if from_input:
-        found = find([context.with_resource(standard_input(options.pixel_limit))], out, None, follow_links)
-    else:
-        found = find(places.sources, out, files_from, follow_links, archive)
-        if archive is None and len(places.sources) == 1:
-            options = replace(options, images=places.sources[0])
-    refs = found.refs[:limit]
-    if mask_file and page is not None:
-        raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
-    lines = [f"passed over: {found.ignored_line}"] if found.ignored_line else []
-    if mask_file:
-        check_mask_file(refs[0].path, out, options)
-    else:
-        lines = check_folder(refs, out, options, page) + lines
-    for line in lines:
-        reporter.say(line)
+    request = prepare(context, sources, given_out, options, reporter)
+    refs, out, options, remote = request.refs, request.out, request.options, request.remote
     if dry_run:
-        print_plan(refs, out, mask_file, options, reporter, as_json, remote)
+        print_plan(refs, out, request.is_mask_file, options, reporter, as_json, remote)
         return
 
     # Importing torch takes seconds: only do it once the input is known to exist.
@@ -111,12 +112,14 @@ def command(
         loaded = load_model(model, model_settings)
     reporter.say(f"{counted(len(refs), 'photo')}, model {_describe_model(model, loaded)}")
     folder = (
-        folder_of_mask_file(refs[0], out, options.overwrite) if mask_file else contextlib.nullcontext(out)
+        folder_of_mask_file(refs[0], out, options.overwrite)
+        if request.is_mask_file
+        else contextlib.nullcontext(out)
     )
     stopping = "Stopping: finishing the photos in flight; once more leaves at once."
     with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
-        report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote, archive)
-    if from_input:
+        report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote, request.archive)
+    if request.from_input:
         report.failures = [replace(failure, source="standard input") for failure in report.failures]
     if as_json:
         click.echo(json.dumps(report.describe()))
@@ -128,6 +131,53 @@ def command(
     elif page is not None:
         write_page_of_run(page, out, reporter)
     context.exit(report.exit_code)
+
+
+def prepare(
+    context: click.Context, sources: list[Place], given_out: Place, options: Options, reporter: Reporter
+) -> Request:
+    """Find the photos of a run and check whether it can begin, before a model is loaded.
+
+    Archives and buckets are entered until the context ends. The reporter gets their names.
+
+    Args:
+        context: of the command, whose other parameters are followed.
+        sources: what IN is; empty if photos are listed.
+        given_out: OUT.
+        options: of the run.
+        reporter: prints what the user should see before the run begins.
+
+    Raises:
+        CarvanaBatchError: there are no photos, or the run cannot begin.
+    """
+    values = context.params
+    follow_links, page = values["follow_links"], values["page"]
+    archive = open_photos(context, sources, given_out, options.pixel_limit, values["engine_name"])
+    if archive is not None:
+        sources = [archive.folder]
+    places = enter_buckets(context, sources, given_out, reporter.say)
+    out = places.out
+    in_words, with_names = reporter.in_words, (archive or places.remote).in_words
+    reporter.in_words = lambda text: in_words(with_names(text))
+    from_input = places.sources == [STANDARD]
+    mask_file = is_mask_file(places.sources, out)
+    if from_input:
+        found = find([context.with_resource(standard_input(options.pixel_limit))], out, None, follow_links)
+    else:
+        found = find(places.sources, out, values["files_from"], follow_links, archive)
+        if archive is None and len(places.sources) == 1:
+            options = replace(options, images=places.sources[0])
+    refs = found.refs[: values["limit"]]
+    if mask_file and page is not None:
+        raise UsageError(f"--html needs a folder as OUT, not the file {shown(out)}.")
+    lines = [f"passed over: {found.ignored_line}"] if found.ignored_line else []
+    if mask_file:
+        check_mask_file(refs[0].path, out, options)
+    else:
+        lines = check_folder(refs, out, options, page) + lines
+    for line in lines:
+        reporter.say(line)
+    return Request(refs, out, mask_file, from_input, options, places.remote, archive)
 
 
 def check_folder(refs: Sequence[ImageRef], out: Path, options: Options, page: Path | None) -> list[str]:

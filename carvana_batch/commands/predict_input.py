@@ -58,6 +58,11 @@ def split_paths(
     return sources, out
 
 
+def is_local(source: Place) -> bool:
+    """Whether IN is a folder or a photo on this machine, rather than an archive or in a bucket."""
+    return isinstance(source, Path) and (source.is_dir() or not is_archive(source))
+
+
 def open_photos(
     context: click.Context, sources: list[Place], out: Place, pixel_limit: int, engine: str
 ) -> Archive | None:

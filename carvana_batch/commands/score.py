@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -26,6 +27,9 @@ from carvana_batch.scoring.scores import (
     write_scores,
 )
 from carvana_batch.text import shown
+
+if TYPE_CHECKING:
+    from carvana_batch.cloud.masks import Masks
 
 WORST_ON_PAGE = 12
 
@@ -91,6 +95,7 @@ WORST_ON_PAGE = 12
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     predicted: Path | BucketUrl,
     truth: Path | BucketUrl,
     photos: Path | None,
@@ -99,10 +104,8 @@ def command(
     page: Path | None,
     pictures: Path | None,
     fail_under: float | None,
-    size: tuple[int, int] | None,
-    car_values: tuple[int, ...],
-    ignored_values: tuple[int, ...],
     workers: int | None,
+    **_others: Any,
 ) -> None:
     """Compare masks with the true ones.
 
@@ -110,7 +113,6 @@ def command(
     are paired by their path below the folder, without suffix and without _mask. Exit code 3 if a mask of
     either side could not be paired or compared: such masks are named and never averaged.
     """
-    from carvana_batch.scoring.compare import compare_masks
     from carvana_batch.scoring.page.page import check_pictures, write_page, write_pictures
     from carvana_batch.scoring.page.pictures import read_worst
 
@@ -137,19 +139,12 @@ def command(
         check_pictures(pictures)
     with _progress() as progress:
         task = progress.add_task("Scoring", total=None)
-        scores = compare_masks(
-            predicted,
-            truth,
-            photos=photos,
-            size=size,
-            car_values=car_values,
-            ignored_values=ignored_values,
-            workers=workers,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            reading=(in_predicted.reading, in_truth.reading),
+        scores = compare(
+            in_predicted,
+            in_truth,
+            context.params,
+            lambda done, total: progress.update(task, completed=done, total=total),
         )
-    for each in (in_predicted, in_truth):
-        scores = reword(scores, each.in_words)
     for note in scores.notes:
         say(note, err=True)
     write_scores(scores.rows, output, scores.columns)
@@ -183,6 +178,38 @@ def command(
         check_gate(scores, fail_under)
     if not scores.complete:
         context.exit(EXIT_SOME_FAILED)
+
+
+def compare(
+    predicted: Masks,
+    truth: Masks,
+    values: Mapping[str, Any],
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Scores:
+    """Compare masks, which may be in buckets, and name them in the texts for the user as the user does.
+
+    Args:
+        predicted, truth: the masks.
+        values: of the parameters of the command.
+        on_progress: see :func:`compare_masks`.
+
+    Raises:
+        UsageError: the masks cannot be read, or none has a counterpart.
+    """
+    from carvana_batch.scoring.compare import compare_masks
+
+    scores = compare_masks(
+        predicted.folder,
+        truth.folder,
+        photos=values["photos"],
+        size=values["size"],
+        car_values=values["car_values"],
+        ignored_values=values["ignored_values"],
+        workers=values["workers"],
+        on_progress=on_progress,
+        reading=(predicted.reading, truth.reading),
+    )
+    return reword(reword(scores, predicted.in_words), truth.in_words)
 
 
 def reword(scores: Scores, in_words: Callable[[str], str]) -> Scores:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.lines import say
 from carvana_batch.scoring.scores import Average, Group, Scores, Summary, summarise
 from carvana_batch.text import shown
@@ -17,7 +16,7 @@ NAMES_SHOWN = 5
 GROUPS_SHOWN = 20
 
 
-def describe_empty_sides(scores: Scores, predicted: Path | BucketUrl, truth: Path | BucketUrl) -> list[str]:
+def describe_empty_sides(scores: Scores, predicted: Path, truth: Path) -> list[str]:
     """A line for each side all of whose masks are empty, which is a mistake in reading or writing them."""
     values = "check their values, of which the higher is car"
     sides = [
@@ -27,7 +26,7 @@ def describe_empty_sides(scores: Scores, predicted: Path | BucketUrl, truth: Pat
     lines = []
     for side, path, advice, areas in sides:
         if areas and not any(areas):
-            if isinstance(path, Path) and not path.is_dir():
+            if not path.is_dir():
                 advice = f"their rows in {shown(path)} are empty"
             lines.append(
                 f"none of the {len(scores.rows):,} {side} masks that were compared has a car: {advice}."

@@ -214,7 +214,7 @@ def test_train_takes_limits_of_the_environment_unless_a_preset_is_chosen(here, m
     def shift_and_epochs(*arguments, config=None):
         train = group.get_command(click.Context(group), "train")
         context = train.make_context("train", ["data", "run", *arguments], parent=click.Context(group))
-        names = {item.name for item in options_of(train)} - {"config", "resume", "dry_run", "quiet"}
+        names = {item.name for item in options_of(train)} - {"config", "resume", "dry_run", "quiet", "compiled"}
         values = {name: context.params[name] for name in names - {"device", "workers", "tensorboard"}}
         settings = make_settings(collect_values(context, values, config))
         return settings.augmentation.shift, settings.epochs

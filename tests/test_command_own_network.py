@@ -84,15 +84,14 @@ def test_a_run_with_own_code_says_so_and_masks(here):
 
 
 def test_settings_beside_the_weights_are_used_and_options_go_before_them(here):
-    (here / "red.toml").write_text(
-        'network = "red_network:Red"\nmean = [0.25, 0.25, 0.25]\ndeviation = [1, 1, 1]\nthreshold = 0.5\n'
-    )
-    predict("--model", "red.pth")
+    (here / "red.toml").write_text("mean = [0.25, 0.25, 0.25]\ndeviation = [1, 1, 1]\nthreshold = 0.5\n")
+    options = ("--model", "red.pth", "--network", "red_network:Red")
+    predict(*options)
     assert_red_masks(here, 64)
-    predict("--model", "red.pth", "--mean", "0.75,0.75,0.75", out="second")
+    predict(*options, "--mean", "0.75,0.75,0.75", out="second")
     assert_red_masks(here, 192, "second")
     (here / "red.toml").rename(here / "model.toml")
-    predict("--model", "red.pth", out="third")
+    predict(*options, out="third")
     assert_red_masks(here, 64, "third")
     settings = json.loads((here / "third" / ".carvana-batch" / "settings.json").read_text())["settings"]
     assert settings["model-mean"] == "0.25,0.25,0.25"
@@ -101,13 +100,24 @@ def test_settings_beside_the_weights_are_used_and_options_go_before_them(here):
 def test_threshold_and_overlap_of_the_file_are_defaults(here):
     level = 1 / (1 + np.exp(-2 * (200 / 255 - 0.5) / 0.5))
     (here / "model.toml").write_text(
-        f'network = "red_network:Red"\nmean = [0.5, 0.5, 0.5]\ndeviation = [0.5, 0.5, 0.5]\n'
-        f"threshold = {level}\noverlap = 64\n"
+        f"mean = [0.5, 0.5, 0.5]\ndeviation = [0.5, 0.5, 0.5]\nthreshold = {level}\noverlap = 64\n"
     )
-    predict("--model", "red.pth")
+    options = ("--model", "red.pth", "--network", "red_network:Red")
+    predict(*options)
     assert_red_masks(here, 201)
-    predict("--model", "red.pth", "--threshold", "0.5", out="second")
+    predict(*options, "--threshold", "0.5", out="second")
     assert_red_masks(here, 128, "second")
+
+
+def test_code_runs_only_if_the_user_asks_for_it(here, count_faults):
+    """A folder from elsewhere may hold weights, a model.toml and a module."""
+    (here / "evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    for network in ("evil:make", "torchscript"):
+        (here / "model.toml").write_text(f'network = "{network}"\nmean = [0, 0, 0]\ndeviation = [1, 1, 1]\n')
+        with pytest.raises(ModelError, match=f"model.toml.* would run code.* give --network {network}"):
+            predict("--model", "red.pth")
+        count_faults("code that model.toml asks for is not run", 1)
+    assert not (here / "ran").exists()
 
 
 @pytest.mark.usefixtures("here")

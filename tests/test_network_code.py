@@ -30,6 +30,9 @@ def make():
 def fail():
     raise RuntimeError("no data")
 
+def leave():
+    raise SystemExit(3)
+
 text = "text"
 """
 SETTINGS = ModelSettings(network="mynets.small:make", mean=(0.5,) * 3, deviation=(0.5,) * 3, stride=1)
@@ -93,7 +96,8 @@ def test_what_the_code_does_not_give_is_refused(tmp_path, count_faults):
         ("mynets.broken:make", "nothing_of_this_name"),
         ("mynets.torn:make", "SyntaxError"),
         ("mynets.small:fail", "RuntimeError: no data"),
-        ("mynets.small:text", "gives a str, not a torch.nn.Module"),
+        ("mynets.small:leave", "SystemExit: 3"),  # which would be the exit code of a run with failures
+        ("mynets.small:text", "gives str, not a torch.nn.Module"),
         ("mynets.small:", "AttributeError"),
     )
     for network, word in faults:

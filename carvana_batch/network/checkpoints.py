@@ -15,7 +15,7 @@ from carvana_batch.files import atomic_writer
 from carvana_batch.model_settings import NO_SETTINGS, ModelSettings, settings_beside
 from carvana_batch.network import AUTO_WEIGHTS, BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.model import FORMAT, Model, weights_digest
-from carvana_batch.network.sources import code, own, smp, source_of
+from carvana_batch.network.sources import code, own, runs_code, smp, source_of
 from carvana_batch.network.sources.code import is_code
 from carvana_batch.text import shown
 
@@ -65,7 +65,7 @@ def load_model(name_or_path: str | Path, settings: ModelSettings = NO_SETTINGS) 
         NoModelError: there is nothing of that name.
         MissingSettingsError: the settings leave open what changes the masks.
         ModelError: the file is damaged, the weights are of an unknown or another network, or not finite, or
-            the settings contradict them.
+            the settings contradict them; or ``model.toml`` asks for code.
         UsageError: ``model.toml`` is damaged.
     """
     if name_or_path == "auto" and is_code(settings.network):
@@ -80,6 +80,12 @@ def load_model(name_or_path: str | Path, settings: ModelSettings = NO_SETTINGS) 
         return own.load(bundled, NO_SETTINGS)
     path = _find(name_or_path)
     beside, origin = settings_beside(path)
+    if origin is not None and settings.network is None and runs_code(beside.network):
+        name = shown(str(beside.network))
+        raise ModelError(
+            f"{shown(origin)}: its network {name} would run code, which a file beside weights cannot ask for."
+            f" If you trust where it is from, give --network {name}"
+        )
     merged = settings.over(beside)
     model = source_of(path)(path, merged)
     given = dict.fromkeys(beside.given(), "" if origin is None else shown(origin))

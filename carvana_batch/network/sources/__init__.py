@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from carvana_batch.model_settings import ModelSettings
 from carvana_batch.network.model import Model
-from carvana_batch.network.sources import exported, onnx, own, smp, state_dict, torchscript
+from carvana_batch.network.sources import code, exported, onnx, own, smp, state_dict, torchscript
 
 PICKLED_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
 
@@ -36,6 +36,11 @@ def source_of(path: Path) -> Callable[[Path, ModelSettings], Model]:
             return torchscript.load
         return state_dict.load
     return own.load
+
+
+def runs_code(network: str | None) -> bool:
+    """Whether a network of this name is code of others, which only the user may ask for."""
+    return code.is_code(network) or network == torchscript.NAME
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -64,7 +64,7 @@ def _build(network: str) -> tuple[nn.Module, Path | None]:
         for part in attribute.split("."):
             factory = getattr(factory, part)
         module = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
-    except Exception as error:  # code of others raises anything
+    except (Exception, SystemExit) as error:  # code of others raises anything
         raise ModelError(
             f"--network {shown(network)}: its code fails ({type(error).__name__}:"
             f" {shown(cut_short(str(error), 300))}); it is looked for in this folder and where Python finds"
@@ -72,7 +72,7 @@ def _build(network: str) -> tuple[nn.Module, Path | None]:
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"--network {shown(network)}: gives a {type(module).__name__}, not a torch.nn.Module; name a"
+            f"--network {shown(network)}: gives {type(module).__name__}, not a torch.nn.Module; name a"
             " function without arguments that returns one"
         )
     file = getattr(package, "__file__", None)

@@ -214,8 +214,9 @@ def test_train_takes_limits_of_the_environment_unless_a_preset_is_chosen(here, m
     def shift_and_epochs(*arguments, config=None):
         train = group.get_command(click.Context(group), "train")
         context = train.make_context("train", ["data", "run", *arguments], parent=click.Context(group))
-        names = {item.name for item in options_of(train)} - {"config", "resume", "dry_run", "quiet", "compiled"}
-        values = {name: context.params[name] for name in names - {"device", "workers", "tensorboard"}}
+        others = {"config", "resume", "dry_run", "quiet", "compiled", "device", "workers", "tensorboard"}
+        names = {item.name for item in options_of(train)} - others
+        values = {name: context.params[name] for name in names}
         settings = make_settings(collect_values(context, values, config))
         return settings.augmentation.shift, settings.epochs
 
@@ -224,6 +225,21 @@ def test_train_takes_limits_of_the_environment_unless_a_preset_is_chosen(here, m
     assert shift_and_epochs("--augment", "photos") == (0.0625, 0.5)
     assert shift_and_epochs(config=Path("limit.toml")) == (0.03125, 0.5)
     assert shift_and_epochs(config=Path("preset.toml")) == (0.0625, 0.5)
+
+
+def test_settings_that_lie_beside_a_name_by_chance_change_nothing(here):
+    (here / "auto").mkdir()
+    (here / "auto" / "model.toml").write_text("threshold = 0.9\n")
+    assert predict("in", "out").exit_code == 0
+    assert run_file(here / "out")["settings"]["threshold"] == 0.5
+
+
+def test_channels_may_be_a_list_in_a_file_as_in_that_of_a_model(here):
+    (here / "c.toml").write_text("mean = [0.5, 0.4, 0.3]\n")
+    result = predict("in", "out", "--config", "c.toml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    (here / "c.toml").write_text("mean = [0.5, true, 0.3]\n")
+    assert "is not three numbers" in str(predict("in", "out", "--config", "c.toml").exception)
 
 
 def test_a_shadow_needs_a_background(here):

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from carvana_batch.commands.command import CONFIG, Command, keyword_of, option_name, options_of
+from carvana_batch.commands.model_options import Triple
 from carvana_batch.errors import UsageError
 from carvana_batch.settings_file import read_settings_file
 from carvana_batch.text import shown
@@ -57,6 +58,8 @@ def parse_config(context: click.Context, given: dict[str, Any], path: Path) -> d
         if keyword not in given or is_given(context, name):
             continue
         value = given[keyword]
+        if isinstance(option.type, Triple) and isinstance(value, list):  # as in model.toml
+            value = ",".join(map(str, value))
         if isinstance(value, dict) or isinstance(value, list) != option.multiple:
             raise UsageError(f"{shown(path)}: {key}: {value!r} is not a value for it.")
         if isinstance(value, bool) != option.is_flag:

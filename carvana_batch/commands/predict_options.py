@@ -10,7 +10,7 @@ import click
 
 from carvana_batch.commands.buckets import PathOrUrl
 from carvana_batch.commands.command import given_values
-from carvana_batch.commands.completion import complete_device, complete_file, complete_model
+from carvana_batch.commands.completion import complete_device, complete_file, complete_model, names_of_weights
 from carvana_batch.commands.model_options import is_default, model_options
 from carvana_batch.commands.parameters import (
     Colour,
@@ -303,8 +303,8 @@ def make_options(context: click.Context, model_settings: ModelSettings) -> Optio
     background = values["background"]
     if values["shadow"] and background is None:
         raise UsageError("--shadow is for the pictures of --background. Give that as well.")
-    weights = Path(values["model"])  # or a name, which settings that lie here by chance do not concern
-    beside = settings_beside(weights)[0] if weights.exists() else NO_SETTINGS
+    is_name = values["model"] in names_of_weights()  # settings that lie here do not concern those weights
+    beside = NO_SETTINGS if is_name else settings_beside(Path(values["model"]))[0]
     for name in ("overlap", "threshold"):
         if is_default(context, name) and getattr(beside, name) is not None:
             values = values | {name: getattr(beside, name)}

@@ -184,7 +184,7 @@ def test_an_unknown_network_is_refused(tmp_path, weights):
     path = tmp_path / "weights.safetensors"
     for name in ("nonet", None):
         write_with_header(path, weights, network=name)
-        refused(path, "segunet, segunet-s, tiny, unet")
+        refused(path, "segunet, segunet-m, segunet-s, tiny, unet")
 
 
 def test_a_checksum_is_needed(tmp_path, weights):

@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from carvana_batch.commands import COMMANDS, completion, group
 from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
+from carvana_batch.network.sources import PICKLED_SUFFIXES
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -43,12 +45,17 @@ def test_names_of_models_are_those_there_are():
     offered = [value for _, value in complete("predict", "--model", "")]
     assert offered == ["auto", *sorted(BUNDLED_WEIGHTS), "my.safetensors"]
     assert tuple(NETWORKS) == completion.NETWORKS
-    assert complete("train", "--model", "seg") == plain("segunet-s", "segunet")
+    assert complete("train", "--model", "seg") == plain("segunet-s", "segunet-m", "segunet")
+    assert complete("models", "export", "--network", "m") == plain("milesial")
 
 
 def test_models_on_the_disk():
     assert complete("predict", "--model", "runs/") == plain("runs/first")
     assert complete("models", "show", "m") == plain("my.safetensors")
+    assert complete("models", "export", "m") == plain("my.safetensors")
+    for suffix in (*PICKLED_SUFFIXES, ".onnx", ".pt2"):
+        Path(f"my-own{suffix}").touch()
+        assert complete("predict", "--model", f"my-own{suffix}") == plain(f"my-own{suffix}")
     assert complete("train", "--init", "runs/f") == plain("runs/first")
     assert complete("predict", "--model", "ru") == [("file", "ru")]  # the shell goes on by itself
     assert complete("predict", "--model", "none/") == [("file", "none/")]
@@ -67,7 +74,7 @@ def test_devices(here, monkeypatch):
     [
         (("pre",), plain("predict")),
         (("help", "mo"), plain("models")),
-        (("help", "models", ""), plain("list", "show")),
+        (("help", "models", ""), plain("export", "list", "show")),
         (("predict", "--thr"), plain("--threshold")),
         (("predict", "--save", "pa"), plain("panel")),
         (("predict", "in"), [("file", "in")]),

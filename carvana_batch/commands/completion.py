@@ -17,27 +17,52 @@ import carvana_batch
 
 WEIGHTS_FOLDER = Path(carvana_batch.__file__).parent / "network" / "weights"
 
-NETWORKS = ("segunet-s", "segunet", "unet")
+NETWORKS = ("segunet-s", "segunet-m", "segunet", "unet")
 """The keys of ``network.NETWORKS``, whose import takes seconds."""
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+OTHER_NETWORKS = ("milesial", "torchscript")
+"""What else ``--network`` may name in one word."""
+
+WEIGHTS_SUFFIXES = (
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".bin",
+    ".onnx",
+    ".pt2",
+    ".ts",
+    ".torchscript",
+)
+"""Those of the files that ``network.sources`` tells apart."""
 
 GPU_DEVICES = "/dev/nvidia[0-9]*"
+
+
+def names_of_weights() -> list[str]:
+    """The weights that come with the package, and ``auto``."""
+    return ["auto", *sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))]
 
 
 def complete_model(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
     """Names of weights, and the weights files and folders of training runs that are near at hand."""
-    names = ["auto", *sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))]
-    return _matching([*names, *_models_on_disk(incomplete)], incomplete) or _files(incomplete)
+    return _matching([*names_of_weights(), *_models_on_disk(incomplete)], incomplete) or _files(incomplete)
 
 
 def complete_network(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Names of networks."""
+    """Names of networks that can be trained."""
     return _matching(NETWORKS, incomplete)
+
+
+def complete_network_of_weights(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Names of networks that weights can be of."""
+    return _matching((*NETWORKS, *OTHER_NETWORKS), incomplete)
 
 
 def complete_device(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from carvana_batch.commands.completion import complete_network_of_weights
 from carvana_batch.model_settings import OUTPUTS, ModelSettings, read_deviation, read_mean
 
 
@@ -34,6 +35,7 @@ OPTIONS = (
     click.option(
         "--network",
         metavar="NAME",
+        shell_complete=complete_network_of_weights,
         help="Network of the weights, if they do not say it: a name of `carvana-batch models`, milesial,"
         " smp:Unet, package.module:factory, which runs your own code, or torchscript, which runs the program"
         " in the file.",

@@ -110,11 +110,10 @@ def show_model(model: str, model_settings: ModelSettings) -> None:
         click.echo()
         _print_model(load_model(second))
     else:
-        given = model if not Path(model).exists() else Path(model)
         missing: dict[str, str] = {}
         while True:
             try:
-                loaded = load_model(given, model_settings)
+                loaded = load_model(model, model_settings)
                 break
             except MissingSettingsError as error:
                 missing |= dict.fromkeys(error.missing, str(error))
@@ -123,7 +122,7 @@ def show_model(model: str, model_settings: ModelSettings) -> None:
 
 
 @command.command("export")
-@click.argument("model", metavar="NAME|FILE|RUN")
+@click.argument("model", metavar="NAME|FILE|RUN", shell_complete=complete_model)
 @click.argument("target", metavar="FILE.onnx|FILE.pt2", type=click.Path(path_type=Path))
 @model_options
 @click.option(
@@ -157,7 +156,7 @@ def export_model(
     from carvana_batch.network.checkpoints import load_model
     from carvana_batch.network.exported.writing import check_request, write_model
 
-    loaded = load_model(model if not Path(model).exists() else Path(model), model_settings)
+    loaded = load_model(model, model_settings)
     check_request(loaded, target)
     check_target(target)
     if target.exists() and not overwrite:
@@ -200,7 +199,8 @@ def _print_model(model: Model, missing: Mapping[str, str] | None = None) -> None
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     _print_entry("kind", model.kind)
     _print_entry("network", model.name)
-    _print_entry("parameters", f"{parameters:,}")
+    if parameters:  # those of exported networks are not counted
+        _print_entry("parameters", f"{parameters:,}")
     _print_entry("photos", _describe_input(model) + _describe_origin(model, "size"))
     for key, values in (("mean", model.mean), ("deviation", model.deviation)):
         known = " ".join(map(str, values)) + _describe_origin(model, key)
@@ -277,4 +277,4 @@ def _describe_input(model: Model) -> str:
 
 
 def _print_entry(name: str, value: str) -> None:
-    click.echo(f"{shown(name):<18}{shown(value)}".rstrip())
+    click.echo(f"{shown(name):<17} {shown(value)}".rstrip())

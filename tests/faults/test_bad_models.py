@@ -113,7 +113,7 @@ def test_weights_that_do_not_fit_are_refused(zygote, here, model, count_faults):
         save_changed(here / "weights.safetensors", model, change)
         assert_refused(zygote, here, "weights.safetensors", word)
     others = (
-        ({"a": torch.zeros(3)}, "its tensors fit none of the networks segunet-s, segunet, unet"),
+        ({"a": torch.zeros(3)}, "its tensors fit none of the networks segunet-s, segunet-m, segunet, unet"),
         ({}, "its tensors fit none of the networks"),
         ([1, "a"], "not a state dict of tensors"),
         ({**model.network.state_dict(), "classifier.bias": torch.zeros(4).to_sparse()}, "no plain tensor"),

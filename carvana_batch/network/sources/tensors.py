@@ -53,8 +53,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 )
             weights = {key: file.get_tensor(key) for key in keys}
     except (safetensors.SafetensorError, OSError) as error:
+        advice = "fetch or train it again"
+        if path.suffix.lower() != ".safetensors":
+            advice = "files of other kinds have to end in .pt, .pth, .ckpt, .bin, .onnx or .pt2"
         raise ModelError(
-            f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); fetch or train it again"
+            f"{shown(path)}: not a whole safetensors file ({shown(str(error))}); {advice}"
         ) from error
     refuse_odd(path, weights)
     return header, weights

@@ -29,7 +29,7 @@ class Listed(NamedTuple):
     Attributes:
         name: below the folder that was listed.
         size: in bytes.
-        time: of its last change, in ns.
+        time: of its last change, in ns, of full seconds.
     """
 
     name: str
@@ -54,8 +54,8 @@ def list_objects(url: BucketUrl) -> Iterator[Listed]:
 
 
 def nanoseconds(time: datetime) -> int:
-    """A time in ns since 1970."""
-    return (time - EPOCH) // timedelta(microseconds=1) * 1000
+    """A time in ns since 1970, of full seconds: some stores tell more of it in listings than elsewhere."""
+    return (time - EPOCH) // timedelta(seconds=1) * 10**9
 
 
 class Mirror:

@@ -186,6 +186,63 @@ def test_an_object_that_appears_during_the_run_stays(uploaded):
     assert uploaded.objects["out/a/00.png"].content == b"of the user"
 
 
+def test_an_object_of_the_user_beside_a_photo_that_fails_stays(uploaded, photos):
+    """Also one that has taken the place of a mask of predict since the run began."""
+    uploaded.put("out/_panel/broken.jpg", b"of the user")
+    assert predict("s3://photos/in", "s3://photos/out").exit_code == 3
+    assert "out/_panel/broken.jpg" in uploaded.objects
+    uploaded.put("in/a/00.jpg", (photos / "b" / "01.jpg").read_bytes())
+
+    def appear(request):
+        if request.method == "GET" and request.key == "in/a/00.jpg":
+            uploaded.put("out/a/00.png", b"of the user")
+
+    uploaded.after = appear
+    assert "there already and was not made by predict" in predict("s3://photos/in", "s3://photos/out").output
+    assert uploaded.objects["out/a/00.png"].content == b"of the user"
+
+
+def test_an_object_that_appears_just_before_a_mask_is_replaced_stays(uploaded, photos):
+    assert predict("s3://photos/in", "s3://photos/out").exit_code == 3
+    uploaded.put("in/a/00.jpg", (photos / "b" / "01.jpg").read_bytes())
+    looks = []
+
+    def appear(request):
+        if request.method == "GET" and request.key == "out/a/00.png":
+            looks.append(request)
+            if len(looks) == 2:  # the first one is before the run, the second one because it is there
+                uploaded.put("out/a/00.png", b"of the user")
+
+    uploaded.after = appear
+    assert "there already and was not made by predict" in predict("s3://photos/in", "s3://photos/out").output
+    assert uploaded.objects["out/a/00.png"].content == b"of the user"
+
+
+def test_a_run_that_was_taken_over_replaces_no_mask(uploaded, photos):
+    assert predict("s3://photos/in", "s3://photos/out").exit_code == 3
+    uploaded.put("in/a/00.jpg", (photos / "b" / "01.jpg").read_bytes())
+    before = uploaded.objects["out/a/00.png"]
+    lock = "out/.carvana-batch/lock.json"
+
+    def take_over(request):
+        if request.method == "GET" and request.key == "in/a/00.jpg":
+            holder = json.loads(uploaded.objects[lock].content)
+            uploaded.put(lock, json.dumps(holder | {"run": "another"}).encode())
+
+    uploaded.after = take_over
+    finished = predict("s3://photos/in", "s3://photos/out")
+    assert finished.exit_code != 3 and "was taken over by another run" in finished.output
+    assert uploaded.objects["out/a/00.png"] == before
+
+
+def test_times_that_only_listings_tell_in_full_are_no_changes(uploaded, monkeypatch):
+    """As with MinIO and Google Cloud Storage."""
+    form = time.strftime
+    monkeypatch.setattr(time, "strftime", lambda text, *at: form(text, *at).replace(".000Z", ".123Z"))
+    predict("s3://photos/in", "s3://photos/out")
+    assert f"{PHOTOS} done before" in predict("s3://photos/in", "s3://photos/out").output
+
+
 def test_masks_of_another_folder_are_not_replaced(uploaded):
     predict("s3://photos/in", "s3://photos/out")
     for key in [key for key in uploaded.objects if key.startswith("in/")]:

@@ -206,11 +206,13 @@ class BucketOut:
             raise_store_error(self.url / name, error)
 
     def _remove(self, names: Sequence[str]) -> None:
-        """Remove outdated files of a photo that has failed."""
+        """Remove outdated files of a photo that has failed, as far as runs have made them."""
         import obstore
 
         there = [name for name in names if self.sizes.pop(name, None) is not None]
         for name in there:
+            if not is_of_a_run(self._store, self.url / name, name):
+                continue
             try:
                 obstore.delete(self._store, name)
             except FileNotFoundError:

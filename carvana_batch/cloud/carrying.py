@@ -55,7 +55,7 @@ class Carrier:
                 photos_coming = stack.enter_context(Prefetcher(local, fetch, empty))
             uploads = None
             if self._out is not None:
-                uploads = stack.enter_context(Uploader(self._out, self._paths, self._job.run))
+                uploads = stack.enter_context(Uploader(self._out, self._paths, self._job.lock, self._job.run))
             arrive = None if photos_coming is None else photos_coming.arrive
             for result in stack.enter_context(contextlib.closing(mask(local, arrive))):
                 if photos_coming is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from carvana_batch.cloud.urls import BucketUrl, Store, open_store, raise_store_error
+from carvana_batch.cloud.lock import held_by, lost_lock, version_of
+from carvana_batch.cloud.urls import BucketUrl, Store, StoreError, open_store, raise_store_error
 from carvana_batch.errors import ImageError
 from carvana_batch.files import read_error, remove_file
 from carvana_batch.output.paths import OutPaths
@@ -20,6 +21,9 @@ THREADS = 16
 
 MOST_WAITING = 64
 """Photos that may be waiting for their files to be put; with more of them, the network waits."""
+
+TRIES = 8
+"""To put a file that others change meanwhile."""
 
 MARK = "carvana-batch"
 """The name of the metadata of objects that runs have made; its value says which run."""
@@ -51,11 +55,12 @@ class Uploader:
     Args:
         url: the out folder.
         paths: the local out folder, from which files are removed once they have been put.
-        run: identifies the run.
+        lock: name of the lock below ``url``.
+        run: identifies the run, which holds the lock.
     """
 
-    def __init__(self, url: BucketUrl, paths: OutPaths, run: str) -> None:
-        self.url, self.paths, self.run = url, paths, run
+    def __init__(self, url: BucketUrl, paths: OutPaths, lock: str, run: str) -> None:
+        self.url, self.paths, self._lock, self.run = url, paths, lock, run
         self._store = open_store(url)
         self._waiting: deque[Future[Written | Failure]] = deque()
 
@@ -78,6 +83,7 @@ class Uploader:
             wait: wait for all.
 
         Raises:
+            FolderChangedError: this run does not hold the folder any more.
             StoreError: the store failed.
         """
         while self._waiting and (wait or len(self._waiting) > MOST_WAITING or self._waiting[0].done()):
@@ -104,30 +110,47 @@ class Uploader:
     def _put(self, name: str, content: bytes) -> None:
         """Put a file, unless there is one that no run has made.
 
+        Each try is on the condition that the store has what this run has looked at, so that nothing that
+        appears meanwhile is replaced.
+
         Raises:
             ImageError: there is one.
+            FolderChangedError: this run does not hold the folder any more.
             StoreError: the store failed.
         """
         import obstore
 
         exceptions = obstore.exceptions
-        put: Callable[[Any], object] = lambda mode: obstore.put(  # noqa: E731
-            self._store, name, content, mode=mode, attributes={MARK: self.run}, use_multipart=False
-        )
+        mode: Any = "create"
         try:
-            try:
-                put("create")
-                return
-            except exceptions.AlreadyExistsError:
-                got = obstore.get(self._store, name)
-            marked = _is_marked(got.attributes)
-            if marked and bytes(got.bytes()) == content:
-                return
-            if not marked:
-                raise ImageError(
-                    f"{self.url / name} is there already and was not made by predict, so it stays"
-                )
-            # Of an earlier state of the photo, or of a run that was killed before it could say so.
-            put("overwrite")
+            for _ in range(TRIES):
+                try:
+                    obstore.put(
+                        self._store,
+                        name,
+                        content,
+                        mode=mode,
+                        attributes={MARK: self.run},
+                        use_multipart=False,
+                    )
+                    return
+                except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
+                    pass
+                try:
+                    got = obstore.get(self._store, name)
+                except FileNotFoundError:
+                    mode = "create"
+                    continue
+                if not _is_marked(got.attributes):
+                    raise ImageError(
+                        f"{self.url / name} is there already and was not made by predict, so it stays"
+                    )
+                if bytes(got.bytes()) == content:
+                    return
+                # Of an earlier state of the photo, or of a run that was killed before it could say so.
+                if held_by(self.url, self._lock) != self.run:
+                    raise lost_lock(self.url)
+                mode = version_of(got.meta)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise_store_error(self.url / name, error)
+        raise StoreError(f"{self.url / name} changes again and again while it is written.")

@@ -22,15 +22,13 @@ class Point(NamedTuple):
 
     Attributes:
         position: in the decompressed data.
-        offset: of the next bytes in the file.
+        offset: in the file, of the next bytes to be decompressed.
         state: of the decompressor there.
-        pending: bytes that were read from the file before ``offset``, and not decompressed.
     """
 
     position: int
     offset: int
     state: zlib._Decompress
-    pending: bytes
 
 
 class SeekableGzip(io.RawIOBase):
@@ -47,7 +45,7 @@ class SeekableGzip(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._distance = LEAST_DISTANCE
-        self._points = [Point(0, 0, zlib.decompressobj(GZIP), b"")]
+        self._points = [Point(0, 0, zlib.decompressobj(GZIP))]
         self._start_at(self._points[0])
 
     def readable(self) -> bool:
@@ -84,7 +82,7 @@ class SeekableGzip(io.RawIOBase):
 
     def _start_at(self, point: Point) -> None:
         self._position, self._offset = point.position, point.offset
-        self._state, self._pending = point.state.copy(), point.pending
+        self._state, self._pending = point.state.copy(), b""
 
     def _decompress(self, most: int) -> bytes:
         while most:
@@ -115,7 +113,8 @@ class SeekableGzip(io.RawIOBase):
     def _keep_point(self) -> None:
         if self._position - self._points[-1].position < self._distance:
             return
-        self._points.append(Point(self._position, self._offset, self._state.copy(), self._pending))
+        offset = self._offset - len(self._pending)
+        self._points.append(Point(self._position, offset, self._state.copy()))
         if len(self._points) > MOST_POINTS:
             del self._points[1::2]
             self._distance *= 2

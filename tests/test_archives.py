@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import write_photo
+from PIL import Image
 
 from carvana_batch.archives import archive as archives
 from carvana_batch.archives import gzip_file
 from carvana_batch.archives.gzip_file import SeekableGzip
 from carvana_batch.commands import group
+from carvana_batch.demo import draw_photo
 from carvana_batch.errors import UsageError
 
 KINDS = ("zip", "tar", "tar.gz")
@@ -135,6 +137,60 @@ def test_masks_of_another_archive_or_folder_are_not_replaced(here):
     assert "0.png is the mask of " in message_of("second.zip", "folder")
     (here / "second.zip").replace(here / "first.zip")
     assert "1 masked, 2 done before" in predict("first.zip", "out").output
+
+
+def test_masks_of_another_archive_are_replaced_only_with_overwrite(here):
+    photos = here / "in" / "sub"
+    pack(photos, "zip", here / "first.zip")
+    write_photo(photos / "0.jpg", seed=7)
+    pack(photos, "zip", here / "second.zip")
+    assert predict("first.zip", "out").exit_code == 0
+    first = masks_in(here / "out")
+    (here / "decisions.csv").write_text("image,decision,note\n0,reject,\n")
+    assert "is the mask of first.zip/0.jpg" in message_of(
+        "second.zip", "out", "--files-from", "decisions.csv"
+    )
+    assert masks_in(here / "out") == first
+    assert predict("second.zip", "out", "--overwrite").exit_code == 0
+    assert masks_in(here / "out") != first
+
+
+def test_a_changed_photo_of_the_same_size_and_time_is_masked_again(here):
+    """As programs write archives that are to be the same each time: all times are 1980."""
+    for seed in (1, 2):
+        photo = io.BytesIO()
+        Image.fromarray(draw_photo(seed, 1, (96, 64))[0]).save(photo, "BMP")
+        write_zip(here / "a.zip", (zipfile.ZipInfo("0.bmp"), photo.getvalue()))
+        assert "1 masked" in predict("a.zip", "out").output
+    assert "1 done before" in predict("a.zip", "out").output
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("café".encode(), "café"),
+        ("cafe\u0301".encode(), "cafe\u0301"),
+        (b"caf\x82", "café"),
+        (b"cafe", "cafe"),
+    ],
+)
+def test_names_in_a_zip_may_be_utf_8_without_saying_so(here, photo, stored, name):
+    """As those made by macOS; others, as of old Windows, are code page 437."""
+    write_zip(here / "a.zip", ("x" * len(stored) + ".jpg", photo))
+    content = (here / "a.zip").read_bytes()
+    (here / "a.zip").write_bytes(content.replace(b"x" * len(stored), stored))
+    assert predict("a.zip", "out").exit_code == 0
+    assert list(masks_in(here / "out")) == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_that_would_fill_the_memory_are_refused(here, photo, kind):
+    with tarfile.open(here / "a.tar.gz", "w:gz") as archive:
+        header, info = tarfile.TarInfo("x"), tarfile.TarInfo("0.jpg")
+        header.type, header.size, info.size = kind, 2**21, len(photo)
+        archive.addfile(header, io.BytesIO(bytes(2**21)))
+        archive.addfile(info, io.BytesIO(photo))
+    assert "an entry has a header of 2,097,152 bytes" in message_of("a.tar.gz", "out")
 
 
 @pytest.mark.parametrize("name", ["../out.jpg", "/tmp/out.jpg", "a/../../out.jpg", "..\\out.jpg", "a/.."])

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Self
 
 from carvana_batch.archives.gzip_file import SeekableGzip
 from carvana_batch.errors import UsageError
@@ -70,7 +70,8 @@ class Member(NamedTuple):
     Attributes:
         name: as the archive has it.
         size: of the unpacked file, in bytes.
-        time: of its last change, in seconds.
+        time: of its last change, in ns; in place of fractions of a second, which ZIP lacks, a part of the
+            checksum of its content, because programs that make the same archive each time leave times out.
         problem: why it cannot be unpacked; "" if it can.
     """
 
@@ -172,7 +173,7 @@ class Archive:
                     f"{shown(self.path)} has {shown(member.name)} twice. Unpack it, and give the folder."
                 )
             size = member.size if member.size <= self.most_bytes else 0
-            _make_empty(path, size, member.time * 10**9)
+            _make_empty(path, size, member.time)
         except OSError as error:
             raise UsageError(
                 f"{shown(self.path)}: {shown(member.name)} cannot be unpacked: {error.strerror or error}."
@@ -195,7 +196,7 @@ class Archive:
             head = source.read(HEAD_BYTES)
             with path.open("r+b") as file:
                 file.write(head)
-            os.utime(path, (member.time, member.time))
+            os.utime(path, ns=(member.time, member.time))
 
     def _copy(self, source: IO[bytes], target: IO[bytes], size: int) -> None:
         """Copy the file; raises ValueError if its size is not what the archive says."""
@@ -226,6 +227,7 @@ class ZipReader:
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
+        self._infos: dict[str, zipfile.ZipInfo] = {}
         self.ignored: dict[str, int] = {}
 
     def members(self) -> Iterator[Member]:
@@ -240,13 +242,26 @@ class ZipReader:
             except (ValueError, OverflowError):
                 time = 0
             problem = "is encrypted; unpack the archive with its password" if info.flag_bits & 1 else ""
-            yield Member(info.filename, info.file_size, _within(time), problem)
+            name = _name_in_zip(info)
+            self._infos[name] = info
+            yield Member(name, info.file_size, _within(time) + info.CRC % 10**9, problem)
 
     def open(self, name: str) -> IO[bytes]:
-        return self._archive.open(name)
+        return self._archive.open(self._infos[name])
 
     def close(self) -> None:
         self._archive.close()
+
+
+class BoundedInfo(tarfile.TarInfo):
+    """An entry of a tar archive; headers that would fill the memory are refused."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in HEADERS and info.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"an entry has a header of {info.size:,} bytes")
+        return info
 
 
 class TarReader:
@@ -257,7 +272,7 @@ class TarReader:
         try:
             packed = path.name.lower().endswith((".gz", ".tgz"))
             self._file = io.BufferedReader(SeekableGzip(file), GZIP_BUFFER) if packed else file
-            self._archive = tarfile.TarFile(fileobj=self._file)
+            self._archive = tarfile.TarFile(fileobj=self._file, tarinfo=BoundedInfo)
         except BaseException:
             file.close()
             raise
@@ -296,6 +311,20 @@ class TarReader:
         self._file.close()
 
 
+UTF_8 = 0x800
+"""The flag of a file in a ZIP archive that says how its name is encoded."""
+
+MOST_HEADER_BYTES = 2**20
+"""Of what tar writes ahead of a file, such as its long name; tarfile reads it into memory as a whole."""
+
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
 LINKS = "links in the archive"
 SPECIAL = "pipes and devices in the archive"
 
@@ -308,8 +337,19 @@ class _WriteError(Exception):
         self.error = error
 
 
-def _within(time: int) -> int:
-    return min(max(time, 0), LATEST)
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """The name of a file, also if the archive fails to say that it is UTF-8, as those made by macOS."""
+    if info.flag_bits & UTF_8:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
+def _within(seconds: int) -> int:
+    """A time as ns."""
+    return min(max(seconds, 0), LATEST) * 10**9
 
 
 def _make_empty(path: Path, size: int, time: int) -> None:

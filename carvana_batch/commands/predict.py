@@ -164,7 +164,7 @@ def prepare(
     if from_input:
         found = find([context.with_resource(standard_input(options.pixel_limit))], out, None, follow_links)
     else:
-        found = find(places.sources, out, values["files_from"], follow_links, archive)
+        found = find(places.sources, out, values["files_from"], follow_links, archive, options.overwrite)
         if archive is None and len(places.sources) == 1:
             options = replace(options, images=places.sources[0])
     refs = found.refs[: values["limit"]]

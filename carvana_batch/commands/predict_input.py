@@ -93,6 +93,7 @@ def find(
     files_from: str | None,
     follow_links: bool,
     archive: Archive | None = None,
+    overwrite: bool = False,
 ) -> Found:
     """Find the photos of a run.
 
@@ -102,6 +103,7 @@ def find(
         files_from: a list of photos, or the decisions of a review.
         follow_links: see :func:`find_images`.
         archive: the archive.
+        overwrite: whether masks of another archive may be replaced.
 
     Raises:
         UsageError: there are none, or some of the names do not fit together.
@@ -118,11 +120,13 @@ def find(
             f"IN and OUT are both {shown(source)}: masks must not lie among the photos. Choose another OUT."
         )
     if files_from is not None:
-        return find_rejected(source, Path(files_from), follow_links=follow_links, exclude=out)
-    found = find_images(source, follow_links=follow_links, exclude=out)
+        found = find_rejected(source, Path(files_from), follow_links=follow_links, exclude=out)
+    else:
+        found = find_images(source, follow_links=follow_links, exclude=out)
     if archive is None:
         return found
-    _refuse_another_archive(found, out, archive)
+    if not overwrite:
+        _refuse_another_archive(found, out, archive)
     return replace(found, ignored={**found.ignored, **archive.ignored})
 
 
@@ -138,7 +142,7 @@ def _refuse_another_archive(found: Found, out: Path, archive: Archive) -> None:
         if other.exists() and not other.samefile(archive.path):
             raise UsageError(
                 f"{shown(OutPaths(out).mask(ref.key))} is the mask of {shown(entry.source)}, and would be"
-                f" replaced by that of {shown(source)}. Choose another OUT."
+                f" replaced by that of {shown(source)}. Choose another OUT, or use --overwrite to replace it."
             )
 
 

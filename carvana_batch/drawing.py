@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from functools import partial
 from pathlib import Path
 
-from carvana_batch.archives.unpacking import Arrive
+from carvana_batch.cloud.fetching import Arrive
 from carvana_batch.colours import RGB
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.photo import read_image

@@ -42,12 +42,20 @@ PROBABILITY_EXTRAS = {"prob", "background"}
 EXTRA_SETTINGS = {"recolour": "colour", "background": "background"}
 """Settings that concern a kind of extra file alone."""
 
+BYTES_PER_PIXEL = 8
+"""Of 16 bits in four channels, without compression."""
+
 REVIEW_WORST, REVIEW_SAMPLE = 48, 24
 """How many masks the page of a review shows by default: the most doubtful, and some of the others."""
 
 NetworkSize = tuple[int, int] | Literal["native"] | None
 """In which size the network sees photos: (width, height), as they are, or None for the one that the weights
 were trained for."""
+
+
+def most_bytes(pixel_limit: int) -> int:
+    """The size of a file that holds so many pixels without compression, and much besides."""
+    return BYTES_PER_PIXEL * pixel_limit + 2**26
 
 
 @dataclass(frozen=True)

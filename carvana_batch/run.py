@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from carvana_batch.archives.archive import Archive
-from carvana_batch.archives.unpacking import Arrive, unpack
+from carvana_batch.archives.unpacking import unpack
+from carvana_batch.cloud.fetching import Arrive
 from carvana_batch.colours import parse_colour
 from carvana_batch.drawing import ExtrasDrawer, read_background
 from carvana_batch.engines.contract import Engine, Job, Result

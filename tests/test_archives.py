@@ -1,5 +1,6 @@
 """Photos in ZIP and tar archives: masks are those of the unpacked photos, and nothing gets out of place."""
 
+import errno
 import gzip
 import io
 import json
@@ -22,7 +23,7 @@ from carvana_batch.archives import gzip_file
 from carvana_batch.archives.gzip_file import SeekableGzip
 from carvana_batch.commands import group
 from carvana_batch.demo import draw_photo
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import OutOfSpaceError, UsageError
 
 KINDS = ("zip", "tar", "tar.gz")
 
@@ -146,10 +147,8 @@ def test_masks_of_another_archive_are_replaced_only_with_overwrite(here):
     pack(photos, "zip", here / "second.zip")
     assert predict("first.zip", "out").exit_code == 0
     first = masks_in(here / "out")
-    (here / "decisions.csv").write_text("image,decision,note\n0,reject,\n")
-    assert "is the mask of first.zip/0.jpg" in message_of(
-        "second.zip", "out", "--files-from", "decisions.csv"
-    )
+    (here / "a.csv").write_text("image,decision,note\n0,reject,\n")
+    assert "is the mask of first.zip/0.jpg" in message_of("second.zip", "out", "--files-from", "a.csv")
     assert masks_in(here / "out") == first
     assert predict("second.zip", "out", "--overwrite").exit_code == 0
     assert masks_in(here / "out") != first
@@ -167,12 +166,7 @@ def test_a_changed_photo_of_the_same_size_and_time_is_masked_again(here):
 
 @pytest.mark.parametrize(
     ("stored", "name"),
-    [
-        ("café".encode(), "café"),
-        ("cafe\u0301".encode(), "cafe\u0301"),
-        (b"caf\x82", "café"),
-        (b"cafe", "cafe"),
-    ],
+    [("café".encode(), "café"), ("cafe\u0301".encode(), "cafe\u0301"), (b"caf\x82", "café")],
 )
 def test_names_in_a_zip_may_be_utf_8_without_saying_so(here, photo, stored, name):
     """As those made by macOS; others, as of old Windows, are code page 437."""
@@ -347,7 +341,7 @@ def test_little_is_unpacked_at_a_time(here, monkeypatch):
 
     monkeypatch.setattr(archives.Archive, "fetch", fetch_and_count)
     monkeypatch.setattr(archives.Archive, "empty", empty_and_count)
-    monkeypatch.setattr("carvana_batch.archives.unpacking.AHEAD", 8)
+    monkeypatch.setattr("carvana_batch.cloud.fetching.AHEAD", 8)
     result = predict("a.zip", "out")
     assert len(masks_in(here / "out")) == 64, result.output
     assert unpacked == set()
@@ -380,3 +374,15 @@ def test_a_gzip_file_that_is_cut_off_is_noticed(tmp_path):
         with SeekableGzip(path.open("rb")) as file, pytest.raises(EOFError):
             while file.read(1000):
                 pass
+
+
+def test_a_full_disk_is_that_of_temporary_files(here, photo, monkeypatch):
+    write_zip(here / "a.zip", ("0.jpg", photo))
+
+    def fail(*_):
+        raise archives._WriteError(OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(archives.Archive, "_copy", fail)
+    error = predict("a.zip", "out").exception
+    assert isinstance(error, OutOfSpaceError)
+    assert f"temporary files in {here / 'temporary'}" in str(error) and "TMPDIR" in str(error)

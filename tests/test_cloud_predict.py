@@ -235,7 +235,8 @@ def test_a_run_that_was_taken_over_replaces_no_mask(uploaded, photos):
     assert uploaded.objects["out/a/00.png"] == before
 
 
-def test_times_that_only_listings_tell_in_full_are_no_changes(uploaded, monkeypatch):
+@pytest.mark.usefixtures("uploaded")
+def test_times_that_only_listings_tell_in_full_are_no_changes(monkeypatch):
     """As with MinIO and Google Cloud Storage."""
     form = time.strftime
     monkeypatch.setattr(time, "strftime", lambda text, *at: form(text, *at).replace(".000Z", ".123Z"))
@@ -271,6 +272,14 @@ def test_folders_within_each_other(uploaded):
     assert predict("s3://photos/in", "s3://photos/in/out").exit_code == 3
     finished = predict("s3://photos/in", "s3://photos/in/out")
     assert f"{PHOTOS} done before" in finished.output and "in/out/out/a/00.png" not in uploaded.objects
+
+
+def test_large_objects_are_not_fetched(uploaded):
+    uploaded.put("in/huge.jpg", bytes(2**27))
+    finished = predict("s3://photos/in", "s3://photos/out", "--pixel-limit", 8000)
+    assert finished.exit_code == 3
+    assert "s3://photos/in/huge.jpg (decode): is too large: 134,217,728 bytes" in finished.output
+    assert f"{PHOTOS} masked, 2 failed" in finished.output
 
 
 def test_a_single_photo(uploaded, local, tmp_path):

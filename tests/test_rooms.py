@@ -67,9 +67,9 @@ ROOMS = {
     "archives": GROUND_FLOOR | {"inputs", "output", "cloud"},
     "engines": GROUND_FLOOR
     | {"inputs", "decode", "network", "inference", "masks", "output", "cloud", "archives"},
-    "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "archives", "engines"},
+    "drawing": GROUND_FLOOR | {"inputs", "decode", "output", "cloud", "engines"},
     "run": GROUND_FLOOR
-    | {"inputs", "network", "masks", "submission", "output", "archives", "engines", "drawing"},
+    | {"inputs", "network", "masks", "submission", "output", "cloud", "archives", "engines", "drawing"},
 }
 ROOMS["review"] = GROUND_FLOOR | {"inputs", "decode", "masks", "output", "pages"}
 ROOMS["training"] = GROUND_FLOOR | {

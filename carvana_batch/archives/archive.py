@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Self
 
 from carvana_batch.archives.gzip_file import SeekableGzip
+from carvana_batch.cloud.stand_ins import StandIns, make_empty
 from carvana_batch.errors import UsageError
 from carvana_batch.files import write_error
 from carvana_batch.inputs.formats import (
@@ -81,10 +82,8 @@ class Member(NamedTuple):
     problem: str = ""
 
 
-class Archive:
+class Archive(StandIns):
     """Photos in an archive; the archive is only read, and never unpacked as a whole.
-
-    A file that is not unpacked has its size and time, but holds no data and takes no room on the disk.
 
     Args:
         path: the archive.
@@ -93,10 +92,10 @@ class Archive:
     """
 
     def __init__(self, path: Path, folder: Path, most_bytes: int) -> None:
-        self.path, self.folder, self.most_bytes = path, folder, most_bytes
+        super().__init__(folder, most_bytes)
+        self.path = path
         self.ignored: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._problems: dict[str, str] = {}
         self._names: dict[str, str] = {}
         try:
             self._reader: ZipReader | TarReader = (
@@ -141,18 +140,7 @@ class Archive:
             except _WriteError as error:
                 raise write_error(path, error.error) from error
             except READ_ERRORS as error:
-                self._problems[str(path)] = f"cannot be unpacked: {str(error) or type(error).__name__}"
-                path.unlink(missing_ok=True)
-
-    def empty(self, path: Path) -> None:
-        """Let a file that was unpacked hold no data any more."""
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            _make_empty(path, status.st_size, status.st_mtime_ns)
-
-    def problem_of(self, path: str) -> str:
-        """Why a file could not be unpacked; "" if it could."""
-        return self._problems.get(path, "")
+                self.leave_out(path, f"cannot be unpacked: {str(error) or type(error).__name__}")
 
     def in_words(self, text: str) -> str:
         """A text for the user, with the names that files have in the archive in place of their paths."""
@@ -172,22 +160,17 @@ class Archive:
                 raise UsageError(
                     f"{shown(self.path)} has {shown(member.name)} twice. Unpack it, and give the folder."
                 )
-            size = member.size if member.size <= self.most_bytes else 0
-            _make_empty(path, size, member.time)
+            too_large = self.size_problem(member.size)
+            make_empty(path, 0 if too_large else member.size, member.time)
         except OSError as error:
             raise UsageError(
                 f"{shown(self.path)}: {shown(member.name)} cannot be unpacked: {error.strerror or error}."
             ) from error
-        self._names[str(path)] = member.name
-        problem = member.problem
-        if member.size > self.most_bytes:
-            problem = (
-                f"is too large: {member.size:,} bytes when unpacked; raise --pixel-limit if it is a photo"
-            )
-        if problem:
+        if problem := member.problem or too_large:
             self._problems[str(path)] = problem
-            del self._names[str(path)]
-        elif name.suffix.lower() not in KNOWN_SUFFIXES:
+            return
+        self._names[str(path)] = member.name
+        if name.suffix.lower() not in KNOWN_SUFFIXES:
             self._add_head(path, member)
 
     def _add_head(self, path: Path, member: Member) -> None:
@@ -350,12 +333,3 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str:
 def _within(seconds: int) -> int:
     """A time as ns."""
     return min(max(seconds, 0), LATEST) * 10**9
-
-
-def _make_empty(path: Path, size: int, time: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.ftruncate(descriptor, size)
-        os.utime(descriptor, ns=(time, time))
-    finally:
-        os.close(descriptor)

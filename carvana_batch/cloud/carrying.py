@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from carvana_batch.cloud.fetching import Prefetcher
+from carvana_batch.cloud.fetching import Arrive, in_words, process_fetched
 from carvana_batch.cloud.mirror import Mirror
+from carvana_batch.cloud.stand_ins import named
 from carvana_batch.cloud.uploading import Uploader
 from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.inputs.photo_list import PhotoList
@@ -16,9 +17,6 @@ from carvana_batch.output.paths import OutPaths
 from carvana_batch.output.remote import RemoteJob
 from carvana_batch.output.writer import Written
 from carvana_batch.values import Failure, ImageRef
-
-Arrive = Callable[[int], None]
-"""Waits until the photo with an index is on this machine."""
 
 MaskPhotos = Callable[[Sequence[ImageRef], Arrive | None], Generator[Written | Failure]]
 
@@ -30,11 +28,13 @@ class Carrier:
         job: what is where.
         source_folder: the local folder of the photos; that of the job, or one of this machine.
         paths: the local out folder.
+        most_bytes: larger photos are not fetched.
     """
 
-    def __init__(self, job: RemoteJob, source_folder: Path, paths: OutPaths) -> None:
+    def __init__(self, job: RemoteJob, source_folder: Path, paths: OutPaths, most_bytes: int) -> None:
         self._job, self._folder, self._paths = job, source_folder, paths
-        self._mirror = Mirror(BucketUrl.parse(job.source), source_folder) if job.source else None
+        source = BucketUrl.parse(job.source) if job.source else None
+        self._mirror = None if source is None else Mirror(source, source_folder, most_bytes)
         self._out = BucketUrl.parse(job.out) if job.out else None
 
     def carry(self, photos: Sequence[ImageRef], mask: MaskPhotos) -> Generator[Written | Failure]:
@@ -48,19 +48,19 @@ class Carrier:
             CarvanaBatchError: see ``mask``; or a store failed.
         """
         local = PhotoList(map(self._on_this_machine, photos))
+        names = {str(self._folder): self._job.source, str(self._paths.root): self._job.out}
         with contextlib.ExitStack() as stack:
-            photos_coming = None
-            if self._mirror is not None:
-                fetch, empty = self._mirror.fetch, self._mirror.empty
-                photos_coming = stack.enter_context(Prefetcher(local, fetch, empty))
+            stack.enter_context(named({folder: url for folder, url in names.items() if url}))
             uploads = None
             if self._out is not None:
-                uploads = stack.enter_context(Uploader(self._out, self._paths, self._job.lock, self._job.run))
-            arrive = None if photos_coming is None else photos_coming.arrive
-            for result in stack.enter_context(contextlib.closing(mask(local, arrive))):
-                if photos_coming is not None:
-                    photos_coming.release(result.id if isinstance(result, Failure) else result.entry.key)
-                result = self._as_given(result)
+                job = self._job
+                uploads = stack.enter_context(Uploader(self._out, self._paths, job.lock, job.run))
+            if self._mirror is None:
+                results = mask(local, None)
+            else:
+                results = process_fetched(self._mirror, local, partial(mask, local))
+            for result in stack.enter_context(contextlib.closing(results)):
+                result = in_words(result, self._as_given)
                 if uploads is None:
                     yield result
                 else:
@@ -75,16 +75,6 @@ class Carrier:
             return ref
         return ImageRef(ref.key, f"{self._folder}{ref.path_text.removeprefix(folder)}")
 
-    def _as_given(self, result: Written | Failure) -> Written | Failure:
-        """A result with the paths of the machine of the run."""
-        here, there = str(self._folder), self._job.source_folder
-        if self._mirror is None or here == there:
-            return result
-        if isinstance(result, Failure):
-            source, reason = result.source.replace(here, there), result.reason.replace(here, there)
-            return replace(result, source=source, reason=reason)
-        entry = result.entry
-        entry = replace(
-            entry, source=entry.source.replace(here, there), reason=entry.reason.replace(here, there)
-        )
-        return replace(result, entry=entry)
+    def _as_given(self, text: str) -> str:
+        """A text with the paths that photos have on the machine of the run."""
+        return text if self._mirror is None else text.replace(str(self._folder), self._job.source_folder)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from carvana_batch.values import ImageRef
+from carvana_batch.cloud.stand_ins import StandIns
+from carvana_batch.output.journal import Entry
+from carvana_batch.values import Failure, ImageRef
+
+if TYPE_CHECKING:  # it imports what takes a while, and help need not wait
+    from carvana_batch.output.writer import Written
+
+Result = TypeVar("Result", bound="Entry | Failure | Written")
+
+Arrive = Callable[[int], object]
+"""Waits until the photo with an index is on this machine."""
 
 THREADS = 16
 
@@ -96,3 +108,35 @@ class Prefetcher:
             self._next - self._asked < self._ahead
             and sum(size for index, size in self._sizes.items() if index >= self._asked) < self._bytes_ahead
         )
+
+
+def process_fetched(
+    source: StandIns, photos: Sequence[ImageRef], process: Callable[[Arrive], Generator[Result]]
+) -> Generator[Result]:
+    """Process photos, each of which is fetched before, and emptied once its result is there.
+
+    Args:
+        source: where they are.
+        photos: the photos.
+        process: yields what comes of each, once the function that it is given has waited for it.
+    """
+    with contextlib.ExitStack() as stack:
+        coming = stack.enter_context(Prefetcher(photos, source.fetch, source.empty, AHEAD))
+        for result in stack.enter_context(contextlib.closing(process(coming.arrive))):
+            coming.release(_key_of(result))
+            if isinstance(result, Failure) and (problem := source.problem_of(result.source)):
+                result = replace(result, reason=problem)
+            yield result
+
+
+def in_words(result: Result, words: Callable[[str], str]) -> Result:
+    """A result with the path of its photo, and the reason that may have it, put into other words."""
+    if isinstance(result, Failure | Entry):
+        return replace(result, source=words(result.source), reason=words(result.reason))
+    return replace(result, entry=in_words(result.entry, words))
+
+
+def _key_of(result: Entry | Failure | Written) -> str:
+    if isinstance(result, Failure):
+        return result.id
+    return result.key if isinstance(result, Entry) else result.entry.key

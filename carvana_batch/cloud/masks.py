@@ -15,7 +15,8 @@ from typing import Self
 
 from carvana_batch.cloud.bucket_out import BucketOut
 from carvana_batch.cloud.mirror import Mirror
-from carvana_batch.cloud.places import SCRATCH_PREFIX, named
+from carvana_batch.cloud.places import SCRATCH_PREFIX
+from carvana_batch.cloud.stand_ins import named
 from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.errors import UsageError
 from carvana_batch.inputs.masks import list_masks

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from carvana_batch.cloud.stand_ins import StandIns, make_empty
 from carvana_batch.cloud.urls import BucketUrl, StoreError, is_no_bucket, open_store, raise_store_error
 from carvana_batch.errors import UsageError
 from carvana_batch.files import write_error
@@ -58,19 +59,17 @@ def nanoseconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1) * 10**9
 
 
-class Mirror:
+class Mirror(StandIns):
     """A folder in a bucket, and the local folder that looks like it.
-
-    A file that has not been fetched has the size and the time of its object, but holds no data and takes no
-    room on the disk. What reads it nevertheless finds zeros, which are no image.
 
     Args:
         url: the folder in the bucket.
-        folder: the local folder.
+        folder, most_bytes: see :class:`StandIns`.
     """
 
-    def __init__(self, url: BucketUrl, folder: Path) -> None:
-        self.url, self.folder = url, folder
+    def __init__(self, url: BucketUrl, folder: Path, most_bytes: int | None = None) -> None:
+        super().__init__(folder, most_bytes)
+        self.url = url
         self._store = open_store(url)
         self._prefix = f"{folder}{os.sep}"
 
@@ -145,10 +144,10 @@ class Mirror:
         try:
             with contextlib.suppress(IsADirectoryError):
                 try:
-                    _make_empty(path, listed.size, listed.time)
+                    make_empty(path, listed.size, listed.time)
                 except (FileNotFoundError, NotADirectoryError):
                     self._make_folders(path.parent)
-                    _make_empty(path, listed.size, listed.time)
+                    make_empty(path, listed.size, listed.time)
                 return
         except OSError as error:
             raise UsageError(
@@ -169,7 +168,7 @@ class Mirror:
             folder.mkdir(parents=True, exist_ok=True)
 
     def fetch(self, path: Path) -> None:
-        """Replace a file of the local folder by its object; remove it if the object is gone.
+        """Replace a file of the local folder by its object; remove it if the object is gone, or too large.
 
         Several threads may call it at once.
 
@@ -190,6 +189,9 @@ class Mirror:
             return
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise_store_error(self.url / name, error)
+        if problem := self.size_problem(got.meta["size"]):
+            self.leave_out(path, problem)
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
@@ -208,18 +210,3 @@ class Mirror:
             raise write_error(path, error) from error
         finally:
             part.unlink(missing_ok=True)
-
-    def empty(self, path: Path) -> None:
-        """Let a file that was fetched hold no data any more."""
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            _make_empty(path, status.st_size, status.st_mtime_ns)
-
-
-def _make_empty(path: Path, size: int, time: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.ftruncate(descriptor, size)
-        os.utime(descriptor, ns=(time, time))
-    finally:
-        os.close(descriptor)

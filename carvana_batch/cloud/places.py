@@ -10,8 +10,9 @@ from pathlib import Path
 
 from carvana_batch.cloud.bucket_out import LOCK_NAME, BucketOut
 from carvana_batch.cloud.mirror import Mirror
+from carvana_batch.cloud.stand_ins import named
 from carvana_batch.cloud.urls import BucketUrl
-from carvana_batch.errors import CarvanaBatchError, UsageError
+from carvana_batch.errors import UsageError
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
 from carvana_batch.output.remote import LOCAL, Remote, RemoteJob
@@ -146,16 +147,3 @@ def _refuse_overlap(source: Path | BucketUrl | None, out: Path | BucketUrl) -> N
             f"The photos in {source} lie in OUT, {out}, where submit and score would take them for masks."
             " Choose another OUT."
         )
-
-
-@contextlib.contextmanager
-def named(names: Mapping[str, str]) -> Iterator[None]:
-    """A with block whose errors name URLs instead of local folders."""
-    try:
-        yield
-    except CarvanaBatchError as error:
-        text = str(error)
-        for folder, url in names.items():
-            text = text.replace(folder, url)
-        error.args = (text,)
-        raise

@@ -19,6 +19,7 @@ from carvana_batch.files import temporary_prefix, write_error
 from carvana_batch.inputs.decisions import is_decisions
 from carvana_batch.inputs.find import Found, find_images, find_photos, find_rejected, read_file_list
 from carvana_batch.inputs.formats import IMAGE_SUFFIXES
+from carvana_batch.options import most_bytes
 from carvana_batch.output.journal import read_entries
 from carvana_batch.output.paths import OutPaths
 from carvana_batch.temporary_folder import temporary_folder
@@ -26,8 +27,6 @@ from carvana_batch.text import shown
 
 STANDARD = Path("-")
 """Stands for the standard input or output."""
-
-BYTES_PER_PIXEL = 8
 
 CHUNK = 2**20
 
@@ -174,11 +173,6 @@ def standard_input(pixel_limit: int) -> Iterator[Path]:
         if not size:
             raise UsageError("The standard input is empty. Pipe a photo into this command.")
         yield path
-
-
-def most_bytes(pixel_limit: int) -> int:
-    """The size of a file that holds so many pixels of 16 bits without compression, and much besides."""
-    return BYTES_PER_PIXEL * pixel_limit + 2**26
 
 
 def _has_decisions(files_from: str | None) -> bool:

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 
 from carvana_batch import __version__
-from carvana_batch.archives.unpacking import Arrive, unpack
+from carvana_batch.archives.unpacking import unpack
 from carvana_batch.cloud.carrying import Carrier
+from carvana_batch.cloud.fetching import Arrive
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.decode.workers import memory_shared_with_workers
 from carvana_batch.engines.contract import Account, Hello, Job, Out, OutOfRun, Result, Summary
@@ -21,7 +22,7 @@ from carvana_batch.inference.planning import default_workers, describe_choice, m
 from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.main_memory import peak_memory
 from carvana_batch.network.model import Model
-from carvana_batch.options import Choice
+from carvana_batch.options import Choice, most_bytes
 from carvana_batch.output.extras import Drawing
 from carvana_batch.output.writer import MaskWriter, Written
 from carvana_batch.output.writer_threads import WriterThreads
@@ -189,7 +190,8 @@ class LocalEngine:
     def begin(self, job: Job, out: OutOfRun, chosen: Choice | None, stop: StopFlag) -> Hello:
         carrier = None
         if job.remote is not None:
-            carrier = Carrier(job.remote, Path(job.remote.source_folder), out.paths)
+            folder = Path(job.remote.source_folder)
+            carrier = Carrier(job.remote, folder, out.paths, most_bytes(job.options.pixel_limit))
         self._worker = LocalWorker(job, self.model, out, stop, carrier=carrier)
         self._hello = self._worker.begin(chosen)
         return self._hello

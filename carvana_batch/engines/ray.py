@@ -36,7 +36,7 @@ from carvana_batch.engines.crew import (
     Unavailable,
 )
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.options import Choice
+from carvana_batch.options import Choice, most_bytes
 from carvana_batch.output.announced import WorkerOut
 from carvana_batch.stopping import StopFlag
 from carvana_batch.temporary_folder import temporary_folder
@@ -140,7 +140,7 @@ def make_worker(job: Job, weights: str, out: WorkerOut, stop: StopFlag, place: P
         job = replace(job, options=replace(options, memory=int(budget * place.share)))
     carrier = None
     if job.remote is not None and place.scratch is not None:
-        carrier = Carrier(job.remote, place.scratch / "in", out.paths)
+        carrier = Carrier(job.remote, place.scratch / "in", out.paths, most_bytes(options.pixel_limit))
     return LocalWorker(job, model, out, stop, place.cores, carrier)
 
 

@@ -25,7 +25,7 @@ from carvana_batch.masks.doubts import describe_doubts
 from carvana_batch.masks.folder import MaskFolder
 from carvana_batch.masks.read import read_mask
 from carvana_batch.network.model import Model
-from carvana_batch.notes import TRUE_MASK
+from carvana_batch.notes import TRUE_MASK, TURNED
 from carvana_batch.options import Options
 from carvana_batch.output.announced import remove_settled
 from carvana_batch.output.checks import check_request, refuse_overwriting
@@ -374,7 +374,11 @@ class Run:
             except ImageError as error:  # damaged since, but still of the size in the journal
                 return replace(entry, dice=None, true_share=None, reason=str(error))
             notes = tuple(note for note in entry.notes if note not in TRUE_MASK)
-            compared = compare(refs[entry.key], mask, notes, truth)
+            ref = refs[entry.key]
+            with contextlib.ExitStack() as stack:
+                if self.archive is not None and not TURNED.isdisjoint(notes):  # then the photo is read
+                    stack.enter_context(self.archive.fetched(ref.path))
+                compared = compare(ref, mask, notes, truth)
             return replace(
                 entry,
                 dice=compared.dice,

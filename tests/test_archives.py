@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import write_photo
+from helpers import store, with_orientation, write_photo
 from PIL import Image
 
 from carvana_batch.archives import archive as archives
@@ -125,6 +125,21 @@ def test_a_second_run_does_only_what_is_missing(here, kind):
     assert len(panels) == 4
     for path in panels:
         assert path.read_bytes() == (here / "out" / path.relative_to(here / "again")).read_bytes()
+
+
+def test_a_second_run_scores_turned_photos_alike(here):
+    """For which it has to read the photo again."""
+    picture = store(Image.fromarray(draw_photo(3, 1, (96, 64))[0]), 6)
+    (here / "turned").mkdir()
+    picture.save(here / "turned" / "x.jpg", exif=with_orientation(picture, 6).getexif())
+    write_photo(here / "x.jpg", here / "truth" / "x_mask.gif", seed=3)
+    pack(here / "turned", "zip", here / "a.zip")
+    assert predict("turned", "expected", "--gt", "truth").exit_code == 0
+    expected = (here / "expected" / "report.csv").read_text()
+    assert "true mask turned" in expected
+    for _ in range(2):
+        assert predict("a.zip", "out", "--gt", "truth").exit_code == 0
+        assert (here / "out" / "report.csv").read_text() == expected
 
 
 def test_masks_of_another_archive_or_folder_are_not_replaced(here):

@@ -43,6 +43,15 @@ class StandIns:
             status = path.stat()
             make_empty(path, status.st_size, status.st_mtime_ns)
 
+    @contextlib.contextmanager
+    def fetched(self, path: Path) -> Iterator[None]:
+        """A with block in which a file has its content."""
+        self.fetch(path)
+        try:
+            yield
+        finally:
+            self.empty(path)
+
     def problem_of(self, path: str) -> str:
         """Why a file could not be fetched; "" if it could, or is not there."""
         return self._problems.get(path, "")

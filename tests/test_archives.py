@@ -318,6 +318,7 @@ def test_what_cannot_be_used_is_refused(here, photo):
     for name in ("text.zip", "text.tar.gz", "a.tar.bz2"):
         (here / name).write_text("text")
     (here / "folder.tar").mkdir()
+    os.mkfifo(here / "pipe.zip")
     for arguments, message in (
         (("a.zip", "in/sub/0.jpg", "-o", "out"), "Give either one archive, or photos only"),
         (("a.zip", "-"), "need a folder as OUT"),
@@ -325,6 +326,7 @@ def test_what_cannot_be_used_is_refused(here, photo):
         (("a.zip", "out", "--engine", "ray"), "does not read archives"),
         (("none.zip", "out"), "There is no file or folder none.zip"),
         (("folder.tar", "out"), "is a folder"),
+        (("pipe.zip", "out"), "is not a regular file"),
         (("a.tar.bz2", "out"), "only .zip, .tar and .tar.gz are read"),
         (("twice.zip", "out"), "has ./0.jpg twice"),
         (("mixed.zip", "out"), "a/0.jpg cannot be unpacked"),

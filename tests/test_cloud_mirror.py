@@ -120,6 +120,14 @@ def test_a_name_that_no_file_can_have_is_refused(server, mirror):
         mirror.list()
 
 
+@pytest.mark.parametrize("key", ["in/../b.jpg", "in//c.jpg", "in/a\nb.jpg"])
+def test_a_name_that_the_client_does_not_take_is_refused(server, mirror, key):
+    server.put(key, b"jpeg")
+    with pytest.raises(StoreError, match="whose name cannot be that of a file"):
+        mirror.list()
+    assert not [path for path in mirror.folder.parent.rglob("*") if path.is_file()]
+
+
 def test_the_out_folder_is_left_out(server, mirror):
     server.put("in/a.jpg", b"x")
     server.put("in/out/a.png", b"x")

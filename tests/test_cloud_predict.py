@@ -274,6 +274,13 @@ def test_folders_within_each_other(uploaded):
     assert f"{PHOTOS} done before" in finished.output and "in/out/out/a/00.png" not in uploaded.objects
 
 
+def test_archives_in_buckets_are_refused(uploaded):
+    for name in ("photos.zip", "photos.7z"):
+        finished = predict(f"s3://photos/{name}", "s3://photos/out")
+        assert finished.exit_code == 2 and "archive" in finished.output
+    assert uploaded.requests == []
+
+
 def test_large_objects_are_not_fetched(uploaded):
     uploaded.put("in/huge.jpg", bytes(2**27))
     finished = predict("s3://photos/in", "s3://photos/out", "--pixel-limit", 8000)

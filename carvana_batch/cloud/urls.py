@@ -132,6 +132,11 @@ def store_error(url: BucketUrl, error: Exception) -> StoreError:
     again = "What was done so far is kept; run the same command again to go on."
     if is_no_bucket(error):
         return StoreError(f"{url}: there is no bucket {url.bucket}. Check the URL and the endpoint.")
+    if "invalid path" in str(error):
+        return StoreError(
+            f"{url}: there is an object whose name cannot be that of a file: {describe(error)}. Rename it, or"
+            " give a folder without it."
+        )
     denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if denied or re.search(r"status code: 40[13]\b", str(error)):  # which listing does not tell by its class
         return StoreError(

@@ -13,6 +13,7 @@ import click
 
 from carvana_batch.archives.archive import Archive, is_archive
 from carvana_batch.archives.unpacking import open_archive
+from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.buckets import Place
 from carvana_batch.errors import UsageError
 from carvana_batch.files import temporary_prefix, write_error
@@ -70,6 +71,9 @@ def open_photos(
     Raises:
         UsageError: it cannot be used, or something does not go with it.
     """
+    for each in sources:
+        if isinstance(each, BucketUrl) and is_archive(Path(each.name)):
+            raise UsageError(f"{each} is an archive, which is only read from a local disk. Download it.")
     archive = next((each for each in sources if isinstance(each, Path) and is_archive(each)), None)
     if archive is None:
         return None
@@ -77,6 +81,8 @@ def open_photos(
         raise UsageError(f"{shown(archive)} is an archive. Give either one archive, or photos only.")
     if archive.is_dir():
         raise UsageError(f"{shown(archive)} is a folder with the name of an archive. Rename it.")
+    if archive.exists() and not archive.is_file():
+        raise UsageError(f"{shown(archive)} is not a regular file, so it cannot be read as an archive.")
     if engine != "local":
         raise UsageError(f"--engine {engine} does not read archives. Unpack {shown(archive)}.")
     if not isinstance(out, Path):

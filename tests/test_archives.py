@@ -23,7 +23,7 @@ from carvana_batch.archives import gzip_file
 from carvana_batch.archives.gzip_file import SeekableGzip
 from carvana_batch.commands import group
 from carvana_batch.demo import draw_photo
-from carvana_batch.errors import OutOfSpaceError, UsageError
+from carvana_batch.errors import CarvanaBatchError, OutOfSpaceError, UsageError
 
 KINDS = ("zip", "tar", "tar.gz")
 
@@ -403,3 +403,20 @@ def test_a_full_disk_is_that_of_temporary_files(here, photo, monkeypatch):
     error = predict("a.zip", "out").exception
     assert isinstance(error, OutOfSpaceError)
     assert f"temporary files in {here / 'temporary'}" in str(error) and "TMPDIR" in str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_that_changes_while_it_is_read_ends_the_run(here, monkeypatch, kind):
+    """As when it is still being written; what lies where a photo was may be another one."""
+    pack(here / "in" / "sub", kind, here / f"a.{kind}")
+    copy = archives.Archive._copy
+
+    def copy_and_touch(self, *arguments):
+        copy(self, *arguments)
+        os.utime(self.path, (1, 1))
+
+    monkeypatch.setattr(archives.Archive, "_copy", copy_and_touch)
+    result = predict(f"a.{kind}", "out")
+    assert isinstance(result.exception, CarvanaBatchError)
+    assert f"a.{kind} has changed while it was read" in str(result.exception)
+    assert masks_in(here / "out") == {}

@@ -281,6 +281,13 @@ def test_archives_in_buckets_are_refused(uploaded):
     assert uploaded.requests == []
 
 
+def test_all_stores_take_the_name_of_the_metadata(uploaded):
+    """Azure takes identifiers only, and proxies drop names with underscores."""
+    predict("s3://photos/in/a/00.jpg", "s3://photos/one")
+    (name,) = uploaded.objects["one/00.png"].metadata
+    assert name.isidentifier() and "_" not in name
+
+
 def test_large_objects_are_not_fetched(uploaded):
     uploaded.put("in/huge.jpg", bytes(2**27))
     finished = predict("s3://photos/in", "s3://photos/out", "--pixel-limit", 8000)

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, Self
 
 from carvana_batch.archives.gzip_file import SeekableGzip
 from carvana_batch.cloud.stand_ins import StandIns, make_empty
-from carvana_batch.errors import UsageError
+from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.files import write_error
 from carvana_batch.inputs.formats import (
     HEAD_BYTES,
@@ -101,6 +101,7 @@ class Archive(StandIns):
             self._reader: ZipReader | TarReader = (
                 ZipReader(path) if path.name.lower().endswith(ZIP) else TarReader(path)
             )
+            self._state = self._reader.state()
         except READ_ERRORS as error:
             raise self._unreadable(error) from error
 
@@ -125,6 +126,7 @@ class Archive(StandIns):
 
         Raises:
             OutOfSpaceError: the disk is full.
+            CarvanaBatchError: the archive has changed since it was opened.
         """
         name = self._names.get(str(path))
         if name is None:
@@ -141,6 +143,11 @@ class Archive(StandIns):
                 raise write_error(path, error.error) from error
             except READ_ERRORS as error:
                 self.leave_out(path, f"cannot be unpacked: {str(error) or type(error).__name__}")
+            if self._reader.state() != self._state:  # what was read may be anything
+                raise CarvanaBatchError(
+                    f"{shown(self.path)} has changed while it was read. Run the same command again once it is"
+                    " complete."
+                )
 
     def in_words(self, text: str) -> str:
         """A text for the user, with the names that files have in the archive in place of their paths."""
@@ -232,6 +239,10 @@ class ZipReader:
     def open(self, name: str) -> IO[bytes]:
         return self._archive.open(self._infos[name])
 
+    def state(self) -> tuple[int, int]:
+        """Size of the archive in bytes, and time of its last change in ns."""
+        return _state_of(self._archive.fp)
+
     def close(self) -> None:
         self._archive.close()
 
@@ -251,7 +262,7 @@ class TarReader:
     """A tar archive, perhaps compressed by gzip."""
 
     def __init__(self, path: Path) -> None:
-        file = path.open("rb")
+        file = self._raw = path.open("rb")
         try:
             packed = path.name.lower().endswith((".gz", ".tgz"))
             self._file = io.BufferedReader(SeekableGzip(file), GZIP_BUFFER) if packed else file
@@ -289,6 +300,10 @@ class TarReader:
             raise ValueError("is no file")
         return file
 
+    def state(self) -> tuple[int, int]:
+        """See :meth:`ZipReader.state`."""
+        return _state_of(self._raw)
+
     def close(self) -> None:
         self._archive.close()
         self._file.close()
@@ -318,6 +333,13 @@ class _WriteError(Exception):
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _state_of(file: IO[bytes] | None) -> tuple[int, int]:
+    if file is None:
+        raise ValueError("is closed")
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str:

@@ -25,8 +25,11 @@ MOST_WAITING = 64
 TRIES = 8
 """To put a file that others change meanwhile."""
 
-MARK = "carvana-batch"
-"""The name of the metadata of objects that runs have made; its value says which run."""
+MARK = "carvanabatch"
+"""The name of the metadata of objects that runs have made; its value says which run.
+
+Letters alone, because Azure takes identifiers only, and some proxies drop names with underscores.
+"""
 
 
 def is_of_a_run(store: Store, url: BucketUrl, name: str) -> bool:

@@ -415,6 +415,8 @@ class OutFolder:
         ]
         if differences:
             advice = "Use the same settings to go on, --overwrite to start afresh, or another OUT."
+            if self.remote.sizes is not None:  # where --overwrite is refused
+                advice = "Use the same settings to go on, or another OUT."
             needed = sorted(PROBABILITY_EXTRAS & set(self.settings.get("save", ())))
             if needed and not PROBABILITY_EXTRAS & set(earlier.get("save") or ()):
                 advice += (

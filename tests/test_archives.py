@@ -310,6 +310,14 @@ def test_a_damaged_list_of_files_is_not_taken_for_the_end(here):
     assert "breaks off after 1 file" in message_of("a.tar", "out")
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_joined_archives_are_refused(here, kind):
+    """Of which tarfile reads the first one only."""
+    pack(here / "in" / "sub", kind, here / "one")
+    (here / f"a.{kind}").write_bytes((here / "one").read_bytes() * 2)
+    assert "as if archives had been joined" in message_of(f"a.{kind}", "out")
+
+
 def test_what_cannot_be_used_is_refused(here, photo):
     write_zip(here / "a.zip", ("0.jpg", photo))
     write_zip(here / "twice.zip", ("0.jpg", photo), ("./0.jpg", photo))

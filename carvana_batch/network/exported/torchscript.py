@@ -1,4 +1,4 @@
-"""Networks of TorchScript files, for as long as torch loads these; they are deprecated since torch 2.10.
+"""Networks of TorchScript files, for as long as torch loads these: they are deprecated (torch 2.13).
 
 A TorchScript file is a program that may call any operator of torch, also those that write files. So it is
 only run if the user says so.

@@ -56,6 +56,7 @@ def test_models_on_the_disk():
     for suffix in (*PICKLED_SUFFIXES, ".onnx", ".pt2"):
         Path(f"my-own{suffix}").touch()
         assert complete("predict", "--model", f"my-own{suffix}") == plain(f"my-own{suffix}")
+        Path(f"my-own{suffix}").unlink()
     assert complete("train", "--init", "runs/f") == plain("runs/first")
     assert complete("predict", "--model", "ru") == [("file", "ru")]  # the shell goes on by itself
     assert complete("predict", "--model", "none/") == [("file", "none/")]

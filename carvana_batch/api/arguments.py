@@ -81,7 +81,7 @@ def parse(
             words.append(f"{name}={as_text(option, value)}")
     words += ["--", *(str(value) for value in positional.values())]
     try:
-        return command.make_context(command.name, words, **commands.HELP_OPTIONS)
+        return command.make_context(command.name, words)
     except click.BadParameter as error:
         keyword = "" if error.param is None else keyword_of(error.param)
         if keyword not in keywords:

@@ -11,7 +11,7 @@ import click
 
 from carvana_batch import __version__
 from carvana_batch.cloud.urls import is_url
-from carvana_batch.commands.command import HELP_OPTIONS
+from carvana_batch.commands.command import WithShortHelp
 from carvana_batch.commands.lines import say
 from carvana_batch.commands.streams import exit_code_of_output, use_lasting_streams
 from carvana_batch.errors import (
@@ -42,7 +42,7 @@ WITH_BUCKETS = {"predict", "submit", "score"}
 """The commands whose folders may be URLs."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(WithShortHelp, click.Group):
     """Imports the module of a command only when that command runs, so that --help stays fast."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings=HELP_OPTIONS)
+@click.group(cls=LazyGroup)
 @click.version_option(__version__, "-V", "--version", prog_name="carvana-batch")
 def group() -> None:
     """Mask cars in very large folders of photographs at full resolution.

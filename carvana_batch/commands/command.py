@@ -14,16 +14,21 @@ from carvana_batch.errors import UsageError
 
 VARIABLE_PREFIX = "CARVANA_BATCH"
 
-HELP_OPTIONS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-"""Settings of the first context in which a command is used; click keeps its option --help from then on."""
-
 _GIVEN = f"{__name__}.given"
 
 CONFIG = f"{__name__}.config"
 """Where the meta data of a context have the content of the file of ``--config``."""
 
 
-class Command(click.Command):
+class WithShortHelp(click.Command):
+    """A command with -h beside --help, in whatever context it is used."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return ["-h", "--help"]
+
+
+class Command(WithShortHelp):
     """A command whose options can be set by the environment, which is said whenever it is the case.
 
     ``CARVANA_BATCH_PREDICT_MASK_BITS`` is the variable of ``predict --mask-bits``. Options on the command
@@ -70,7 +75,7 @@ class Command(click.Command):
                 yield f"Warning: {name} is the variable of no option.{did_you_mean(name, known)}"
 
 
-class Group(click.Group):
+class Group(WithShortHelp, click.Group):
     """A group of such commands."""
 
     command_class = Command

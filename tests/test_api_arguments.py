@@ -178,6 +178,7 @@ def test_numbers_keep_all_their_digits(threshold):
         ("give a container more of it (--shm-size), or use fewer --workers",
          "give a container more of it (--shm-size), or use fewer workers"),
         ("--save recolour --colour '#b00020'.", "save=\"recolour\" colour='#b00020'."),
+        ("give --network 'nets:Net'", "give network='nets:Net'"),
         ("/a--tile 5/my-o x", "/a--tile 5/my-o x"),
     ],
 )  # fmt: skip

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import Terminal
 
 from carvana_batch.commands.models import command
-from carvana_batch.errors import NoModelError
+from carvana_batch.errors import ModelError, NoModelError
 from carvana_batch.network import BUNDLED_WEIGHTS, NETWORKS
 from carvana_batch.network.checkpoints import load_model, save_model
 
@@ -19,6 +22,27 @@ def output_of(*arguments: str) -> list[str]:
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output.splitlines()
+
+
+def test_what_is_shown_fits_a_terminal_and_digests_stay_whole(tmp_path: Path) -> None:
+    with Terminal() as terminal:
+        program = [sys.executable, "-m", "carvana_batch", "models", "show", "segunet-s"]
+        subprocess.run(program, stdout=terminal.screen, check=True, timeout=120, cwd=tmp_path)
+        printed = terminal.printed.splitlines()
+    digest = load_model("segunet-s").digest
+    assert f"sha256            {digest}" in printed
+    assert max(len(line) for line in printed if digest not in line) <= 80
+    data = printed.index(next(line for line in printed if line.startswith("data")))
+    assert printed[data + 1].startswith(" " * 18)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "weights"])
+def test_files_of_no_kind_are_told_which_kinds_there_are(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("hello")
+    with pytest.raises(
+        ModelError, match=r"not a whole safetensors file .*; files of other kinds have to end in"
+    ):
+        output_of("show", str(tmp_path / name))
 
 
 def test_the_list_has_a_row_for_each_network() -> None:

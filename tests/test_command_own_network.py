@@ -114,7 +114,7 @@ def test_code_runs_only_if_the_user_asks_for_it(here, count_faults):
     (here / "evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
     for network in ("evil:make", "torchscript"):
         (here / "model.toml").write_text(f'network = "{network}"\nmean = [0, 0, 0]\ndeviation = [1, 1, 1]\n')
-        with pytest.raises(ModelError, match=f"model.toml.* would run code.* give --network {network}"):
+        with pytest.raises(ModelError, match=f"model.toml.* would run code.* give --network '{network}'"):
             predict("--model", "red.pth")
         count_faults("code that model.toml asks for is not run", 1)
     assert not (here / "ran").exists()

@@ -173,6 +173,7 @@ def test_lines_fit_a_terminal_and_stay_whole_elsewhere(monkeypatch):
     first, second, third = lines.fit(text).split("\n")
     assert max(map(len, (first, second))) <= 80
     assert f"{first} {second}\n{third}" == text
+    assert lines.fit("name   " + "word " * 20, indent="       ").split("\n")[1].startswith("       word")
     path = "/" + "y" * 100
     assert lines.fit(f"a {path} b") == f"a\n{path}\nb"
 

@@ -160,7 +160,7 @@ def reword(text: str, command: click.Command, **positional: str) -> str:
 
 def is_value(option: click.Option, word: str) -> bool:
     """Whether the word behind an option in a message is a value of it, rather than a part of the sentence."""
-    if PLACEHOLDER.fullmatch(word):
+    if PLACEHOLDER.fullmatch(word) or word[0] in "'\"":
         return True
     if isinstance(option.type, click.Path | click.types.StringParamType):
         return word.partition(":")[0] in (option.metavar or "").split("|")

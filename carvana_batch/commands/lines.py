@@ -21,20 +21,21 @@ DEFAULT_COLUMNS = 80
 CONTINUED = " \\"
 
 
-def say(text: str = "", err: bool = False) -> None:
+def say(text: str = "", err: bool = False, indent: str = "") -> None:
     """Print lines to stdout or stderr; on a terminal, see :func:`fit`."""
-    click.echo(fit(text, err), err=err)
+    click.echo(fit(text, err, indent), err=err)
 
 
-def fit(text: str, err: bool = False) -> str:
+def fit(text: str, err: bool = False, indent: str = "") -> str:
     """Break long lines between words if stdout, or stderr, is a terminal.
 
-    Lines that begin with a space or a prompt are left alone: they hold paths or commands to be copied.
+    Lines that begin with a space or a prompt are left alone: they hold paths or commands to be copied. What
+    follows a break begins with ``indent``.
     """
     columns = _columns(err)
     if columns is None:
         return text
-    return "\n".join(_break(line, columns) for line in text.split("\n"))
+    return "\n".join(_break(line, columns, indent) for line in text.split("\n"))
 
 
 def command_line(arguments: Sequence[str], prompt: str = "  ") -> str:
@@ -53,10 +54,12 @@ def command_line(arguments: Sequence[str], prompt: str = "  ") -> str:
     return f"{CONTINUED}\n".join(lines)
 
 
-def _break(line: str, columns: int) -> str:
+def _break(line: str, columns: int, indent: str) -> str:
     if len(line) <= columns or line.startswith((" ", "$ ")):
         return line
-    return textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _columns(err: bool) -> int | None:

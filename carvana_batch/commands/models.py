@@ -12,6 +12,7 @@ import click
 
 from carvana_batch.commands.command import Group
 from carvana_batch.commands.completion import complete_model
+from carvana_batch.commands.lines import say
 from carvana_batch.commands.model_options import model_options
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.files import check_target
@@ -164,7 +165,7 @@ def export_model(
             f"{shown(target)} is there already. Name another file, or use --overwrite to replace it."
         )
     difference = write_model(loaded, target, _photo_for(loaded, photo), normalisation)
-    click.echo(
+    say(
         f"{shown(target)}: {target.stat().st_size / 1e6:.1f} MB; on"
         f" {'a drawn photo' if photo is None else shown(photo)}, its probabilities differ from those of"
         f" {shown(model)} by at most {difference:.1e}"
@@ -277,4 +278,8 @@ def _describe_input(model: Model) -> str:
 
 
 def _print_entry(name: str, value: str) -> None:
-    click.echo(f"{shown(name):<17} {shown(value)}".rstrip())
+    line = f"{shown(name):<17} {shown(value)}".rstrip()
+    if " " in value:
+        say(line, indent=" " * 18)
+    else:  # a digest, which is copied from the line that it stands on
+        click.echo(line)

@@ -84,7 +84,7 @@ def load_model(name_or_path: str | Path, settings: ModelSettings = NO_SETTINGS) 
         name = shown(str(beside.network))
         raise ModelError(
             f"{shown(origin)}: its network {name} would run code, which a file beside weights cannot ask for."
-            f" If you trust where it is from, give --network {name}"
+            f" If you trust where it is from, give --network '{name}'"
         )
     merged = settings.over(beside)
     model = source_of(path)(path, merged)

@@ -90,3 +90,21 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match=r"pip install 'carvana-batch\[cloud\]'"):
         open_store(BucketUrl.parse("s3://photos/in"))
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:8333", "secret host", "http://", "ftp://secret"])
+def test_an_endpoint_that_is_no_url_is_refused_and_not_repeated(monkeypatch, endpoint):
+    """The client would end the process with a panic."""
+    pytest.importorskip("obstore", reason="needs the extra cloud")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL is not a URL\. Write it as") as caught:
+        open_store(BucketUrl.parse("s3://photos/in"))
+    assert "secret" not in str(caught.value)
+
+
+def test_http_has_to_be_allowed(monkeypatch):
+    pytest.importorskip("obstore", reason="needs the extra cloud")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:8333")
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    with pytest.raises(UsageError, match="needs AWS_ALLOW_HTTP=true"):
+        open_store(BucketUrl.parse("s3://photos/in"))

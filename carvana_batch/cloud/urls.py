@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,9 @@ RETRY_SECONDS = 60.0
 
 LONGEST_PAUSE = 3.0
 """Most seconds between two tries."""
+
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+"""Variables of the environment that name another server than Amazon's."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -111,6 +115,8 @@ def open_store(url: BucketUrl) -> Store:
         raise UsageError(
             f"{url} needs the library obstore, which is missing: pip install 'carvana-batch[cloud]'"
         ) from error
+    if url.scheme == "s3":
+        _check_endpoint()
     retry = {
         "max_retries": 1000,  # time is what counts
         "retry_timeout": timedelta(seconds=RETRY_SECONDS),
@@ -123,6 +129,16 @@ def open_store(url: BucketUrl) -> Store:
     except (BaseError, ValueError) as error:
         raise UsageError(f"{url} cannot be opened: {describe(error)}.") from error
     return client
+
+
+def _check_endpoint() -> None:
+    """Check what the client would die of, or report without a reason. The message never repeats a value."""
+    for name in ENDPOINTS:
+        endpoint = os.environ.get(name, "")
+        if endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", endpoint):
+            raise UsageError(f"{name} is not a URL. Write it as http://host:port or https://host.")
+        if endpoint.startswith("http:") and not os.environ.get("AWS_ALLOW_HTTP"):
+            raise UsageError(f"{name} begins with http:, which needs AWS_ALLOW_HTTP=true.")
 
 
 def store_error(url: BucketUrl, error: Exception) -> StoreError:

@@ -253,6 +253,16 @@ def test_masks_of_another_folder_are_not_replaced(uploaded):
 
 
 @pytest.mark.usefixtures("uploaded")
+def test_masks_of_a_bucket_are_not_replaced_by_those_of_a_local_folder(photos, tmp_path):
+    predict("s3://photos/in", tmp_path / "out")
+    first = results_in(tmp_path / "out")
+    finished = predict(photos, tmp_path / "out")
+    assert finished.exit_code == 2 and "is the mask of s3://photos/in/" in finished.output
+    assert results_in(tmp_path / "out") == first
+    assert predict(photos, tmp_path / "out", "--overwrite").exit_code == 3
+
+
+@pytest.mark.usefixtures("uploaded")
 def test_other_settings_are_refused():
     predict("s3://photos/in", "s3://photos/out")
     finished = predict("s3://photos/in", "s3://photos/out", "--threshold", "0.7")

@@ -17,7 +17,6 @@ from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
 from carvana_batch.output.remote import LOCAL, Remote, RemoteJob
 from carvana_batch.temporary_folder import temporary_folder
-from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
 SCRATCH_PREFIX = "carvana-batch-bucket-"
@@ -48,14 +47,7 @@ class InBuckets(Remote):
     def refuse_foreign(
         self, photos: Sequence[ImageRef], entries: Mapping[str, Entry], paths: OutPaths, extras: Sequence[str]
     ) -> None:
-        for ref in photos:
-            source, entry = self.in_words(ref.path_text), entries.get(ref.key)
-            if entry is not None and entry.masked and "://" in entry.source and entry.source != source:
-                mask = self.in_words(str(paths.mask(ref.key)))
-                raise UsageError(
-                    f"{shown(mask)} is the mask of {shown(entry.source)}, and would be replaced by that of"
-                    f" {shown(source)}. Choose another OUT."
-                )
+        super().refuse_foreign(photos, entries, paths, extras)
         if self._out is not None:
             self._out.refuse_foreign(photos, paths, extras)
 

@@ -404,6 +404,8 @@ class OutFolder:
             raise read_error(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
             advice = self._how_to_keep_none() if self.overwrite else "Use --overwrite to start afresh."
+            if self.remote.sizes is not None:  # where that is refused
+                advice = "Choose another OUT."
             raise UsageError(f"{shown(path)} is damaged ({error}). {advice}") from error
         self._add_extras(earlier)
         differences = [
@@ -415,7 +417,7 @@ class OutFolder:
         ]
         if differences:
             advice = "Use the same settings to go on, --overwrite to start afresh, or another OUT."
-            if self.remote.sizes is not None:  # where --overwrite is refused
+            if self.remote.sizes is not None:  # where that is refused
                 advice = "Use the same settings to go on, or another OUT."
             needed = sorted(PROBABILITY_EXTRAS & set(self.settings.get("save", ())))
             if needed and not PROBABILITY_EXTRAS & set(earlier.get("save") or ()):

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from carvana_batch.errors import UsageError
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
+from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
 
 
@@ -28,6 +30,13 @@ class RemoteJob:
     out: str = ""
     lock: str = ""
     run: str = ""
+
+
+def another_out(sizes: Mapping[str, int] | None) -> str:
+    """What to do if masks would be replaced; see :attr:`Remote.sizes`: in a bucket, none can be."""
+    if sizes is not None:
+        return "Choose another OUT."
+    return "Choose another OUT, or use --overwrite to replace it."
 
 
 class Remote:
@@ -67,6 +76,14 @@ class Remote:
         Raises:
             UsageError: one would be.
         """
+        for ref in photos:
+            source, entry = self.in_words(ref.path_text), entries.get(ref.key)
+            if entry is not None and entry.masked and "://" in entry.source and entry.source != source:
+                mask = self.in_words(str(paths.mask(ref.key)))
+                raise UsageError(
+                    f"{shown(mask)} is the mask of {shown(entry.source)}, and would be replaced by that of"
+                    f" {shown(source)}. {another_out(self.sizes)}"
+                )
 
     def commit(self, entry: Entry) -> None:
         """Pass an entry of the journal on, after the files of its photo.

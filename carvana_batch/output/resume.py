@@ -11,6 +11,7 @@ from carvana_batch.inputs.photo_list import PhotoList
 from carvana_batch.options import PROBABILITY_EXTRAS
 from carvana_batch.output.journal import Entry
 from carvana_batch.output.paths import OutPaths
+from carvana_batch.output.remote import another_out
 from carvana_batch.output.verifying import find_deviations
 from carvana_batch.text import shown
 from carvana_batch.values import ImageRef
@@ -133,6 +134,5 @@ def _refuse_another_photo(ref: ImageRef, entry: Entry, paths: OutPaths) -> None:
     if unchanged and (source.st_dev, source.st_ino) != (other.st_dev, other.st_ino):
         raise UsageError(
             f"{shown(paths.mask(ref.key))} is the mask of {shown(entry.source)}, and would be"
-            f" replaced by that of {shown(ref.path)}. Choose another OUT, or use --overwrite to"
-            " replace it."
+            f" replaced by that of {shown(ref.path)}. {another_out(paths.sizes)}"
         )

@@ -1,5 +1,6 @@
 """What several test modules need: small photos, runs of the command line, what lies in a folder."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -198,7 +199,8 @@ class Terminal:
     def printed(self):
         while select.select([self.keys], [], [], 0)[0]:
             self._bytes += os.read(self.keys, 65536)
-        return self._bytes.decode()
+        # A character of which not all bytes have come yet is left out.
+        return codecs.getincrementaldecoder("utf-8")().decode(self._bytes)
 
 
 def wait_for(ask, good=bool):

@@ -261,12 +261,12 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, data: Pat
 
 @pytest.mark.slow
 def test_a_run_killed_in_a_file_system_call_resumes(tmp_path: Path, data: Path, zygote: Zygote) -> None:
-    """Only every 150th call, because all of them would take many minutes."""
+    """Only every 250th call, because all of them would take many minutes."""
     arguments = ["train", data, "run", *SMALL, "--epochs", "1"]
     (tmp_path / "whole").mkdir()
     assert zygote.run(tmp_path / "whole", *arguments).code == 0
     here = tmp_path / "broken"
-    for number in itertools.count(1, 150):
+    for number in itertools.count(1, 250):
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
         killed = zygote.run(here, *arguments, fault={"folder": ".", "number": number, "how": "kill"})

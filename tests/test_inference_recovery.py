@@ -262,7 +262,7 @@ def test_out_of_memory_at_one_network_call_costs_no_photo(call):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.long)], ids=["every third", "each"])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)], ids=["every fifth", "each"])
 @pytest.mark.parametrize("tiling", [WHOLE, Tiling((16, 16), 0, 4)], ids=["whole", "tiles"])
 @pytest.mark.usefixtures("works_ahead")
 def test_out_of_memory_at_one_operation_costs_no_photo(tiling, step, count_faults):

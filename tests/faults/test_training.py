@@ -53,7 +53,7 @@ def assert_completes(zygote, here, train, whole):
 @pytest.mark.parametrize(
     ("how", "lasting", "step", "message"),
     [
-        ("ENOSPC", True, 149, "No space left"),
+        ("ENOSPC", True, 199, "No space left"),
         pytest.param("EIO", False, 149, "Input/output error", marks=pytest.mark.long),
         pytest.param("EACCES", False, 151, "Permission denied", marks=pytest.mark.long),
     ],

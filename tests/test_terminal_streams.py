@@ -1,6 +1,7 @@
 """Photos and masks through pipes, several photos as arguments, and lines that fit a terminal."""
 
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -176,6 +177,42 @@ def test_lines_fit_a_terminal_and_stay_whole_elsewhere(monkeypatch):
     assert lines.fit("name   " + "word " * 20, indent="       ").split("\n")[1].startswith("       word")
     path = "/" + "y" * 100
     assert lines.fit(f"a {path} b") == f"a\n{path}\nb"
+
+
+@pytest.mark.parametrize(
+    "command", ["`carvana-batch predict - car.png < car.jpg`", "pip install 'carvana-batch[onnx]'"]
+)
+def test_no_command_is_broken_by_a_terminal(monkeypatch, command):
+    monkeypatch.setattr(sys, "stdout", FakeTerminal())
+    for before in range(1, 90):
+        text = f"{'.' * before} needs this: {command} and no more of these words"
+        broken = lines.fit(text)
+        assert command in broken
+        assert broken.replace("\n", " ") == text
+        assert max(map(len, broken.split("\n"))) <= max(80, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (("predict", "in", "out", "--precision", "an unknown format"), {}),
+        (("predict", "in", "out", "--workers", "-1"), {}),
+        (("verify", "no-such-folder"), {"CARVANA_BATCH_VERIFY_THE_WORKERS_OF_THE_COMMAND": "1"}),
+    ],
+)
+def test_errors_of_options_and_variables_fit_a_terminal(here, arguments, variables):
+    with Terminal() as terminal:
+        screen = os.open(terminal.name, os.O_WRONLY | os.O_NOCTTY)
+        subprocess.run(
+            [sys.executable, "-m", "carvana_batch", *arguments],
+            stderr=screen,
+            cwd=here,
+            env={**os.environ, **variables},
+        )
+        os.close(screen)
+        printed = terminal.printed.splitlines()
+    assert any("Error" in line for line in printed)
+    assert max(map(len, printed)) <= 80
 
 
 def test_commands_can_be_copied_from_a_terminal(monkeypatch):

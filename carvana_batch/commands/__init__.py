@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -93,7 +94,9 @@ def main() -> None:
         code = group(prog_name="carvana-batch", standalone_mode=False)
         sys.exit(code or exit_code_of_output())
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        say(text.getvalue().removesuffix("\n"), err=True)
         sys.exit(error.exit_code)
     except click.Abort:  # Ctrl-C while there is nothing in flight to finish first
         say("Interrupted.", err=True)

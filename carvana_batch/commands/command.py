@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from carvana_batch.commands.lines import say
 from carvana_batch.errors import UsageError
 
 VARIABLE_PREFIX = "CARVANA_BATCH"
@@ -50,7 +51,7 @@ class Command(WithShortHelp):
 
     def invoke(self, ctx: click.Context) -> Any:
         for line in self._unknown_variables(ctx):
-            click.echo(line, err=True)
+            say(line, err=True)
         variables = [
             f"{option.envvar}={os.environ[str(option.envvar)]}"
             for option in options_of(self)
@@ -58,13 +59,13 @@ class Command(WithShortHelp):
         ]
         line = f"From the environment: {' '.join(variables)}" if variables else ""
         if line and not ctx.params.get("quiet"):
-            click.echo(line, err=True)
+            say(line, err=True)
             line = ""
         try:
             return super().invoke(ctx)
         except UsageError:
             if line:
-                click.echo(line, err=True)
+                say(line, err=True)
             raise
 
     def _unknown_variables(self, ctx: click.Context) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -20,6 +21,12 @@ DEFAULT_COLUMNS = 80
 
 CONTINUED = " \\"
 
+KEPT = re.compile(r"`[^`]*`|pip install '[^']*'")
+"""What is to be copied from the middle of a line."""
+
+NO_BREAK = "\0"
+"""Stands for a space where a line must not be broken; :func:`shown` lets none of these through."""
+
 
 def say(text: str = "", err: bool = False, indent: str = "") -> None:
     """Print lines to stdout or stderr; on a terminal, see :func:`fit`."""
@@ -29,8 +36,9 @@ def say(text: str = "", err: bool = False, indent: str = "") -> None:
 def fit(text: str, err: bool = False, indent: str = "") -> str:
     """Break long lines between words if stdout, or stderr, is a terminal.
 
-    Lines that begin with a space or a prompt are left alone: they hold paths or commands to be copied. What
-    follows a break begins with ``indent``.
+    What stands between backticks, and commands of pip, stay in one piece, to be copied. Lines that begin with
+    a space or a prompt are left alone: they hold paths or commands to be copied. What follows a break begins
+    with ``indent``.
     """
     columns = _columns(err)
     if columns is None:
@@ -57,9 +65,10 @@ def command_line(arguments: Sequence[str], prompt: str = "  ") -> str:
 def _break(line: str, columns: int, indent: str) -> str:
     if len(line) <= columns or line.startswith((" ", "$ ")):
         return line
+    kept = KEPT.sub(lambda match: match[0].replace(" ", NO_BREAK), line)
     return textwrap.fill(
-        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+        kept, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ).replace(NO_BREAK, " ")
 
 
 def _columns(err: bool) -> int | None:

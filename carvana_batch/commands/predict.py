@@ -78,9 +78,9 @@ def command(
     as_json: bool,
     **_options: Any,
 ) -> None:
-    """Mask the photos in IN (a folder or one photo) and write a PNG mask for each into OUT.
+    """Mask the photos in IN (a folder, a photo, or a .zip or .tar) and write a PNG mask for each into OUT.
 
-    Either may also be in a bucket, such as s3://bucket/folder.
+    Folders may also be in a bucket, such as s3://bucket/folder.
 
     The tree below IN is mirrored: the mask of IN/a/b.jpg is OUT/a/b.png. For one photo, OUT may be the
     name of the mask's file; - stands for the standard input or output. Several photos go with -o:

@@ -54,7 +54,8 @@ SUMMARIES = {
     " masks are upright",
     Note.SECOND_NETWORK: "Masked by the second network, for photos unlike those of a studio: {photos}",
     Note.NOT_RECOLOURED: "Not recoloured, because the car is black, grey, silver or white: {photos}",
-    Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}; {report} says how",
+    Note.DAMAGED: "Masked although damaged (--damaged accept): {photos}{see}",
 }
 """The line at the end of a run for each kind; ``{photos}`` stands for their number, such as ``4 photos``,
-``{report}`` for the path of ``report.csv``."""
+``{see}`` for where to look, such as
+``; see out/report.csv``, or nothing."""

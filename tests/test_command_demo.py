@@ -40,7 +40,7 @@ def test_all_of_it(demo, tmp_path):
         "$ carvana-batch submit demo/out -o demo/submission.csv.gz",
         "$ carvana-batch score demo/out --gt demo/masks -o demo/scores.csv --html demo/score.html",
         "$ carvana-batch review demo/out -o demo/review.html",
-        "2 masked, 0 failed -> demo/out",
+        "2 masked, 0 failed -> demo/out; none is doubtful",
     ):
         assert line in result.stdout.splitlines()
     *_, first, second, third, fourth, fifth, opening, review, score = result.stdout.splitlines()

@@ -113,3 +113,6 @@ def test_show_names_what_there_is_not() -> None:
     with pytest.raises(NoModelError, match="no model 'nothing'") as caught:
         CliRunner().invoke(command, ["show", "nothing"], catch_exceptions=False)
     assert caught.value.exit_code == 2  # as for other wrong arguments
+    assert str(caught.value).endswith(" (auto, segunet-s, segunet-s-anywhere)")
+    with pytest.raises(NoModelError, match=r"; did you mean segunet-s-anywhere\?$"):
+        CliRunner().invoke(command, ["show", "segunet-s-anywere"], catch_exceptions=False)

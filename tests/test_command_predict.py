@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,11 @@ from carvana_batch.network import BUNDLED_WEIGHTS
 from carvana_batch.network.checkpoints import load_model
 from carvana_batch.orientation import ORIENTATIONS
 from carvana_batch.output.folder import OutFolder
+from carvana_batch.output.journal import Entry
+from carvana_batch.output.report import RunReport
 from carvana_batch.output.writer import MaskWriter
 from carvana_batch.run import Progress
+from carvana_batch.values import ImageRef
 
 FAST = ("--precision", "fp32", "--workers", "0")
 
@@ -197,7 +201,7 @@ def test_masking_a_folder(run, here):
     assert list(find_masks(here / "out")) == ["car0", "car1", "car2", "car3"]
     lines = result.stdout.splitlines()
     assert lines[0] == "4 photos, model auto"
-    assert re.fullmatch(r"\d+ CPU threads?, fp32 \(as asked\), up to .* GB for the network", lines[1])
+    assert re.fullmatch(r"\d+ CPU threads?, fp32 \(as asked\), network may use up to .* GB", lines[1])
     assert lines[2] == "4 masked, 0 failed -> out"
     assert lines.pop(3) == "Masked by the second network, for photos unlike those of a studio: 4 photos"
     assert lines.pop(3).startswith(
@@ -1013,3 +1017,29 @@ def test_a_weights_file_is_named_with_digest_and_dice(run, here):
     dice = json.loads(model.notes["val"])["dice"]
     where = f"from my weights.safetensors, sha256 {model.digest[:16]}, val Dice {dice:.4f}"
     assert lines[0] == f"4 photos, model segunet-s {where}"
+
+
+def test_bundled_weights_are_named_as_they_were_given(run, here):
+    lines = run("in", "out", "--model", "segunet-s-anywhere").stdout.splitlines()
+    assert lines[0] == "4 photos, model segunet-s-anywhere"
+    assert "doubtful" not in lines[2]  # one network alone has no doubt
+    assert here
+
+
+def test_a_run_without_doubtful_masks_says_so(capsys):
+    stages = {"decode": 1.0, "predict": 1.0, "write": 1.0}
+
+    def print_end(doubt):
+        entries = [Entry(key, key, 1, 1, 4, 3, 0.25, 0.9, doubt=doubt[key]) for key in doubt]
+        report = RunReport(found=len(doubt), already_done=0, done=len(doubt), seconds=1.0, stages=stages)
+        refs = [ImageRef(key, Path(key)) for key in doubt]
+        report.complete({entry.key: entry for entry in entries}, refs, refs, False)
+        reporting.print_report(report, Path("out"), reporting.Reporter(quiet=False, to_stderr=False))
+        return capsys.readouterr().out.splitlines()
+
+    assert print_end({"a": 0.03, "b": 0.0})[0] == "2 masked, 0 failed -> out; none is doubtful"
+    first, second, *_ = print_end({"a": 0.03, "b": 0.031})
+    assert first == "2 masked, 0 failed -> out"
+    assert second.startswith("1 of 2 photos looks unlike")
+    assert print_end({"a": 0.03, "b": None})[0] == "2 masked, 0 failed -> out"
+    assert print_end({}) == ["0 masked, 0 failed -> out"]

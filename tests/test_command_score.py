@@ -164,6 +164,8 @@ def test_unusable_photos_are_named_with_exit_code_3(cars):
         Image.new("RGB", (9, 9)).save(cars / "in" / f"car{number}_02.png")
     result = score("--gt", "gt", "--images", "in")
     assert result.exit_code == 3
+    expected = "Not everything was compared: 8 without a usable photo. So the exit code is 3.\n"
+    assert result.stderr.endswith(expected)
     (unseen,) = (lines for lines in paragraphs(result.stdout) if lines[0].startswith("Photos"))
     assert unseen[0] == "Photos that cannot be used: 8"
     assert unseen[1] == "  car3_01: There is no photo of this name."
@@ -399,7 +401,8 @@ def test_output_to_a_pipe(here):
     write_mask(here / "gt" / ("long" * 30 + ".png"), [[1]])
     command = [sys.executable, "-W", "error", "-m", "carvana_batch", "score", "--gt", "gt"]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
-    assert (result.returncode, result.stderr) == (3, "")
+    expected = "Not everything was compared: 1 missing. So the exit code is 3.\n"
+    assert (result.returncode, result.stderr) == (3, expected)
     assert "mean Dice" in result.stdout
     assert "\x1b" not in result.stdout
     assert "  " + "long" * 30 + "\n" in result.stdout

@@ -164,7 +164,9 @@ def invoke(*arguments: str | Path) -> str:
 
 def test_the_command_says_how_far_the_file_is_from_the_network(tmp_path: Path, weights: Path) -> None:
     path = tmp_path / "small.pt2"
-    assert "on a drawn photo, its probabilities differ" in invoke(weights, path)
+    text = invoke(weights, path)
+    assert "on a drawn photo, its probabilities differ" in text
+    assert text.endswith(f"\n  carvana-batch predict in/ out/ --model {path}\n")
     write_photo(tmp_path / "a.png")
     with pytest.raises(UsageError, match=r"small\.pt2 is there already.*--overwrite"):
         invoke(weights, path)

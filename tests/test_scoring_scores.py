@@ -53,6 +53,13 @@ def test_percentiles_of_many_images():
     assert scores.complete
 
 
+def test_scores_print_as_their_mean():
+    rows = (make_score("a", 0.5), make_score("b", 0.75))
+    assert str(Scores(rows, (), (), ())) == "<Scores of 2 images, mean Dice 0.6250>"
+    scores = Scores((), ("a", "b"), ("c",), (Failure("d", "read", "is damaged", "d.png"),))
+    assert repr(scores) == "<Scores of 0 images, no mean Dice, 2 missing, 1 extra, 1 unusable>"
+
+
 def test_worst_images_are_sorted_by_dice_then_name():
     scores = Scores((make_score("c", 0.5), make_score("a", 0.5), make_score("b", 0.1)), (), (), ())
     assert [row.image for row in scores.find_worst(2)] == ["b", "a"]

@@ -43,7 +43,8 @@ def test_a_mask_goes_to_the_standard_output_and_nothing_else(here, mask):
     result = predict("in/a.jpg", "-")
     assert result.exit_code == 0, result.output
     assert result.stdout_bytes == mask
-    assert "1 masked, 0 failed -> -" in result.stderr
+    assert "1 masked, 0 failed -> standard output\n" in result.stderr
+    assert "csv" not in result.stderr  # no report is written
     assert names_below(here) == before
 
 

@@ -12,7 +12,7 @@ import click
 
 from carvana_batch.commands.command import Group
 from carvana_batch.commands.completion import complete_model
-from carvana_batch.commands.lines import say
+from carvana_batch.commands.lines import command_line, say
 from carvana_batch.commands.model_options import model_options
 from carvana_batch.errors import ModelError, UsageError
 from carvana_batch.files import check_target
@@ -170,6 +170,8 @@ def export_model(
         f" {'a drawn photo' if photo is None else shown(photo)}, its probabilities differ from those of"
         f" {shown(model)} by at most {difference:.1e}"
     )
+    use = ["carvana-batch", "predict", "in/", "out/", "--model", str(target)]
+    say(f"To use it here:\n{command_line(use)}")
 
 
 def _photo_for(model: Model, path: Path | None) -> Tensor:

@@ -123,7 +123,7 @@ def command(
         report.failures = [replace(failure, source="standard input") for failure in report.failures]
     if as_json:
         click.echo(json.dumps(report.describe()))
-    print_report(report, given_out, reporter)
+    print_report(report, given_out, reporter, request.is_mask_file)
     if report.stopped_by is not None:
         # Without --overwrite, which would discard what has been done so far.
         same = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
@@ -222,10 +222,11 @@ def write_page_of_run(page: Path, out: Path, reporter: Reporter) -> None:
 
 def _describe_model(given: str, model: Model) -> str:
     """The name of bundled weights; of others also where they come from, their digest and validation Dice."""
-    if given == model.name:
-        return model.name
+    from carvana_batch.network import BUNDLED_WEIGHTS
     from carvana_batch.network.model import OWN_WEIGHTS
 
+    if given == model.name or given in BUNDLED_WEIGHTS:
+        return given
     source = "" if given == "auto" else f" from {shown(given)}"
     words = [f"{model.name}{source}", f"sha256 {model.digest[:16]}"]
     if model.kind != OWN_WEIGHTS:

@@ -18,6 +18,7 @@ import click
 from carvana_batch.cloud.urls import BucketUrl
 from carvana_batch.commands.lines import fit, say
 from carvana_batch.commands.notebook_bar import NotebookBar, in_notebook
+from carvana_batch.commands.predict_input import STANDARD
 from carvana_batch.inputs.find import take_shard
 from carvana_batch.notes import SUMMARIES
 from carvana_batch.options import Options
@@ -195,8 +196,18 @@ def print_plan(
     reporter.say("Dry run: nothing was written; the model was not looked at.")
 
 
-def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -> None:
-    """Print the summary of a run. The names of failed photos are printed even with --quiet."""
+def print_report(
+    report: RunReport, out: Path | BucketUrl, reporter: Reporter, mask_file: bool = False
+) -> None:
+    """Print the summary of a run. The names of failed photos are printed even with --quiet.
+
+    Args:
+        report: the summary.
+        out: OUT.
+        reporter: prints.
+        mask_file: OUT is the file of a mask, or - for the standard output, so that no report is written.
+    """
+    see = "" if mask_file else f"; see {shown(out / 'report.csv')}"
     for warning in report.warnings:
         reporter.say(f"Warning: {warning}")
     for entry in report.failures[:NAMES_SHOWN]:
@@ -227,7 +238,9 @@ def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -
         counts.append(f"{len(report.kept):,} kept")
     if report.left:
         counts.append(f"{report.left:,} left")
-    reporter.say(", ".join(counts) + f" -> {shown(out)}")
+    where = "standard output" if out == STANDARD else shown(out)
+    doubt = "; none is doubtful" if report.has_doubt and not report.doubtful else ""
+    reporter.say(", ".join(counts) + f" -> {where}{doubt}")
     if report.drawn:
         reporter.say(
             f"Extra files made from photo and mask, without the network: {counted(report.drawn, 'photo')}"
@@ -239,9 +252,7 @@ def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -
         more = ", ..." if len(report.empty) > NAMES_SHOWN else ""
         reporter.say(f"Masks without any car: {counted(len(report.empty), 'photo')} ({names}{more})")
     for note, number in report.notes.items():
-        reporter.say(
-            SUMMARIES[note].format(photos=counted(number, "photo"), report=shown(out / "report.csv"))
-        )
+        reporter.say(SUMMARIES[note].format(photos=counted(number, "photo"), see=see))
     if report.dice_summary is not None:
         dice = report.dice_summary
         reporter.say(
@@ -255,7 +266,7 @@ def print_report(report: RunReport, out: Path | BucketUrl, reporter: Reporter) -
         verb = "looks" if report.doubtful == 1 else "look"
         reporter.say(
             f"{report.doubtful:,} of {counted(masked, 'photo')} {verb} unlike those that the model was"
-            f" trained on; see {shown(out / 'report.csv')}"
+            f" trained on{see}"
         )
     if report.done:
         total = sum(report.stages.values())

@@ -177,6 +177,8 @@ def command(
     if fail_under is not None:
         check_gate(scores, fail_under)
     if not scores.complete:
+        left_out = ", ".join(scores.unused)
+        say(f"Not everything was compared: {left_out}. So the exit code is {EXIT_SOME_FAILED}.", err=True)
         context.exit(EXIT_SOME_FAILED)
 
 

@@ -109,7 +109,7 @@ def _make_predictor(
         second_options = replace(mask_options, keep_probability=True, size="native")
         second = Predictor(model.second, device, Limits(1, tiling, dtype), second_options)
         predictor = CheckedPredictor(first, second, options.threshold, keep_probability)
-    return predictor, f"{device_name(device)}, {why}, up to {budget / 1e9:.1f} GB for the network"
+    return predictor, f"{device_name(device)}, {why}, network may use up to {budget / 1e9:.1f} GB"
 
 
 def _with_fixed_tile(options: Options, fixed: tuple[int, int] | None) -> Options:

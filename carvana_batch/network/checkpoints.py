@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from dataclasses import replace
@@ -123,11 +124,16 @@ def _find(name_or_path: str | Path) -> Path:
                 f" run has; bundled models are {', '.join(BUNDLED_WEIGHTS)}"
             )
     if not is_folder and not path.is_file():
-        names = ", ".join(BUNDLED_WEIGHTS)
         if str(name_or_path) in NETWORKS:
             raise NoModelError(
-                f"{name_or_path} is a network without bundled weights (those have: {names}). Train it with"
-                f" `carvana-batch train --model {name_or_path}` and give --model the folder of that run."
+                f"{name_or_path} is a network without bundled weights (those have:"
+                f" {', '.join(BUNDLED_WEIGHTS)}). Train it with `carvana-batch train --model {name_or_path}`"
+                " and give --model the folder of that run."
             )
-        raise NoModelError(f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({names})")
+        names = ["auto", *BUNDLED_WEIGHTS]
+        near = difflib.get_close_matches(str(name_or_path), names, n=1)
+        raise NoModelError(
+            f"no model {str(name_or_path)!r}: neither a file nor one of the bundled ({', '.join(names)})"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     return path

@@ -17,6 +17,7 @@ from carvana_batch.errors import EXIT_SOME_FAILED
 from carvana_batch.files import atomic_writer, table_cell, write_row
 from carvana_batch.notes import TRUE_MASK, Note
 from carvana_batch.output.journal import Entry
+from carvana_batch.text import counted
 from carvana_batch.values import Failure, ImageRef
 
 
@@ -75,6 +76,7 @@ class RunReport:
         foreign: number of masks of other photos in the out folder.
         expected_dice: expected Dice of each mask, in [0, 1]; see :class:`Prediction`.
         doubtful: number of masks whose doubt is more than ``MOST_DOUBT``.
+        has_doubt: whether there are masks, and the doubt of each is known.
         dice: Dice of each mask with its true mask, in [0, 1].
         correlation: rank correlation of true Dice and what the table is sorted by; None without truth.
         seconds: time from the start of the first photo to the last mask.
@@ -106,6 +108,7 @@ class RunReport:
     foreign: int = 0
     expected_dice: list[float] = field(default_factory=list)
     doubtful: int = 0
+    has_doubt: bool = False
     dice: list[float] = field(default_factory=list)
     correlation: float | None = None
     seconds: float = 0.0
@@ -122,6 +125,19 @@ class RunReport:
     directory: str = ""
     warnings: list[str] = field(default_factory=list)
     stopped_by: int | None = None
+
+    def __repr__(self) -> str:
+        """The counts; all the rest is in :meth:`describe`."""
+        counts = {
+            "masked": self.done,
+            "done before": self.already_done,
+            "failed": len(self.failures),
+            "kept": len(self.kept),
+            "left": self.left,
+            "doubtful": self.doubtful,
+        }
+        words = [f"{count:,} {name}" for name, count in counts.items() if count or name == "masked"]
+        return f"<RunReport of {counted(self.found, 'photo')}: {', '.join(words)}>"
 
     @property
     def left(self) -> int:
@@ -225,6 +241,7 @@ class RunReport:
         self.notes = {note: counts[note] for note in said if counts[note]}
         self.expected_dice = [entry.expected_dice for entry in masked if entry.expected_dice is not None]
         self.doubtful = sum(entry.doubt is not None and entry.doubt > MOST_DOUBT for entry in masked)
+        self.has_doubt = bool(masked) and all(entry.doubt is not None for entry in masked)
         if with_truth:
             scored = [entry for entry in masked if entry.dice is not None]
             self.dice = [entry.dice or 0.0 for entry in scored]

@@ -14,7 +14,7 @@ from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.files import atomic_writer, read_error, table_cell, write_row
 from carvana_batch.inputs.keys import split_id
 from carvana_batch.masks.counts import count
-from carvana_batch.text import shown
+from carvana_batch.text import counted, shown
 from carvana_batch.values import Failure, PackedMask
 
 if TYPE_CHECKING:
@@ -182,6 +182,12 @@ class Scores:
         default=None, repr=False, compare=False
     )
 
+    def __repr__(self) -> str:
+        """The mean Dice and what could not be compared."""
+        summary = self.summary
+        dice = "no mean Dice" if summary is None else f"mean Dice {summary.dice:.4f}"
+        return f"<Scores of {', '.join([counted(len(self), 'image'), dice, *self.unused])}>"
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -208,6 +214,17 @@ class Scores:
     def complete(self) -> bool:
         """Whether every mask, and every requested photo, could be used."""
         return not (self.missing or self.extra or self.unusable or self.unseen)
+
+    @property
+    def unused(self) -> list[str]:
+        """What could not be paired or compared, such as ``3 missing``; empty if :attr:`complete`."""
+        kinds = {
+            "missing": self.missing,
+            "extra": self.extra,
+            "unusable": self.unusable,
+            "without a usable photo": self.unseen,
+        }
+        return [f"{len(images):,} {kind}" for kind, images in kinds.items() if images]
 
     @property
     def summary(self) -> Summary | None:

@@ -94,7 +94,7 @@ def test_a_folder_has_the_bytes_of_the_command_line(masker, photos, tmp_path, mo
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()
     printed = json.loads(command.stdout)
     described = report.describe()
-    for name in ("exit_code", "found", "done", "failed", "failures", "dice", "notes", "settings"):
+    for name in ("exit_code", "found", "done", "failed", "failures", "dice", "notes", "settings", "images"):
         assert json.loads(json.dumps(described[name])) == printed[name], name
     assert isinstance(report, RunReport)
     assert (report.exit_code, report.done, len(report.failures)) == (3, 3, 1)

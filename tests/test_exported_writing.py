@@ -190,7 +190,7 @@ def test_the_command_refuses_before_any_work(tmp_path: Path, weights: Path) -> N
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [
-        ("segunet-s", ".onnx"),
+        pytest.param("segunet-s", ".onnx", marks=pytest.mark.long),
         ("unet", ".pt2"),
         pytest.param("segunet", ".onnx", marks=pytest.mark.long),
         pytest.param("unet", ".onnx", marks=pytest.mark.long),

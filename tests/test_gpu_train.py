@@ -30,6 +30,7 @@ def start(script, *arguments):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_ends_in_time_with_weights(tmp_path):
     data, val = write_pairs(tmp_path / "data", cars=5), write_pairs(tmp_path / "val", cars=4)

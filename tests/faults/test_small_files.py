@@ -82,6 +82,7 @@ ROWS = {
 }
 
 RARE = {
+    "rows of the same id",
     "quoted fields without an end of the row",
     "a row of many fields, within its length",
     "rows without an id",

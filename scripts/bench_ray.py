@@ -69,6 +69,9 @@ def main() -> int:
     parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
     parser.add_argument("--count", type=int, default=120, help="photos of each run  [default: 120]")
     parser.add_argument("--turns", type=int, default=5, help="runs of each way  [default: 5]")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which of them  [default: all]"
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="made-up rows  [default: 100000]")
     arguments = parser.parse_args()
     print(f"{describe_machine()}\n")
@@ -76,17 +79,17 @@ def main() -> int:
         folder = Path(name)
         try:
             copy_photos(arguments.photos, folder, arguments.count)
-            measure_ways(folder, arguments.count, arguments.turns)
+            measure_ways(folder, arguments.count, arguments.turns, arguments.ways)
             measure_rows(folder, arguments.rows)
         except CarvanaBatchError as error:
             parser.error(str(error))
     return 0
 
 
-def measure_ways(folder: Path, count: int, turns: int) -> None:
-    seconds: dict[str, list[Seconds]] = {way: [] for way in WAYS}
+def measure_ways(folder: Path, count: int, turns: int, ways: Sequence[str]) -> None:
+    seconds: dict[str, list[Seconds]] = {way: [] for way in ways}
     for turn in range(turns):
-        for way in alternate(WAYS, turn):
+        for way in alternate(ways, turn):
             seconds[way].append(measure(folder, way))
     print("| way | command, s | photos/s | loop, s | photos/s |\n|---|---|---|---|---|")
     for way, each in seconds.items():
@@ -96,7 +99,7 @@ def measure_ways(folder: Path, count: int, turns: int) -> None:
         print(f"| {' | '.join(cells)} |")
     print()
     for way, other in (("one Ray worker", "one process"), ("two Ray workers", "two shards")):
-        for part in ("command", "loop"):
+        for part in ("command", "loop") if {way, other} <= seconds.keys() else ():
             times, others = ([getattr(one, part) for one in seconds[each]] for each in (way, other))
             print(f"rate of {way} over that of {other}, {part}: {summarise_ratios(others, times)}")
 

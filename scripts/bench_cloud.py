@@ -8,7 +8,6 @@ three ways: from folder to folder, from bucket to bucket, and the same with so m
 request. "command" is the whole command; "loop" is the time from the first photo to the last mask.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -24,23 +23,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from measuring import alternate, describe_machine, summarise, summarise_ratios
+from measuring import Seconds, alternate, copy_photos, describe_machine, make_parser, print_times
 
 from carvana_batch.cloud.urls import BucketUrl, open_store
-from carvana_batch.demo import write_photos
 from carvana_batch.errors import CarvanaBatchError, UsageError
-from carvana_batch.inputs.find import find_images
 
 MODEL = "segunet-s"
 
 BUCKET = "bench"
 
 START_SECONDS = 60.0
-
-
-class Seconds(NamedTuple):
-    command: float
-    loop: float
 
 
 class Way(NamedTuple):
@@ -52,12 +44,7 @@ class Way(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
-    parser.add_argument("--count", type=int, default=120, help="photos of each run  [default: 120]")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each way  [default: 5]")
+    parser = make_parser(__doc__)
     parser.add_argument("--latency", type=float, default=50, help="milliseconds  [default: 50]")
     parser.add_argument("--workers", default="", help="--workers of predict  [default: its own]")
     arguments = parser.parse_args()
@@ -65,8 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            photos = arguments.photos or draw_photos(folder / "drawn")
-            copy_photos(photos, folder / "in", arguments.count)
+            copy_photos(arguments.photos, folder, arguments.count)
             (folder / "weed").mkdir()
             with running_server(folder / "weed") as port, slowed(port, arguments.latency / 1000) as slow:
                 upload(folder / "in", f"http://127.0.0.1:{port}")
@@ -83,22 +69,6 @@ def main() -> int:
         except CarvanaBatchError as error:
             parser.error(str(error))
     return 0
-
-
-def draw_photos(folder: Path) -> Path:
-    write_photos(folder)
-    return folder / "images" if (folder / "images").is_dir() else folder
-
-
-def copy_photos(photos: Path, target: Path, count: int) -> None:
-    """Copy photos until there are so many; some more than once if there are not enough."""
-    refs = find_images(photos).refs
-    if not refs:
-        raise UsageError(f"no photos in {photos}")
-    target.mkdir()
-    for number in range(count):
-        source = refs[number % len(refs)].path
-        shutil.copy(source, target / f"{number:06}{source.suffix}")
 
 
 @contextlib.contextmanager
@@ -231,18 +201,8 @@ def measure_ways(ways: Mapping[str, Way], options: list[str], count: int, turns:
     for turn in range(turns):
         for name in alternate(ways, turn):
             seconds[name].append(measure(ways[name], options, f"out-{turn}-{len(name)}"))
-    print("| way | command, s | photos/s | loop, s | photos/s |\n|---|---|---|---|---|")
-    for name, each in seconds.items():
-        cells = [name]
-        for times in ([one.command for one in each], [one.loop for one in each]):
-            cells += [summarise(times), summarise([count / time for time in times])]
-        print(f"| {' | '.join(cells)} |")
-    print()
     first, second, third = ways
-    for name, other in ((second, first), (third, second)):
-        for part in ("command", "loop"):
-            times, others = ([getattr(one, part) for one in seconds[each]] for each in (name, other))
-            print(f"rate of {name} over that of {other}, {part}: {summarise_ratios(others, times)}")
+    print_times(seconds, count, [(second, first), (third, second)])
 
 
 def measure(way: Way, options: list[str], out: str) -> Seconds:

@@ -10,7 +10,6 @@ Memory is the largest sum of the unique set sizes of all processes, sampled ever
 the same in each way; those that are not are counted. OMP_NUM_THREADS is set by the script alone.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -24,7 +23,15 @@ from hashlib import sha256
 from pathlib import Path
 
 from bench import ChildMemory
-from measuring import alternate, copy_photos, count_cores, describe_machine, summarise, summarise_ratios
+from measuring import (
+    alternate,
+    copy_photos,
+    count_cores,
+    describe_machine,
+    make_parser,
+    summarise,
+    summarise_ratios,
+)
 
 from carvana_batch.errors import CarvanaBatchError
 from carvana_batch.options import PRECISION_NAMES
@@ -67,12 +74,7 @@ class Measurement:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
-    parser.add_argument("--count", type=int, default=120, help="photos of each run  [default: 120]")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each way  [default: 5]")
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="segunet-s", help="as in predict  [default: segunet-s]")
     parser.add_argument("--precision", choices=PRECISION_NAMES, default="bf16", help="[default: bf16]")
     arguments = parser.parse_args()

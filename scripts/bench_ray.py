@@ -10,7 +10,6 @@ made-up workers return rows without masking anything, in this process and throug
 its journal.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -21,9 +20,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from measuring import alternate, copy_photos, describe_machine, summarise, summarise_ratios
+from measuring import Seconds, alternate, copy_photos, describe_machine, make_parser, print_times
 
 from carvana_batch import __version__
 from carvana_batch.engines.contract import Account, Hello, Job, Result
@@ -57,18 +55,8 @@ WAYS: dict[str, list[tuple[str, ...]]] = {
 """For each way, the options of its commands, which run at the same time."""
 
 
-class Seconds(NamedTuple):
-    command: float
-    loop: float
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("photos", type=Path, metavar="PHOTOS", nargs="?", help="a folder  [default: drawn]")
-    parser.add_argument("--count", type=int, default=120, help="photos of each run  [default: 120]")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each way  [default: 5]")
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which of them  [default: all]"
     )
@@ -91,17 +79,8 @@ def measure_ways(folder: Path, count: int, turns: int, ways: Sequence[str]) -> N
     for turn in range(turns):
         for way in alternate(ways, turn):
             seconds[way].append(measure(folder, way))
-    print("| way | command, s | photos/s | loop, s | photos/s |\n|---|---|---|---|---|")
-    for way, each in seconds.items():
-        cells = [way]
-        for times in ([one.command for one in each], [one.loop for one in each]):
-            cells += [summarise(times), summarise([count / time for time in times])]
-        print(f"| {' | '.join(cells)} |")
-    print()
-    for way, other in (("one Ray worker", "one process"), ("two Ray workers", "two shards")):
-        for part in ("command", "loop") if {way, other} <= seconds.keys() else ():
-            times, others = ([getattr(one, part) for one in seconds[each]] for each in (way, other))
-            print(f"rate of {way} over that of {other}, {part}: {summarise_ratios(others, times)}")
+    pairs = (("one Ray worker", "one process"), ("two Ray workers", "two shards"))
+    print_times(seconds, count, [pair for pair in pairs if seconds.keys() >= set(pair)])
 
 
 def measure(folder: Path, way: str) -> Seconds:

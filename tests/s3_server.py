@@ -18,6 +18,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
+import pytest
+
 BUCKET = "photos"
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -216,11 +218,14 @@ def _error(code: str) -> bytes:
 
 
 @contextmanager
-def running(server: S3Server) -> Iterator[S3Server]:
-    """A with block during which a server answers."""
+def found_by_clients(patch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A with block during which a server answers, which clients find by the environment."""
+    server = S3Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
         yield server
     finally:
         server.shutdown()

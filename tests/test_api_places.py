@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 from helpers import write_photo
-from s3_server import S3Server, running
+from s3_server import found_by_clients
 
 import carvana_batch
 from carvana_batch.errors import ImageError, UsageError
@@ -43,9 +43,7 @@ def server(monkeypatch, tmp_path):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with running(S3Server()) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with found_by_clients(monkeypatch) as server:
         yield server
     assert not list((tmp_path / "tmp").iterdir())
 

@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from s3_server import S3Server, running
+from s3_server import found_by_clients
 
 pytest.importorskip("obstore", reason="needs the extra cloud")
 
@@ -24,9 +24,7 @@ SHORT = 1.0
 
 @pytest.fixture
 def server(monkeypatch):
-    with running(S3Server()) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with found_by_clients(monkeypatch) as server:
         yield server
 
 

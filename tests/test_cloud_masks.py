@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import write_mask
-from s3_server import S3Server, running
+from s3_server import found_by_clients
 
 pytest.importorskip("obstore", reason="needs the extra cloud")
 
@@ -24,9 +24,7 @@ def server(monkeypatch, tmp_path):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with running(S3Server()) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with found_by_clients(monkeypatch) as server:
         yield server
     assert not list((tmp_path / "tmp").glob("*bucket*"))
 

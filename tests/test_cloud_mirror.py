@@ -1,7 +1,7 @@
 """A folder in a bucket looks like a local one."""
 
 import pytest
-from s3_server import S3Server, running
+from s3_server import found_by_clients
 
 pytest.importorskip("obstore", reason="needs the extra cloud")
 
@@ -15,9 +15,7 @@ PNG_HEAD = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
 
 @pytest.fixture
 def server(monkeypatch):
-    with running(S3Server()) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with found_by_clients(monkeypatch) as server:
         yield server
 
 

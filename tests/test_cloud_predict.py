@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers import results_in, wait_for, write_mask, write_photo
-from s3_server import SECRET, S3Server, running
+from s3_server import SECRET, found_by_clients
 
 pytest.importorskip("obstore", reason="needs the extra cloud")
 
@@ -29,9 +29,7 @@ def server(monkeypatch, tmp_path):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with running(S3Server()) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with found_by_clients(monkeypatch) as server:
         yield server
     assert not [path for path in (tmp_path / "tmp").iterdir() if "bucket" in path.name]
 

@@ -8,7 +8,7 @@ import tempfile
 import pytest
 from click.testing import CliRunner
 from helpers import results_in, write_photo
-from s3_server import S3Server, running
+from s3_server import found_by_clients
 
 pytest.importorskip("obstore", reason="needs the extra cloud")
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}  # read when Ray is imported
@@ -35,9 +35,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(photos):
     """With the photos; and a machine of Ray, whose processes find the server."""
-    with running(S3Server()) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with pytest.MonkeyPatch.context() as patch, found_by_clients(patch) as server:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         scratch = tempfile.mkdtemp()

@@ -25,7 +25,7 @@ from carvana_batch.commands.predict import command, prepare, write_page_of_run
 from carvana_batch.commands.predict_input import STANDARD, is_local
 from carvana_batch.commands.predict_options import make_options
 from carvana_batch.commands.reporting import Reporter, print_report
-from carvana_batch.commands.signals import interrupt, stop_on_signals
+from carvana_batch.commands.signals import STOPPING, interrupt, stop_on_signals
 from carvana_batch.decode.loader import DecodeOptions, PhotoLoader
 from carvana_batch.errors import CarvanaBatchError, UsageError
 from carvana_batch.garbage import search_for_garbage_paused
@@ -350,5 +350,4 @@ def stop_on_interrupt(reporter: Reporter) -> AbstractContextManager[StopFlag]:
     """A with block with a flag that Ctrl-C sets; not in other threads, which get no signals."""
     if threading.current_thread() is not threading.main_thread():
         return nullcontext(StopFlag())
-    line = "Stopping: finishing the photos in flight; once more leaves at once."
-    return stop_on_signals(reporter, line, (SIGINT,), interrupt)
+    return stop_on_signals(reporter, STOPPING, (SIGINT,), interrupt)

@@ -19,7 +19,7 @@ from carvana_batch.commands.mask_file import check_mask_file, folder_of_mask_fil
 from carvana_batch.commands.predict_input import STANDARD, find, open_photos, split_paths, standard_input
 from carvana_batch.commands.predict_options import make_options, predict_parameters
 from carvana_batch.commands.reporting import WARNING, Reporter, print_plan, print_report
-from carvana_batch.commands.signals import stop_on_signals
+from carvana_batch.commands.signals import STOPPING, stop_on_signals
 from carvana_batch.errors import UsageError
 from carvana_batch.garbage import search_for_garbage_paused
 from carvana_batch.model_settings import ModelSettings
@@ -116,8 +116,7 @@ def command(
         if request.is_mask_file
         else contextlib.nullcontext(out)
     )
-    stopping = "Stopping: finishing the photos in flight; once more leaves at once."
-    with stop_on_signals(reporter, stopping) as stop, reporter, folder as root:
+    with stop_on_signals(reporter, STOPPING) as stop, reporter, folder as root:
         report = run(refs, root, loaded, options, reporter.listener, stop, engine, remote, request.archive)
     if request.from_input:
         report.failures = [replace(failure, source="standard input") for failure in report.failures]

@@ -28,6 +28,10 @@ def interrupt(_number: int) -> None:
     raise KeyboardInterrupt
 
 
+STOPPING = "Stopping: finishing the photos in flight; once more leaves at once."
+"""What is printed when the first signal comes during a run of ``predict``."""
+
+
 @contextlib.contextmanager
 def stop_on_signals(
     screen: Screen,
